@@ -1,0 +1,5 @@
+"""`python -m omniopd` is the `omniopd` command."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,329 @@
+# pyright: strict
+"""The configuration of a run: one frozen tree, defaults < config.toml < --set a.b=c.
+
+The docstring under each field is what `omniopd init` writes beside it, so this file is the reference.
+"""
+
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class StudentConfig(_Section):
+    model: str = ""
+    """Hub id or folder of the initial student (also the frozen reference of Eq. 8)."""
+    engine: Literal["transformers"] = "transformers"
+    """What samples the trajectories."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of generation; auto is bfloat16 on a GPU and float32 on a CPU."""
+
+
+class DataConfig(_Section):
+    prompts: str = ""
+    """A .jsonl, .parquet or .csv file, or the hub id of a dataset."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    field: str = "question"
+    """Column that holds the question."""
+    template: str = "{question}"
+    """Text of the user message; {question} is replaced."""
+    chat_template: Literal["auto", "on", "off"] = "auto"
+    """Wrap the message in the tokenizer's chat template; auto does so where the tokenizer has one."""
+    limit: int | None = Field(default=None, gt=0)
+    """Use only the first so many prompts after the shuffle."""
+    per_round: int | None = Field(default=None, gt=0)
+    """Prompts a round takes, in turn and starting over at the end; unset: every round takes all."""
+    seed: int = 0
+    """Seed of the shuffle."""
+
+    @model_validator(mode="after")
+    def _template_has_a_place_for_the_question(self) -> "DataConfig":
+        if "{question}" not in self.template:
+            raise ValueError("template has no {question}: put it where the question's text belongs")
+        return self
+
+
+class GenerateConfig(_Section):
+    samples_per_prompt: int = Field(default=1, gt=0)
+    """Trajectories for each prompt."""
+    max_new_tokens: int = Field(default=4096, gt=0)
+    """Longest response, tokens."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature. The stored log-probs and entropies are those at temperature 1 whatever this is."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of the sampling distribution."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a response, beside those of the model's generation_config.json."""
+    seed: int = 0
+    """Seed of the sampling; each trajectory has its own random stream."""
+    batch_size: int = Field(default=64, gt=0)
+    """Sequences decoded together by the transformers engine."""
+    part_rows: int = Field(default=512, gt=0)
+    """Trajectories committed together; a crash loses at most these."""
+
+
+class SelectConfig(_Section):
+    chunks: int = Field(default=10, gt=0)
+    """M, audited chunks for each trajectory."""
+    chunk_tokens: int = Field(default=50, gt=0)
+    """C, student tokens in a chunk."""
+    strategy: Literal["peak_entropy", "uniform"] = "peak_entropy"
+    """Anchors: the M highest entropies (Eq. 7), or uniform at random (the ablation of Table 6)."""
+    overlap: Literal["resample", "merge"] = "resample"
+    """A chunk that would overlap an earlier one: take the next anchor instead, or merge the two."""
+    boundary: Literal["char", "word"] = "char"
+    """Move a chunk's start left to the nearest whole character, or to the nearest word."""
+    seed: int = 0
+    """Seed of the uniform strategy."""
+
+
+class Price(_Section):
+    input: float = Field(ge=0)
+    """USD per million prompt tokens."""
+    output: float = Field(ge=0)
+    """USD per million completion tokens."""
+    cached_input: float | None = Field(default=None, ge=0)
+    """USD per million prompt tokens read from the provider's cache; unset: the input price."""
+
+
+class TeacherConfig(_Section):
+    kind: Literal["openai"] = "openai"
+    """Dialect of the API: any OpenAI-compatible server."""
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Where the server is, up to and including /v1."""
+    model: str = ""
+    """Model id that the server knows."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; no key is sent where it is not set."""
+    continuation: Literal["auto", "completion", "prefill"] = "auto"
+    """How the teacher is made to continue the student's prefix: the completions endpoint on the raw text, or a chat
+    whose last assistant message is left open; auto is completion where the server has it."""
+    rollouts: int = Field(default=10, gt=0)
+    """N, continuations of each chunk's prefix."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature of the teacher."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Longest rollout in teacher tokens; unset: half again the chunk's student tokens, plus 8."""
+    budget_usd: float | None = Field(default=None, ge=0)
+    """Hard cap on the run's spend. Needs a price."""
+    budget_tokens: int | None = Field(default=None, ge=0)
+    """Hard cap on the run's teacher tokens, prompt and completion together."""
+    price: Price | None = None
+    """Price of the model; unset: requests are counted as free of charge."""
+    max_concurrency: int = Field(default=64, gt=0)
+    """Requests in flight."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Longest wait for one answer, seconds."""
+    max_attempts: int = Field(default=5, gt=0)
+    """Attempts at one request before its rollouts are recorded as failed."""
+
+    @model_validator(mode="after")
+    def _a_dollar_budget_has_a_price(self) -> "TeacherConfig":
+        if self.budget_usd is not None and self.price is None:
+            raise ValueError("budget_usd needs teacher.price = { input = ..., output = ... } in USD per million tokens")
+        return self
+
+
+class ScoreConfig(_Section):
+    phi: Literal["edit"] = "edit"
+    """Similarity of a chunk and a rollout (Eq. 3), in [0, 1]."""
+    unit: Literal["word", "char"] = "word"
+    """What the similarity counts: words and symbols, or characters."""
+    alpha: float = Field(default=1.0, ge=0)
+    """Prior strength (Eq. 5); 0 is the frequentist estimate."""
+    min_rollouts: int = Field(default=1, gt=0)
+    """A chunk with fewer usable rollouts is treated as un-audited."""
+    centre: Literal["none", "batch_mean"] = "none"
+    """Subtract the global batch's mean weight from the weights: none is the paper, batch_mean has less variance."""
+
+
+class TrainConfig(_Section):
+    objective: Literal["omniopd"] = "omniopd"
+    """Eq. 8."""
+    beta: float = Field(default=0.1, ge=0)
+    """Weight of the KL anchor on un-audited tokens."""
+    lr: float = Field(default=1e-6, gt=0)
+    """Learning rate of AdamW, constant after the warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up in each round."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    clip_grad: float = Field(default=1.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
+    epochs: int = Field(default=1, gt=0)
+    """Passes over a round's trajectories."""
+    steps: int | None = Field(default=None, gt=0)
+    """Stop a round after so many steps."""
+    global_batch: int = Field(default=64, gt=0)
+    """Trajectories in one optimizer step."""
+    micro_batch: int = Field(default=2, gt=0)
+    """Trajectories in one forward pass of one rank."""
+    normalise: Literal["audited_tokens", "sum"] = "audited_tokens"
+    """Divide both terms of Eq. 8 by the audited tokens of the global batch, or by nothing."""
+    importance_cap: float = Field(default=2.0, ge=1)
+    """Cap of the importance weight of tokens that became stale within a round."""
+    tensor_parallel: int = Field(default=1, gt=0)
+    """Ranks that share each layer."""
+    pipeline_parallel: int = Field(default=1, gt=0)
+    """Ranks that share the depth."""
+    sequence_parallel: bool = False
+    """Split the activations between layers over the tensor-parallel ranks too."""
+    recompute: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of parameters and activations; the loss and the optimizer are always fp32."""
+    loss_rows: int = Field(default=512, gt=0)
+    """Rows of logits held at a time."""
+    checkpoint_every: int = Field(default=50, gt=0)
+    """Steps between checkpoints inside a round."""
+    processes: int = Field(default=1, gt=0)
+    """Trainer processes that `omniopd train` starts on this machine; under torchrun, torchrun decides."""
+    seed: int = 0
+    """Seed of the order of trajectories."""
+
+
+class RunConfig(_Section):
+    rounds: int = Field(default=1, gt=0)
+    """Rounds that `omniopd run` drives."""
+
+
+class Config(_Section):
+    student: StudentConfig = StudentConfig()
+    data: DataConfig = DataConfig()
+    generate: GenerateConfig = GenerateConfig()
+    select: SelectConfig = SelectConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    score: ScoreConfig = ScoreConfig()
+    train: TrainConfig = TrainConfig()
+    run: RunConfig = RunConfig()
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read config.toml and lay `a.b=value` overrides on top.
+
+    Raises:
+        ConfigError: no such file, no TOML, an unknown key, a value out of range.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist.", f"Write one with `omniopd init {path.parent}`.")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}.", "Mend that line.") from error
+    for override in overrides:
+        _set(tree, override)
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error), f"Mend it in {path} or in --set.") from error
+    for section, key in (("student", "model"), ("data", "prompts"), ("teacher", "model")):
+        if not getattr(getattr(config, section), key):
+            raise ConfigError(f"{section}.{key} is not set.", f"Set it in {path} or by --set {section}.{key}=....")
+    return config
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and key):
+        raise ConfigError(f"--set {override} is not of the form section.key=value.", "Example: --set train.lr=1e-5.")
+    # A bare word is a string, as in a shell; everything else is TOML.
+    try:
+        value: Any = tomllib.loads(f"v = {text.strip()}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    branch = tree.setdefault(section, {})
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        branch = branch.setdefault(parent, {})
+    branch[leaf] = value
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "config"
+    if problem["type"] == "extra_forbidden":
+        return f"Unknown config key {where}{_suggestion(problem['loc'])}."
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')}."
+
+
+def _suggestion(loc: tuple[int | str, ...]) -> str:
+    import difflib
+
+    model: Any = Config
+    for part in loc[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ""
+        model = annotation
+    known = cast("list[str]", list(model.model_fields))
+    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f" (did you mean {close[0]}?)" if close else f" (known here: {', '.join(known)})"
+
+
+def commented_toml(values: dict[str, dict[str, Any]]) -> str:
+    """A config.toml with every key, its meaning and its default; the given values are set, the rest commented out."""
+    lines: list[str] = []
+    for section, field in Config.model_fields.items():
+        model = cast("type[BaseModel]", field.annotation)
+        lines += [f"[{section}]"]
+        for key, info in model.model_fields.items():
+            doc = " ".join((info.description or "").split())
+            lines.append(f"# {doc}")
+            if key in values.get(section, {}):
+                lines.append(f"{key} = {_toml_value(values[section][key])}")
+            elif info.default is None:
+                lines.append(f"# {key} =")
+            else:
+                lines.append(f"# {key} = {_toml_value(info.default)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        pairs = cast("dict[str, Any]", value).items()
+        return "{ " + ", ".join(f"{k} = {_toml_value(v)}" for k, v in pairs) + " }"
+    # TOML's strings, numbers, booleans and arrays are written as JSON's.
+    return json.dumps(value, ensure_ascii=False)
+
+
+# What determines the content of each table. A key that is not named (a batch size, a concurrency, a budget, a URL)
+# may change at any time; a named one may not change under rows that were made with another value.
+_DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
+    "trajectories": {
+        "student": None,
+        "data": None,
+        "generate": {"samples_per_prompt", "max_new_tokens", "temperature", "top_p", "stop_token_ids", "seed"},
+    },
+    "chunks": {"select": None},
+    "rollouts": {"teacher": {"kind", "model", "continuation", "rollouts", "temperature", "max_tokens"}},
+    "scores": {"score": {"phi", "unit", "alpha", "min_rollouts"}},
+    "shards": {"score": {"phi", "unit", "alpha", "min_rollouts"}},
+    "policy": {
+        "score": {"centre"},
+        "train": {
+            "objective", "beta", "lr", "warmup_steps", "weight_decay", "clip_grad", "epochs", "steps",
+            "global_batch", "normalise", "importance_cap", "precision", "seed",
+        },
+    },
+}  # fmt: skip
+
+
+def made_with(config: Config, table: str) -> dict[str, Any]:
+    """The settings that determine a table's content, as `{"generate.top_p": 1.0, ...}`."""
+    out: dict[str, Any] = {}
+    for section, keys in _DETERMINED_BY[table].items():
+        values = getattr(config, section).model_dump(mode="json")
+        out |= {f"{section}.{key}": value for key, value in values.items() if keys is None or key in keys}
+    return out

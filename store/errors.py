@@ -1,0 +1,52 @@
+# pyright: strict
+"""One exception tree. Each member says what is wrong and what to do about it, and knows its exit code.
+
+Exit codes: 2 usage (also what typer uses for a wrong flag), 3 bad input, 4 budget reached, 130 interrupted.
+"""
+
+
+class OmniopdError(Exception):
+    """Base of all errors that a user can cure; the command line prints them as one line, without a traceback."""
+
+    exit_code = 3
+
+    def __init__(self, problem: str, cure: str) -> None:
+        super().__init__(f"{problem} {cure}")
+        self.problem = problem
+        self.cure = cure
+
+
+class UsageError(OmniopdError, ValueError):
+    """The command line itself is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(OmniopdError, ValueError):
+    """config.toml or --set does not describe a run."""
+
+
+class ConfigChangedError(OmniopdError, ValueError):
+    """A table was begun under other settings than the ones now in force."""
+
+
+class InputError(OmniopdError, ValueError):
+    """Prompts, model or rows given by the user cannot be used."""
+
+
+class TableError(OmniopdError, ValueError):
+    """A table in the run directory is missing, damaged, incomplete or newer than this version."""
+
+
+class BusyError(OmniopdError, RuntimeError):
+    """Another process is writing the same stage of the same round."""
+
+
+class TeacherError(OmniopdError, ConnectionError):
+    """The teacher cannot be reached or refuses every request."""
+
+
+class BudgetReached(OmniopdError):
+    """The budget does not cover another request. A normal end: all that was paid for is in the tables."""
+
+    exit_code = 4

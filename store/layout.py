@@ -1,0 +1,103 @@
+"""Where things are in a run directory."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import files
+from .config import Config, load_config
+from .schema import CHUNKS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES
+from .table import Table
+
+
+@dataclass(frozen=True)
+class RoundDir:
+    """One round of a run: its five tables, the trainer's checkpoint and the policy that came out of it."""
+
+    run: Path
+    index: int
+
+    @property
+    def path(self) -> Path:
+        return self.run / f"round={self.index:03d}"
+
+    @property
+    def trajectories(self) -> Table:
+        return Table(self.path / "trajectories", TRAJECTORIES)
+
+    @property
+    def chunks(self) -> Table:
+        return Table(self.path / "chunks", CHUNKS)
+
+    @property
+    def rollouts(self) -> Table:
+        return Table(self.path / "rollouts", ROLLOUTS)
+
+    @property
+    def scores(self) -> Table:
+        return Table(self.path / "scores", SCORES)
+
+    @property
+    def shards(self) -> Table:
+        return Table(self.path / "shards", SHARDS)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """In the order in which the stages write them."""
+        return (self.trajectories, self.chunks, self.rollouts, self.scores, self.shards)
+
+    @property
+    def policy(self) -> Path:
+        """HF folder that the round's training wrote; it exists only when it is whole."""
+        return self.path / "policy"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+    def lock(self, stage: str) -> contextlib.AbstractContextManager[None]:
+        """Keep a second process from running the same stage of this round."""
+        return files.exclusive(self.path / f".{stage}.lock", f"`{stage}` on {self.path}")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory."""
+
+    path: Path
+
+    @property
+    def config_toml(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.sqlite"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def round(self, index: int) -> RoundDir:
+        return RoundDir(self.path, index)
+
+    def rounds(self) -> list[RoundDir]:
+        """The rounds that exist, in order."""
+        folders = sorted(self.path.glob("round=[0-9][0-9][0-9]"))
+        return [self.round(int(folder.name.removeprefix("round="))) for folder in folders]
+
+    def config(self, overrides: tuple[str, ...] = ()) -> Config:
+        """What the user wrote in config.toml, with overrides on top."""
+        return load_config(self.config_toml, overrides)
+
+    def record(self, config: Config) -> None:
+        """Write down what actually runs. Keys are never in the config, only the names of their variables."""
+        files.write_text(self.path / "config.resolved.json", config.model_dump_json(indent=1) + "\n")
+
+    def policy_for(self, index: int, config: Config) -> str:
+        """Model that samples round `index`: the initial student, then what the round before trained."""
+        return config.student.model if index == 0 else str(self.round(index - 1).policy)

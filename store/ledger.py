@@ -1,0 +1,245 @@
+# pyright: strict
+"""Money. Every request is reserved at its worst case before it is sent and settled from the bill afterwards.
+
+One SQLite file (WAL, synchronous=FULL). The invariant, under any concurrency and any crash:
+
+    settled + reserved <= budget
+
+An answer is stored in the same transaction that settles it (the outbox), and leaves the outbox only once its rows are
+in the rollouts table; so an answer that was paid for is never asked for again. A reservation that a dead process left
+behind is an unknown outcome and is charged in full.
+"""
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .errors import TableError
+
+NANO = 1_000_000_000
+"""Dollars are kept as whole nano-dollars, so that sums are exact."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS requests (
+    request_id        TEXT PRIMARY KEY,
+    round             INTEGER NOT NULL,
+    teacher           TEXT NOT NULL,
+    state             TEXT NOT NULL CHECK (state IN ('reserved', 'settled', 'released', 'unknown')),
+    reserved_nusd     INTEGER NOT NULL,
+    reserved_tokens   INTEGER NOT NULL,
+    charged_nusd      INTEGER NOT NULL DEFAULT 0,
+    charged_tokens    INTEGER NOT NULL DEFAULT 0,
+    prompt_tokens     INTEGER NOT NULL DEFAULT 0,
+    cached_tokens     INTEGER NOT NULL DEFAULT 0,
+    completion_tokens INTEGER NOT NULL DEFAULT 0,
+    reserved_at       REAL NOT NULL,
+    closed_at         REAL
+) STRICT;
+CREATE TABLE IF NOT EXISTS outbox (request_id TEXT PRIMARY KEY, round INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
+"""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Hard caps; None is no cap."""
+
+    nusd: int | None = None
+    tokens: int | None = None
+
+    @classmethod
+    def of(cls, usd: float | None, tokens: int | None) -> "Budget":
+        return cls(None if usd is None else round(usd * NANO), tokens)
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """The worst case of one request."""
+
+    request_id: str
+    round: int
+    teacher: str
+    nusd: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the server billed, in tokens of the teacher."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """The end of one request.
+
+    `settled`: answered and billed. `released`: refused by the server, so not billed. `unknown`: no whole answer came
+    back, so it is charged as reserved. `payload` holds the answer's rows and is kept in the outbox.
+    """
+
+    request_id: str
+    state: Literal["settled", "released", "unknown"]
+    usage: Usage = Usage()
+    nusd: int = 0
+    payload: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over requests."""
+
+    requests: int
+    charged_nusd: int
+    charged_tokens: int
+    reserved_nusd: int
+    reserved_tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    unknown: int
+
+
+class Ledger:
+    """The ledger of one run. One process writes at a time (the audit stage holds the lock)."""
+
+    def __init__(self, path: Path, budget: Budget) -> None:
+        self.budget = budget
+        self._db = _open(path)
+        self._db.executescript(_SCHEMA)
+        with self._db:
+            self._db.execute(
+                "UPDATE requests SET state = 'unknown', charged_nusd = reserved_nusd,"
+                " charged_tokens = reserved_tokens, closed_at = ? WHERE state = 'reserved'",
+                (time.time(),),
+            )
+        totals = self.totals()
+        self._nusd, self._tokens = totals.charged_nusd, totals.charged_tokens
+
+    def close(self) -> None:
+        self._db.close()
+
+    def commit(self, reservations: Sequence[Reservation], settlements: Sequence[Settlement]) -> list[bool]:
+        """Settle and reserve in one durable transaction. Returns which reservations the budget covers, in order.
+
+        A refused reservation leaves no trace.
+        """
+        now = time.time()
+        nusd, tokens = self._nusd, self._tokens
+        granted: list[bool] = []
+        with self._db:
+            for settlement in settlements:
+                freed = self._settle(settlement, now)
+                nusd, tokens = nusd - freed[0], tokens - freed[1]
+            for r in reservations:
+                fits = _fits(nusd + r.nusd, self.budget.nusd) and _fits(tokens + r.tokens, self.budget.tokens)
+                granted.append(fits)
+                if fits:
+                    nusd, tokens = nusd + r.nusd, tokens + r.tokens
+                    self._db.execute(
+                        "INSERT INTO requests (request_id, round, teacher, state, reserved_nusd, reserved_tokens,"
+                        " reserved_at) VALUES (?, ?, ?, 'reserved', ?, ?, ?)",
+                        (r.request_id, r.round, r.teacher, r.nusd, r.tokens, now),
+                    )
+        self._nusd, self._tokens = nusd, tokens
+        return granted
+
+    def _settle(self, settlement: Settlement, now: float) -> tuple[int, int]:
+        """Close one request; returns the part of its reservation (nano-dollars, tokens) that is free again."""
+        row = self._db.execute(
+            "SELECT round, reserved_nusd, reserved_tokens FROM requests WHERE request_id = ? AND state = 'reserved'",
+            (settlement.request_id,),
+        ).fetchone()
+        round_index, reserved_nusd, reserved_tokens = int(row[0]), int(row[1]), int(row[2])
+        if settlement.state == "unknown":
+            charged_nusd, charged_tokens = reserved_nusd, reserved_tokens
+        else:
+            # The request asked for no more than was reserved: a server that claims more is not believed.
+            charged_nusd = min(settlement.nusd, reserved_nusd)
+            charged_tokens = min(settlement.usage.tokens, reserved_tokens)
+        usage = settlement.usage
+        self._db.execute(
+            "UPDATE requests SET state = ?, charged_nusd = ?, charged_tokens = ?, prompt_tokens = ?,"
+            " cached_tokens = ?, completion_tokens = ?, closed_at = ? WHERE request_id = ?",
+            (
+                *(settlement.state, charged_nusd, charged_tokens, usage.prompt_tokens),
+                *(usage.cached_tokens, usage.completion_tokens, now, settlement.request_id),
+            ),
+        )
+        if settlement.payload is not None:
+            self._db.execute(
+                "INSERT INTO outbox (request_id, round, payload) VALUES (?, ?, ?)",
+                (settlement.request_id, round_index, settlement.payload),
+            )
+        return reserved_nusd - charged_nusd, reserved_tokens - charged_tokens
+
+    def outbox(self, round_index: int, limit: int) -> list[tuple[str, bytes]]:
+        """Answers of a round that are not known to be in the rollouts table, oldest first."""
+        rows = self._db.execute(
+            "SELECT request_id, payload FROM outbox WHERE round = ? ORDER BY rowid LIMIT ?", (round_index, limit)
+        ).fetchall()
+        return [(str(request_id), bytes(payload)) for request_id, payload in rows]
+
+    def clear_outbox(self, request_ids: Sequence[str]) -> None:
+        """Forget answers whose rows are now in the rollouts table."""
+        with self._db:
+            self._db.executemany("DELETE FROM outbox WHERE request_id = ?", [(r,) for r in request_ids])
+
+    def totals(self, round_index: int | None = None) -> Totals:
+        """Sums over a round, or over the run."""
+        return _totals(self._db, round_index)
+
+
+def read_totals(path: Path, round_index: int | None = None) -> Totals:
+    """Sums of a ledger that another process may be writing; zeros where there is none yet."""
+    if not path.is_file():
+        return Totals(0, 0, 0, 0, 0, 0, 0, 0, 0)
+    db = _open(path)
+    try:
+        return _totals(db, round_index)
+    finally:
+        db.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The audit stage hands the connection to the one thread that commits.
+    db = sqlite3.connect(path, check_same_thread=False, timeout=30)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+    except sqlite3.DatabaseError as error:
+        db.close()
+        raise TableError(
+            f"{path} is damaged: {error}.", "Restore it from a copy: it is the record of the spend."
+        ) from error
+    return db
+
+
+def _totals(db: sqlite3.Connection, round_index: int | None) -> Totals:
+    where, values = ("", ()) if round_index is None else (" WHERE round = ?", (round_index,))
+    reserved = "FILTER (WHERE state = 'reserved')"
+    sums = (
+        *(
+            "sum(charged_nusd)",
+            "sum(charged_tokens)",
+            f"sum(reserved_nusd) {reserved}",
+            f"sum(reserved_tokens) {reserved}",
+        ),
+        *("sum(prompt_tokens)", "sum(cached_tokens)", "sum(completion_tokens)", "sum(state = 'unknown')"),
+    )
+    columns = ", ".join(f"coalesce({expression}, 0)" for expression in sums)
+    row = db.execute(f"SELECT count(*), {columns} FROM requests{where}", values).fetchone()
+    return Totals(*(int(value) for value in row))
+
+
+def _fits(amount: int, cap: int | None) -> bool:
+    return cap is None or amount <= cap

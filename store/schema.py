@@ -1,0 +1,143 @@
+"""Every table of a run, declared once. Docs and units travel in the Parquet field metadata and in the SQL views."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Raised when an old reader would misread a new table; a column added as nullable does not raise it."""
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A table's name, its columns, the columns that identify a row, and the size of a row group."""
+
+    name: str
+    doc: str
+    schema: pa.Schema
+    key: tuple[str, ...]
+    rows_per_group: int
+
+
+def _column(name: str, type_: pa.DataType, doc: str, unit: str = "") -> pa.Field:
+    metadata = {"doc": doc, "unit": unit} if unit else {"doc": doc}
+    return pa.field(name, type_, metadata=metadata)
+
+
+_i32, _f32, _f64, _str = pa.int32(), pa.float32(), pa.float64(), pa.string()
+_ids, _floats, _bools = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.bool_())
+
+_trajectory_id = _column("trajectory_id", _str, "stable hash of policy, prompt, sample index and seed")
+_chunk_id = _column("chunk_id", _str, "stable hash of trajectory, start and end")
+_round = _column("round", _i32, "round of the run, from 0")
+
+TRAJECTORIES = TableSpec(
+    "trajectories",
+    "student responses, with the entropy and log-prob of every token",
+    pa.schema(
+        [
+            _trajectory_id,
+            _round,
+            _column("prompt_id", _str, "hash of the question"),
+            _column("sample_index", _i32, "which sample of this prompt"),
+            _column("question", _str, "the user message: the template filled with the question"),
+            _column("prompt_text", _str, "the prompt as the student read it, chat template included"),
+            _column("prompt_ids", _ids, "student tokens of the prompt"),
+            _column("response_text", _str, "the response without its stop token"),
+            _column("response_ids", _ids, "student tokens of the response, stop token included"),
+            _column("logprobs", _floats, "log-prob of each response token at temperature 1", "nats"),
+            _column("entropies", _floats, "entropy over the full vocabulary at each response token (Eq. 6)", "nats"),
+            _column("finish_reason", _str, "stop | length"),
+            _column("policy", _str, "hash of the weights that sampled it"),
+            _column("entropy_source", _str, "what computed the entropies"),
+        ]
+    ),
+    ("trajectory_id",),
+    8192,
+)
+
+CHUNKS = TableSpec(
+    "chunks",
+    "audited chunks: M windows of C tokens around the entropy peaks of a trajectory (Eq. 7)",
+    pa.schema(
+        [
+            _chunk_id,
+            _trajectory_id,
+            _round,
+            _column("rank", _i32, "0 = highest anchor entropy of the trajectory"),
+            _column("anchor", _i32, "token index of the entropy peak in the response", "tokens"),
+            _column("start", _i32, "first token of the chunk in the response", "tokens"),
+            _column("end", _i32, "one past the last token of the chunk", "tokens"),
+            _column("anchor_entropy", _f32, "entropy at the anchor", "nats"),
+            _column("prior", _f64, "the student's length-normalised probability of the chunk (Eq. 4)"),
+            _column("prefix_text", _str, "the response before the chunk; the teacher continues it"),
+            _column("chunk_text", _str, "what the student wrote"),
+        ]
+    ),
+    ("chunk_id",),
+    16384,
+)
+
+ROLLOUTS = TableSpec(
+    "rollouts",
+    "teacher continuations of a chunk's prefix, failed ones too",
+    pa.schema(
+        [
+            _chunk_id,
+            _column("rollout_index", _i32, "0 to N-1"),
+            _column("teacher", _str, "id of the model that answered"),
+            _column("text", _str, "the continuation; null unless status is ok or empty"),
+            _column("status", _str, "ok | refused | filtered | empty | failed"),
+            _column("finish_reason", _str, "as the server said"),
+            _column("prompt_tokens", _i32, "this rollout's share of the request's prompt tokens", "teacher tokens"),
+            _column("cached_tokens", _i32, "of these, read from the server's cache", "teacher tokens"),
+            _column("completion_tokens", _i32, "this rollout's share of the completion tokens", "teacher tokens"),
+            _column("cost_usd", _f64, "this rollout's share of the request's price", "USD"),
+            _column("latency_s", _f32, "from sending the request to its last byte", "s"),
+            _column("attempts", _i32, "requests sent until this one"),
+            _column("continuation", _str, "completion | prefill"),
+            _column("request_id", _str, "key of the request in ledger.sqlite"),
+        ]
+    ),
+    ("chunk_id", "rollout_index"),
+    16384,
+)
+
+SCORES = TableSpec(
+    "scores",
+    "one weight a chunk",
+    pa.schema(
+        [
+            _chunk_id,
+            _column("phi", _str, "similarity metric"),
+            _column("unit", _str, "what the metric counts"),
+            _column("k_sem", _f64, "sum of the similarities (Eq. 3)"),
+            _column("n", _i32, "usable rollouts"),
+            _column("prior", _f64, "as in chunks (Eq. 4)"),
+            _column("pi_freq", _f64, "k_sem / n"),
+            _column("pi_teacher", _f64, "(k_sem + alpha prior) / (n + alpha) (Eq. 5)"),
+            _column("phi_var", _f64, "sample variance of the similarities; null for n < 2"),
+        ]
+    ),
+    ("chunk_id",),
+    65536,
+)
+
+SHARDS = TableSpec(
+    "shards",
+    "training sequences: position i of every list is about token i of input_ids",
+    pa.schema(
+        [
+            _trajectory_id,
+            _column("input_ids", _ids, "prompt and response"),
+            _column("loss_weight", _floats, "pi_teacher on audited tokens, else 0"),
+            _column("audited", _bools, "token lies in an audited chunk"),
+            _column("response_mask", _bools, "token belongs to the response"),
+            _column("behaviour_logprobs", _floats, "log-prob when it was sampled; 0 on the prompt", "nats"),
+        ]
+    ),
+    ("trajectory_id",),
+    8192,
+)
+
+TABLES: dict[str, TableSpec] = {t.name: t for t in (TRAJECTORIES, CHUNKS, ROLLOUTS, SCORES, SHARDS)}

@@ -1,0 +1,208 @@
+"""Append-only Parquet tables whose manifest is the truth.
+
+A part is written under a temporary name, synced, renamed, and then entered in manifest.json with its hash. Readers
+take the list of files from the manifest. A crash between the rename and the manifest leaves a complete part that no
+manifest names: the next writer adopts it, since its rows may have been paid for.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from . import files
+from .errors import ConfigChangedError, TableError
+from .schema import SCHEMA_VERSION, TableSpec
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet file of a table."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a table consists of, and the settings that its rows were made with."""
+
+    table: str
+    schema_version: int = SCHEMA_VERSION
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    complete: bool = False
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+
+class Table:
+    """A table in a folder. Reading needs no lock; one process at a time may write (the stage holds the lock)."""
+
+    def __init__(self, folder: Path, spec: TableSpec) -> None:
+        self.folder = folder
+        self.spec = spec
+
+    # -- reading
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest on disk, or an empty one.
+
+        Raises:
+            TableError: unreadable, or written by a newer version.
+        """
+        path = self.folder / "manifest.json"
+        if not path.is_file():
+            return Manifest(self.spec.name)
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            parts = tuple(Part(**part) for part in raw.pop("parts"))
+            manifest = Manifest(**raw, parts=parts)
+        except (ValueError, TypeError, KeyError) as error:
+            raise TableError(f"{path} is damaged: {error}.", _restore(self.folder)) from error
+        if manifest.schema_version > SCHEMA_VERSION:
+            raise TableError(
+                f"{self.folder} has schema version {manifest.schema_version}, newer than {SCHEMA_VERSION}.",
+                "Upgrade omniopd.",
+            )
+        return manifest
+
+    @property
+    def complete(self) -> bool:
+        return self.manifest.complete
+
+    def files(self) -> list[Path]:
+        """The table's files, each checked to be there in its full size."""
+        paths: list[Path] = []
+        for part in self.manifest.parts:
+            path = self.folder / part.name
+            if not path.is_file():
+                raise TableError(f"{path} is missing.", _restore(self.folder))
+            if (size := path.stat().st_size) != part.bytes:
+                raise TableError(f"{path} is damaged: {size} bytes instead of {part.bytes}.", _restore(self.folder))
+            paths.append(path)
+        return paths
+
+    def verify(self) -> None:
+        """Compare every file with the hash in the manifest.
+
+        Raises:
+            TableError: a file is missing or differs.
+        """
+        for path, part in zip(self.files(), self.manifest.parts, strict=True):
+            if files.sha256(path) != part.sha256:
+                raise TableError(f"{path} is damaged: its content changed.", _restore(self.folder))
+
+    def require(self, command: str) -> "Table":
+        """This table, complete and undamaged, as the input of the next stage.
+
+        Raises:
+            TableError: the stage that writes it (`command`) has not finished, or a file is damaged.
+        """
+        if not self.complete:
+            state = f"holds {self.manifest.rows} rows and is not finished" if self.manifest.rows else "is empty"
+            raise TableError(f"{self.folder} {state}.", f"Run `{command}` first.")
+        self.verify()
+        return self
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows; a column that an older version did not write is null."""
+        schema = self.spec.schema
+        wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        paths = self.files()
+        if not paths:
+            return wanted.empty_table()
+        return ds.dataset(paths, schema=wanted, format="parquet").to_table()
+
+    def batches(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Rows in order of the parts, at most `rows` at a time, without holding more than that."""
+        for path in self.files():
+            with pq.ParquetFile(path) as parquet:
+                yield from parquet.iter_batches(batch_size=rows, columns=None if columns is None else list(columns))
+
+    def keys(self) -> set[tuple[Any, ...]]:
+        """The keys of the rows that exist."""
+        table = self.read(self.spec.key)
+        return set(zip(*(table[name].to_pylist() for name in self.spec.key), strict=True))
+
+    # -- writing
+
+    def begin(self, made_with: Mapping[str, Any]) -> None:
+        """Get ready to write: adopt what a crash left behind, and refuse to mix settings.
+
+        Raises:
+            ConfigChangedError: the table has rows that were made with other settings.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        manifest = self.manifest
+        if manifest.parts and dict(manifest.made_with) != dict(made_with):
+            raise ConfigChangedError(*_changed(self, manifest.made_with, made_with))
+        for leftover in self.folder.glob(".part-*.tmp"):
+            leftover.unlink()
+        known = {part.name for part in manifest.parts}
+        orphans = [path for path in sorted(self.folder.glob("part-*.parquet")) if path.name not in known]
+        parts = manifest.parts + tuple(self._describe(path) for path in orphans)
+        self._commit(replace(manifest, made_with=dict(made_with), parts=parts))
+
+    def append(self, rows: pa.Table | Sequence[Mapping[str, Any]]) -> Part | None:
+        """Commit rows as one part, sorted by key. They are durable when this returns; no rows, no part."""
+        if len(rows) == 0:
+            return None
+        part = self._write(rows)
+        manifest = self.manifest
+        self._commit(replace(manifest, parts=(*manifest.parts, part)))
+        return part
+
+    def finish(self) -> None:
+        """Say that no row is missing."""
+        self._commit(replace(self.manifest, complete=True))
+
+    def replace(self, rows: pa.Table, made_with: Mapping[str, Any]) -> None:
+        """Put a whole new content in place of the old one, at once. For tables that can be derived again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self._write(rows)
+        self._commit(Manifest(self.spec.name, made_with=dict(made_with), complete=True, parts=(part,)))
+        for path in self.folder.glob("part-*.parquet"):
+            if path.name != part.name:
+                path.unlink()
+
+    def _write(self, rows: pa.Table | Sequence[Mapping[str, Any]]) -> Part:
+        schema = self.spec.schema
+        table: pa.Table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
+        table = table.select(schema.names).cast(schema).sort_by([(name, "ascending") for name in self.spec.key])
+        name = f"part-{len(self.manifest.parts):06d}-{uuid.uuid4().hex[:8]}.parquet"
+        temporary = self.folder / f".{name}.tmp"
+        pq.write_table(
+            table, temporary, compression="zstd", compression_level=3, row_group_size=self.spec.rows_per_group
+        )
+        files.replace_durably(temporary, self.folder / name)
+        return self._describe(self.folder / name)
+
+    def _describe(self, path: Path) -> Part:
+        rows = pq.read_metadata(path).num_rows
+        return Part(path.name, rows, path.stat().st_size, files.sha256(path))
+
+    def _commit(self, manifest: Manifest) -> None:
+        files.write_text(self.folder / "manifest.json", json.dumps(asdict(manifest), indent=1) + "\n")
+
+
+def _restore(folder: Path) -> str:
+    return f"Restore it from a copy, or delete {folder} (its rows are lost) and run the stage again."
+
+
+def _changed(table: Table, before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str]:
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    changes = ", ".join(f"{key} from {before.get(key)!r} to {now.get(key)!r}" for key in keys)
+    problem = f"The config changed under {table.folder}, which has {table.manifest.rows} rows: {changes}."
+    return problem, "Set it back, or start a new run with `omniopd init`."
