@@ -1,0 +1,224 @@
+"""The command line. It parses, calls one function, and prints; heavy imports happen inside the commands."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .store.config import Config, commented_toml
+from .store.errors import Interrupted, OmniopdError, UsageError
+from .store.layout import RunDir
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Distil a teacher that returns only text into a small student, on the student's own trajectories.",
+    epilog="Start with [bold]omniopd demo[/], or [bold]omniopd init runs/first[/], then plan, then run.",
+)
+
+Run = Annotated[Path, typer.Argument(help="The run directory.", show_default=False)]
+Set = Annotated[list[str], typer.Option("--set", help="Override a config key: --set train.lr=1e-5. Repeatable.")]
+Round = Annotated[
+    int | None, typer.Option("--round", min=0, help="Which round; the first unfinished one if not given.")
+]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    if debug:
+        os.environ["OMNIOPD_DEBUG"] = "1"
+
+
+@app.command()
+def init(
+    run: Run,
+    student: Annotated[str, typer.Option(help="Hub id or folder of the student.")] = "",
+    prompts: Annotated[str, typer.Option(help="Prompt file or hub id of a data set.")] = "",
+    teacher: Annotated[str, typer.Option(help="Model id of the teacher.")] = "",
+    base_url: Annotated[str, typer.Option(help="Where the teacher's server is, up to /v1.")] = "",
+) -> None:
+    """Write a commented config.toml into a new run directory.
+
+    Example: omniopd init runs/first --student Qwen/Qwen3-1.7B --prompts prompts.jsonl --teacher Qwen/Qwen3-32B
+    --base-url http://127.0.0.1:8000/v1
+    """
+    target = RunDir(run).config_toml
+    if target.exists():
+        raise UsageError(f"{target} exists.", "Edit it, or choose another run directory.")
+    given = {
+        "student": {"model": student},
+        "data": {"prompts": prompts},
+        "teacher": {"model": teacher, "base_url": base_url},
+    }
+    values = {section: {key: value for key, value in keys.items() if value} for section, keys in given.items()}
+    run.mkdir(parents=True, exist_ok=True)
+    target.write_text(commented_toml(values), encoding="utf-8")
+    _say(f"wrote {target}; edit it, then: omniopd plan {run}")
+
+
+@app.command()
+def plan(run: Run, set_: Set = []) -> None:
+    """Predict requests, tokens and dollars of a round. Sends nothing.
+
+    Example: omniopd plan runs/first --set teacher.rollouts=20
+    """
+    from .stages.view.plan import describe, plan
+
+    config = _config(run, set_)
+    _say(describe(plan(RunDir(run), config), config))
+
+
+@app.command()
+def generate(run: Run, round_: Round = None, set_: Set = []) -> None:
+    """Stage 1: sample the student's trajectories, with the entropy of every token.
+
+    Example: omniopd generate runs/first
+    """
+    from .stages.generate.stage import generate
+
+    config = _begin(run, set_)
+    _say(generate(RunDir(run), _which(run, round_), config))
+
+
+@app.command()
+def audit(run: Run, round_: Round = None, set_: Set = []) -> None:
+    """Stage 2: pick the peak-entropy chunks and ask the teacher to continue their prefixes, under the budget.
+
+    Example: omniopd audit runs/first --set teacher.budget_usd=5
+    """
+    from .stages.audit.stage import audit
+
+    config = _begin(run, set_)
+    _say(audit(RunDir(run), _which(run, round_), config))
+
+
+@app.command()
+def score(run: Run, round_: Round = None, set_: Set = []) -> None:
+    """Stage 3: turn rollouts into weights and training sequences. Never asks the teacher.
+
+    Example: omniopd score runs/first --set score.alpha=0.5
+    """
+    from .stages.score.stage import score
+
+    config = _begin(run, set_)
+    _say(score(RunDir(run), _which(run, round_), config))
+
+
+@app.command()
+def train(run: Run, round_: Round = None, set_: Set = []) -> None:
+    """Stage 4: train the policy with Megatron-Core, and write it as Hugging Face safetensors.
+
+    Example: omniopd train runs/first --set train.processes=8 --set train.tensor_parallel=2
+    """
+    from .run import train_stage
+
+    config = _begin(run, set_)
+    _say(train_stage(RunDir(run), _which(run, round_), config, set_))
+
+
+@app.command("run")
+def run_(
+    run: Run, rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in all.")] = None, set_: Set = []
+) -> None:
+    """Drive the four stages, round after round; goes on where it was stopped.
+
+    Example: omniopd run runs/first --rounds 5
+    """
+    from .run import run_rounds
+
+    overrides = set_ if rounds is None else [*set_, f"run.rounds={rounds}"]
+    config = _begin(run, overrides)
+    run_rounds(RunDir(run), config, overrides, _say)
+    _say(f"policy of the last round: {RunDir(run).round(config.run.rounds - 1).policy}")
+
+
+@app.command()
+def status(run: Run, json_: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Show rounds x stages, what is missing, and what was spent.
+
+    Example: omniopd status runs/first
+    """
+    from .stages.view.status import as_json, as_table
+
+    config = _config(run, [])
+    if json_:
+        _say(json.dumps(as_json(RunDir(run), config), indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(as_table(RunDir(run), config))
+
+
+@app.command()
+def inspect(
+    run: Run,
+    table: Annotated[str, typer.Argument(help="trajectories, chunks, rollouts, scores or shards.")] = "trajectories",
+    where: Annotated[str, typer.Option(help="A SQL condition over the table's columns.")] = "true",
+    limit: Annotated[int, typer.Option(min=1, help="Rows shown.")] = 3,
+) -> None:
+    """Read rows: a trajectory with its chunks marked and the teacher's rollouts under them.
+
+    Example: omniopd inspect runs/first trajectories --where "round = 0 AND finish_reason = 'stop'"
+    """
+    from .stages.view.inspect import inspect
+
+    _config(run, [])
+    for block in inspect(RunDir(run), table, where, limit):
+        _say(block + "\n")
+
+
+@app.command()
+def sql(run: Run, query: Annotated[str, typer.Argument(help="One statement that reads.")]) -> None:
+    """Ask DuckDB about all tables of the run.
+
+    Example: omniopd sql runs/first "SELECT round, avg(prior) FROM chunks GROUP BY round"
+    """
+    from .stages.view.sql import query as ask
+
+    _config(run, [])
+    _say(ask(RunDir(run), query))
+
+
+def main() -> None:
+    """Run a command; an error that the user can cure is one line, and its exit code says of what kind it is."""
+    try:
+        app(standalone_mode=True)
+    except OmniopdError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _fail(Interrupted("Interrupted.", "Run the same command again to go on."))
+
+
+def _fail(error: OmniopdError) -> None:
+    if os.environ.get("OMNIOPD_DEBUG"):
+        raise error
+    sys.stderr.write(f"omniopd: {error}\n")
+    raise SystemExit(error.exit_code)
+
+
+def _say(line: Any) -> None:
+    typer.echo(str(line))
+
+
+def _config(run: Path, overrides: list[str]) -> Config:
+    return RunDir(run).config(tuple(overrides))
+
+
+def _begin(run: Path, overrides: list[str]) -> Config:
+    """The config of a command that writes; what runs is written down."""
+    config = _config(run, overrides)
+    RunDir(run).record(config)
+    return config
+
+
+def _which(run: Path, given: int | None) -> int:
+    """The round that was asked for, or the first whose policy does not exist."""
+    if given is not None:
+        return given
+    finished = [round_.index for round_ in RunDir(run).rounds() if round_.policy.is_dir()]
+    return max(finished, default=-1) + 1

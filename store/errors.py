@@ -50,3 +50,9 @@ class BudgetReached(OmniopdError):
     """The budget does not cover another request. A normal end: all that was paid for is in the tables."""
 
     exit_code = 4
+
+
+class Interrupted(OmniopdError):
+    """Ctrl-C. What was done is kept."""
+
+    exit_code = 130

@@ -6,14 +6,14 @@ manifest names: the next writer adopts it, since its rows may have been paid for
 """
 
 import json
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from . import files
@@ -118,6 +118,8 @@ class Table:
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows; a column that an older version did not write is null."""
+        import pyarrow.dataset as ds  # brings in pandas: a quarter of a second that --help need not wait for
+
         schema = self.spec.schema
         wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         paths = self.files()
@@ -131,7 +133,7 @@ class Table:
             with pq.ParquetFile(path) as parquet:
                 yield from parquet.iter_batches(batch_size=rows, columns=None if columns is None else list(columns))
 
-    def keys(self) -> set[tuple[Any, ...]]:
+    def existing_keys(self) -> set[tuple[Any, ...]]:
         """The keys of the rows that exist."""
         table = self.read(self.spec.key)
         return set(zip(*(table[name].to_pylist() for name in self.spec.key), strict=True))
@@ -168,20 +170,22 @@ class Table:
         """Say that no row is missing."""
         self._commit(replace(self.manifest, complete=True))
 
-    def replace(self, rows: pa.Table, made_with: Mapping[str, Any]) -> None:
+    def replace(self, parts: Iterable[pa.Table], made_with: Mapping[str, Any]) -> None:
         """Put a whole new content in place of the old one, at once. For tables that can be derived again."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self._write(rows)
-        self._commit(Manifest(self.spec.name, made_with=dict(made_with), complete=True, parts=(part,)))
+        written = tuple(self._write(part) for part in parts)
+        self._commit(Manifest(self.spec.name, made_with=dict(made_with), complete=True, parts=written))
+        current = {part.name for part in written}
         for path in self.folder.glob("part-*.parquet"):
-            if path.name != part.name:
+            if path.name not in current:
                 path.unlink()
 
     def _write(self, rows: pa.Table | Sequence[Mapping[str, Any]]) -> Part:
         schema = self.spec.schema
         table: pa.Table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
         table = table.select(schema.names).cast(schema).sort_by([(name, "ascending") for name in self.spec.key])
-        name = f"part-{len(self.manifest.parts):06d}-{uuid.uuid4().hex[:8]}.parquet"
+        # Time first, so that the names sort as they were written.
+        name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
         temporary = self.folder / f".{name}.tmp"
         pq.write_table(
             table, temporary, compression="zstd", compression_level=3, row_group_size=self.spec.rows_per_group

@@ -1,0 +1,288 @@
+"""From missing rollouts to durable rows: workers ask, the ledger guards, a writer fills the table.
+
+An answer's rows are in the ledger's outbox before anything else happens to them; the writer moves them into the
+rollouts table part by part.
+"""
+
+import asyncio
+import math
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+
+from ...store.config import Price, TeacherConfig
+from ...store.errors import BudgetReached, Interrupted, OmniopdError, TeacherError
+from ...store.ledger import NANO, Reservation, Settlement, Usage
+from ...store.table import Table
+from ..progress import Advance
+from .client import Outcome, pause_s, post
+from .group_commit import GroupCommit
+from .teacher import Answer, Ask, Rollout, Teacher
+
+_PART_ROWS = 4096
+_SECONDS_BETWEEN_PARTS = 10.0
+_FAILURES_BEFORE_GIVING_UP = 10
+"""Requests that may be refused for good before the first one has succeeded."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A chunk, and which of its N rollouts are missing."""
+
+    chunk_id: str
+    question: str
+    prompt_text: str
+    prefix: str
+    missing: tuple[int, ...]
+    max_tokens: int
+
+
+class Flow:
+    """One round's audit. After `run`, every answer that came is in the table, however it ended."""
+
+    def __init__(
+        self, table: Table, index: int, config: TeacherConfig, teacher: Teacher, commit: GroupCommit, advance: Advance
+    ) -> None:
+        self._table = table
+        self._index = index
+        self._config = config
+        self._teacher = teacher
+        self._commit = commit
+        self._advance = advance
+        self._stop: OmniopdError | None = None
+        self._choices = config.rollouts
+        """How many continuations one request may ask for; some servers ignore `n`."""
+        self._in_flight = 0
+        self._settled = asyncio.Event()
+        self._settlements = 0
+        self._succeeded_at = -math.inf
+        self._failures = 0
+        self._charged_nusd = self._charged_tokens = 0
+
+    async def run(self, session: aiohttp.ClientSession, works: Iterable[Work]) -> None:
+        """Ask for everything that is missing.
+
+        Raises:
+            BudgetReached: the budget does not cover what is left.
+            TeacherError: the teacher went away, or refuses everything.
+            Interrupted: `interrupt` was called.
+        """
+        queue = iter(works)
+        writer = asyncio.create_task(self._write_now_and_then())
+        workers = [self._worker(session, queue) for _ in range(self._config.max_concurrency)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            await drain(self._table, self._index, self._commit)
+        if self._stop is not None:
+            raise self._stop
+
+    def interrupt(self) -> None:
+        """Send nothing new; wait for what was sent, since it will be billed."""
+        self._end(Interrupted("Interrupted.", "Run the same command again to go on."))
+
+    async def _write_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(_SECONDS_BETWEEN_PARTS)
+            # A part that is being written is finished even if the flow ends meanwhile.
+            await asyncio.shield(drain(self._table, self._index, self._commit))
+
+    def _end(self, reason: OmniopdError) -> None:
+        if self._stop is None:
+            self._stop = reason
+        self._settled.set()
+
+    # -- asking
+
+    async def _worker(self, session: aiohttp.ClientSession, queue: Iterator[Work]) -> None:
+        for work in queue:
+            if self._stop is not None:
+                return
+            try:
+                await self._complete(session, work)
+            except OmniopdError as error:
+                self._end(error)
+
+    async def _complete(self, session: aiohttp.ClientSession, work: Work) -> None:
+        """Ask until no rollout of the chunk is missing."""
+        missing = list(work.missing)
+        attempts = 0
+        began = time.monotonic()
+        while missing and self._stop is None:
+            n = min(len(missing), self._choices)
+            ask = Ask(work.question, work.prompt_text, work.prefix, n, work.max_tokens)
+            request_id = await self._reserve(ask)
+            if request_id is None:
+                return
+            sent = time.monotonic()
+            outcome = await post(session, self._teacher.base_url, self._teacher.request(ask))
+            attempts += 1
+            receipt = _Receipt(work.chunk_id, request_id, time.monotonic() - sent, attempts, self._teacher.continuation)
+            answer, problem = self._read(outcome)
+            if answer is not None:
+                got = answer.rollouts[:n]
+                await self._settle(self._bill(receipt, answer, missing[: len(got)]), len(got))
+                missing = missing[len(got) :]
+                if len(got) < n:
+                    self._choices = max(1, len(got))
+                began = self._succeeded_at = time.monotonic()
+                attempts = 0 if got else attempts
+            elif outcome.worth_retrying and attempts < self._config.max_attempts:
+                await self._settle(_unbilled(outcome, receipt, []))
+                await asyncio.sleep(pause_s(attempts, outcome.retry_after_s))
+            else:
+                fatal = self._fatal(outcome, problem, began)
+                lost = [] if fatal else missing
+                await self._settle(_unbilled(outcome, receipt, _failed_rows(receipt, lost, problem)), len(lost))
+                if fatal:
+                    raise fatal
+                return
+
+    async def _reserve(self, ask: Ask) -> str | None:
+        """A request id whose worst case is reserved; None when the flow ends first.
+
+        Raises:
+            BudgetReached: it does not fit, and no request is open that could free a part of its reservation.
+        """
+        worst = self._teacher.worst_case(ask)
+        usage = Usage(worst.prompt_tokens, 0, worst.completion_tokens)
+        nusd = price_nusd(usage, self._config.price)
+        while self._stop is None:
+            seen = self._settlements
+            reservation = Reservation(uuid.uuid4().hex, self._index, self._config.model, nusd, usage.tokens)
+            if await self._commit.reserve(reservation):
+                self._in_flight += 1
+                return reservation.request_id
+            if seen == self._settlements:
+                if self._in_flight == 0:
+                    raise BudgetReached("The teacher's budget is reached.", "Raise teacher.budget_* to audit more.")
+                self._settled.clear()
+                await self._settled.wait()
+        return None
+
+    async def _settle(self, settlement: Settlement, rows: int = 0) -> None:
+        await self._commit.settle(settlement)
+        self._in_flight -= 1
+        self._settlements += 1
+        self._settled.set()
+        self._charged_nusd += settlement.nusd
+        self._charged_tokens += settlement.usage.tokens
+        self._advance(rows, f"{self._charged_tokens} tokens, ${self._charged_nusd / NANO:.2f}")
+
+    def _read(self, outcome: Outcome) -> tuple[Answer | None, str]:
+        """The answer, or what is wrong."""
+        if outcome.kind != "answered":
+            return None, f"{outcome.status or outcome.kind}: {outcome.reason}"
+        try:
+            answer = self._teacher.parse(outcome.body)
+        except (ValueError, KeyError, TypeError) as error:
+            return None, f"unreadable answer: {error}"
+        return (answer, "") if answer.rollouts else (None, "an answer without a choice")
+
+    def _bill(self, receipt: "_Receipt", answer: Answer, indices: Sequence[int]) -> Settlement:
+        nusd = 0 if answer.usage is None else price_nusd(answer.usage, self._config.price)
+        rows = rollout_rows(receipt, answer, indices, nusd)
+        # A server that reports no usage cannot be settled; the worst case stands.
+        state = "unknown" if answer.usage is None else "settled"
+        return Settlement(receipt.request_id, state, answer.usage or Usage(), nusd, orjson.dumps(rows))
+
+    def _fatal(self, outcome: Outcome, problem: str, began: float) -> TeacherError | None:
+        """An error that ends the stage, where asking on is senseless; nothing is recorded as failed then."""
+        url = self._teacher.base_url
+        if outcome.status in (401, 403, 404):
+            return TeacherError(f"The teacher at {url} refuses: {problem}.", "Check the key, the URL and the model id.")
+        if outcome.worth_retrying and self._succeeded_at < began:
+            return TeacherError(
+                f"The teacher at {url} has stopped answering ({problem}).",
+                "Run the same command again once it is back.",
+            )
+        self._failures += 1
+        if self._succeeded_at == -math.inf and self._failures >= _FAILURES_BEFORE_GIVING_UP:
+            return TeacherError(
+                f"The teacher at {url} refuses every request: {problem}.", "Mend the [teacher] section."
+            )
+        return None
+
+
+async def drain(table: Table, index: int, commit: GroupCommit, present: Set[tuple[Any, ...]] = frozenset()) -> None:
+    """Move the outbox into the rollouts table. `present`: keys that a crash may have left in both."""
+    while entries := await commit.call(commit.ledger.outbox, index, _PART_ROWS):
+        rows: list[dict[str, Any]] = [row for _, payload in entries for row in orjson.loads(payload)]
+        new = [row for row in rows if (row["chunk_id"], row["rollout_index"]) not in present]
+        await asyncio.to_thread(table.append, new)
+        await commit.call(commit.ledger.clear_outbox, [request_id for request_id, _ in entries])
+
+
+@dataclass(frozen=True)
+class _Receipt:
+    """What is known about a request beside its answer."""
+
+    chunk_id: str
+    request_id: str
+    latency_s: float
+    attempts: int
+    continuation: str
+
+
+def price_nusd(usage: Usage, price: Price | None) -> int:
+    """Price of a request in whole nano-dollars, rounded up."""
+    if price is None:
+        return 0
+    cached = price.input if price.cached_input is None else price.cached_input
+    dollars_per_million = (
+        (usage.prompt_tokens - usage.cached_tokens) * price.input
+        + usage.cached_tokens * cached
+        + usage.completion_tokens * price.output
+    )
+    return math.ceil(dollars_per_million * NANO / 1_000_000)
+
+
+def rollout_rows(receipt: _Receipt, answer: Answer, indices: Sequence[int], nusd: int) -> list[dict[str, Any]]:
+    """Rows of an answer; the request's tokens and price are shared out so that the rows add up to the bill."""
+    usage, n = answer.usage or Usage(), len(indices)
+    return [
+        _row(receipt, rollout, index, answer.model)
+        | {
+            "prompt_tokens": _share(usage.prompt_tokens, n, i),
+            "cached_tokens": _share(usage.cached_tokens, n, i),
+            "completion_tokens": _share(usage.completion_tokens, n, i),
+            "cost_usd": _share(nusd, n, i) / NANO,
+        }
+        for i, (index, rollout) in enumerate(zip(indices, answer.rollouts, strict=False))
+    ]
+
+
+def _failed_rows(receipt: _Receipt, indices: Sequence[int], problem: str) -> list[dict[str, Any]]:
+    return [_row(receipt, Rollout("failed", None, problem), index, None) for index in indices]
+
+
+def _row(receipt: _Receipt, rollout: Rollout, index: int, model: str | None) -> dict[str, Any]:
+    return {
+        "chunk_id": receipt.chunk_id,
+        "rollout_index": index,
+        "teacher": model,
+        "text": rollout.text,
+        "status": rollout.status,
+        "finish_reason": rollout.finish_reason,
+        "latency_s": receipt.latency_s,
+        "attempts": receipt.attempts,
+        "continuation": receipt.continuation,
+        "request_id": receipt.request_id,
+    }
+
+
+def _unbilled(outcome: Outcome, receipt: _Receipt, rows: list[dict[str, Any]]) -> Settlement:
+    """The end of a request without a usable answer."""
+    state = "released" if outcome.kind in ("unsent", "refused") else "unknown"
+    return Settlement(receipt.request_id, state, payload=orjson.dumps(rows) if rows else None)
+
+
+def _share(total: int, n: int, i: int) -> int:
+    return total // n + (i < total % n)

@@ -1,0 +1,133 @@
+"""`omniopd audit`: trajectories in, the chunks and rollouts tables out."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+
+import polars as pl
+import uvloop
+
+from ...store.config import Config, made_with
+from ...store.errors import BudgetReached, InputError
+from ...store.layout import RoundDir, RunDir
+from ...store.ledger import Budget, Ledger
+from ...store.policy import resolve_model
+from ..progress import progress
+from ..student import load_tokenizer, stop_ids
+from .chunks import chunks_of
+from .client import find_teacher, open_session
+from .flow import Flow, Work, drain
+from .group_commit import GroupCommit
+from .teacher import max_tokens_for
+
+_TRAJECTORIES_AT_A_TIME = 1024
+
+
+def audit(run: RunDir, index: int, config: Config) -> str:
+    """Select a round's chunks and get the rollouts that are missing. Returns a line about the tables.
+
+    Raises:
+        TableError: the round's trajectories are not complete.
+        TeacherError: the teacher cannot be reached; nothing was written.
+        BudgetReached: the budget ended first; what was paid for is in the table, which is as good as complete.
+    """
+    round_ = run.round(index)
+    round_.trajectories.require(f"omniopd generate {run.path} --round {index}")
+    with round_.lock("audit"):
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_audit(run, round_, config))
+        except BudgetReached:
+            round_.rollouts.finish()
+            raise
+        round_.rollouts.finish()
+    return summary(round_, config)
+
+
+async def _audit(run: RunDir, round_: RoundDir, config: Config) -> None:
+    teacher = await find_teacher(config.teacher)
+    _select(run, round_, config)
+    table = round_.rollouts
+    table.begin(made_with(config, table.spec.name))
+    total = round_.chunks.manifest.rows * config.teacher.rollouts
+    budget = Budget.of(config.teacher.budget_usd, config.teacher.budget_tokens)
+    with contextlib.closing(Ledger(run.ledger, budget)) as ledger:
+        commit = GroupCommit(ledger)
+        # What a crash left in the outbox goes into the table first, so that it counts as present.
+        await drain(table, round_.index, commit, table.existing_keys())
+        with progress("audit", total, table.manifest.rows) as advance:
+            flow = Flow(table, round_.index, config.teacher, teacher, commit, advance)
+            async with open_session(config.teacher, teacher.headers) as session:
+                with _interruptible(flow):
+                    await flow.run(session, missing_work(round_, config))
+
+
+def _select(run: RunDir, round_: RoundDir, config: Config) -> None:
+    """Write the chunks table, unless it is complete."""
+    table = round_.chunks
+    table.begin(made_with(config, table.spec.name))
+    if table.complete:
+        return
+    folder = resolve_model(run.policy_for(round_.index, config))
+    tokenizer = load_tokenizer(folder)
+    stops = stop_ids(folder, tokenizer, config)
+    present = {key for (key,) in table.existing_keys()}
+    columns = ["trajectory_id", "round", "response_ids", "logprobs", "entropies"]
+    for batch in round_.trajectories.batches(_TRAJECTORIES_AT_A_TIME, columns):
+        rows = chunks_of(batch, config.select, tokenizer, stops)
+        table.append([row for row in rows if row["chunk_id"] not in present])
+    if table.manifest.rows == 0:
+        raise InputError(
+            f"No trajectory of {round_.path} has a token to audit.", "Look at them with `omniopd inspect`."
+        )
+    table.finish()
+
+
+def missing_work(round_: RoundDir, config: Config) -> Iterator[Work]:
+    """What is still to be asked. A trajectory's prefixes are nested: they come together and shortest first, so that a
+    prefix cache reads the trajectory once instead of M times."""
+    present: dict[str, set[int]] = defaultdict(set)
+    for chunk_id, rollout_index in round_.rollouts.existing_keys():
+        present[chunk_id].add(rollout_index)
+    chunks = pl.LazyFrame(round_.chunks.read(["chunk_id", "trajectory_id", "start", "end", "prefix_text"]))
+    prompts = pl.LazyFrame(round_.trajectories.read(["trajectory_id", "question", "prompt_text"]))
+    frame = chunks.join(prompts, on="trajectory_id").sort("trajectory_id", "start").collect()
+    for row in frame.iter_rows(named=True):
+        missing = tuple(i for i in range(config.teacher.rollouts) if i not in present[row["chunk_id"]])
+        if missing:
+            yield Work(
+                row["chunk_id"], row["question"], row["prompt_text"], row["prefix_text"], missing,
+                max_tokens_for(config, row["end"] - row["start"]),
+            )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _interruptible(flow: Flow) -> Iterator[None]:
+    """The first Ctrl-C waits for the requests that were sent; the second leaves at once."""
+    loop = asyncio.get_running_loop()
+
+    def interrupt() -> None:
+        sys.stderr.write("waiting for the requests that were sent; Ctrl-C again drops them (they stay charged)\n")
+        loop.remove_signal_handler(signal.SIGINT)
+        flow.interrupt()
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+def summary(round_: RoundDir, config: Config) -> str:
+    """One line about a round's rollouts."""
+    frame = pl.DataFrame(round_.rollouts.read(["status", "cost_usd", "prompt_tokens", "completion_tokens"]))
+    by_status = dict(sorted(frame["status"].value_counts().iter_rows()))
+    expected = round_.chunks.manifest.rows * config.teacher.rollouts
+    states = ", ".join(f"{count} {status}" for status, count in by_status.items()) or "none"
+    return (
+        f"{round_.chunks.manifest.rows} chunks, {len(frame)} of {expected} rollouts ({states}),"
+        f" {frame['prompt_tokens'].sum()} + {frame['completion_tokens'].sum()} tokens, ${frame['cost_usd'].sum():.2f}"
+    )

@@ -1,0 +1,74 @@
+"""What an engine must do. `transformers` is the one that runs everywhere."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...store.config import Config
+from ...store.errors import InputError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to sample."""
+
+    trajectory_id: str
+    """Names the response and seeds its random stream."""
+    prompt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    stop_ids: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled response of T tokens. The stop token, if there is one, is its last token."""
+
+    trajectory_id: str
+    ids_T: NDArray[np.int32]
+    logprobs_T: NDArray[np.float32]
+    """Log-prob of each token under the raw distribution at temperature 1, nats."""
+    entropies_T: NDArray[np.float32]
+    """Entropy over the full vocabulary at each token (Eq. 6), nats."""
+    finish_reason: str
+    """stop | length"""
+
+
+class Engine(Protocol):
+    """Samples responses. Responses come in any order, each as soon as the engine can give it."""
+
+    entropy_source: str
+    """Recorded with every trajectory."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]: ...
+
+
+def make_engine(folder: str, config: Config) -> Engine:
+    """The engine that the config names, with the model of `folder` loaded."""
+    from .transformers_engine import TransformersEngine
+
+    return TransformersEngine(folder, config.student.dtype, config.generate.batch_size)
+
+
+def check_fits(requests: Sequence[Request], context: int) -> None:
+    """Refuse a prompt that leaves no room for a response.
+
+    Raises:
+        InputError: a prompt is as long as the context or longer.
+    """
+    longest = max(requests, key=lambda request: len(request.prompt_ids))
+    if len(longest.prompt_ids) >= context:
+        raise InputError(
+            f"A prompt has {len(longest.prompt_ids)} tokens, and the student's context is {context}.",
+            "Drop the longest prompts, or shorten data.template.",
+        )

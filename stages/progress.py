@@ -1,0 +1,57 @@
+"""Progress of a long job: a bar on a terminal, a line now and then elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Generator
+
+Advance = Callable[[int, str], None]
+"""Call with how many are newly done and a short note about the state (or "")."""
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, done: int = 0) -> Generator[Advance]:
+    """Show how far a job of `total` items is, from `done` on."""
+    if sys.stderr.isatty():
+        yield from _bar(title, total, done)
+    else:
+        yield from _lines(title, total, done)
+
+
+def _bar(title: str, total: int, done: int) -> Generator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
+        *(TimeRemainingColumn(), TextColumn("{task.fields[note]}")),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total, completed=done, note="")
+        yield lambda count, note: bar.update(task, advance=count, note=note)
+
+
+def _lines(title: str, total: int, done: int) -> Generator[Advance]:
+    start = last = time.monotonic()
+    begun = done
+
+    def advance(count: int, note: str) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            rate = (done - begun) / (now - start)
+            left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
+            sys.stderr.write(f"{title}: {done}/{total}{left}{'  ' + note if note else ''}\n")
+
+    yield advance

@@ -1,0 +1,46 @@
+"""What more than one stage needs to know of the student: its tokenizer, and where its responses end."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..store.config import Config
+from ..store.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model folder.
+
+    Raises:
+        InputError: there is none, or it has more tokens than the model.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        vocab_size = AutoConfig.from_pretrained(folder).vocab_size
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{folder} is no usable model: {reason}", "Save model and tokenizer into that folder."
+        ) from error
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"The tokenizer of {folder} has {len(tokenizer)} tokens, and its model {vocab_size}.",
+            "Use the tokenizer that belongs to the weights, or resize the embeddings.",
+        )
+    return tokenizer
+
+
+def stop_ids(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: Config) -> frozenset[int]:
+    """Tokens that end a response: the generation config's, the tokenizer's and the user's."""
+    from transformers import GenerationConfig
+
+    ids = set(config.generate.stop_token_ids)
+    if (folder / "generation_config.json").is_file():
+        eos = GenerationConfig.from_pretrained(folder).eos_token_id
+        ids |= set(eos) if isinstance(eos, list) else {eos}
+    ids.add(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
+    return frozenset(id_ for id_ in ids if id_ is not None)

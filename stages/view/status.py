@@ -1,0 +1,109 @@
+"""`omniopd status`: rounds x stages, what is done and what is missing, and what it has cost."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ...store.config import Config
+from ...store.layout import RoundDir, RunDir
+from ...store.ledger import NANO, read_totals
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage of one round."""
+
+    stage: str
+    state: str
+    """done | partial | missing"""
+    rows: int
+    expected: int | None
+    """None where it is not known yet."""
+
+
+@dataclass(frozen=True)
+class RoundStatus:
+    """One round."""
+
+    round: int
+    stages: list[StageStatus]
+    requests: int
+    teacher_tokens: int
+    cost_usd: float
+
+
+def read_status(run: RunDir, config: Config) -> list[RoundStatus]:
+    """The state of every round that exists, from the manifests and the ledger alone."""
+    return [_round_status(run, round_, config) for round_ in run.rounds()]
+
+
+def as_json(run: RunDir, config: Config) -> dict[str, Any]:
+    """The same as a tree of plain values, with the run's totals."""
+    totals = read_totals(run.ledger)
+    return {
+        "run": str(run.path),
+        "rounds": [asdict(status) for status in read_status(run, config)],
+        "cost_usd": totals.charged_nusd / NANO,
+        "teacher_tokens": totals.charged_tokens,
+        "reserved_tokens": totals.reserved_tokens,
+        "requests": totals.requests,
+        "unknown_requests": totals.unknown,
+        "budget_usd": config.teacher.budget_usd,
+        "budget_tokens": config.teacher.budget_tokens,
+    }
+
+
+def _round_status(run: RunDir, round_: RoundDir, config: Config) -> RoundStatus:
+    counts = {table.spec.name: table.manifest for table in round_.tables}
+    chunks = counts["chunks"]
+    expected = {
+        "trajectories": None,
+        "rollouts": chunks.rows * config.teacher.rollouts if chunks.complete else None,
+        "scores": chunks.rows if chunks.complete else None,
+        "shards": counts["trajectories"].rows if counts["trajectories"].complete else None,
+    }
+    stages = [
+        StageStatus(name, _state(counts[table].rows, counts[table].complete), counts[table].rows, expected[table])
+        for name, table in (("generate", "trajectories"), ("audit", "rollouts"), ("score", "shards"))
+    ]
+    trained = round_.policy.is_dir()
+    started = round_.checkpoint.is_dir()
+    stages.append(StageStatus("train", "done" if trained else "partial" if started else "missing", int(trained), 1))
+    totals = read_totals(run.ledger, round_.index)
+    return RoundStatus(round_.index, stages, totals.requests, totals.charged_tokens, totals.charged_nusd / NANO)
+
+
+def _state(rows: int, complete: bool) -> str:
+    if complete:
+        return "done"
+    return "partial" if rows else "missing"
+
+
+def as_table(run: RunDir, config: Config) -> Any:
+    """A rich table of the run."""
+    from rich.table import Table
+
+    totals = read_totals(run.ledger)
+    table = Table(title=str(run.path), title_justify="left", caption=_caption(config, totals), caption_justify="left")
+    for heading in ("round", "generate", "audit", "score", "train", "requests", "teacher tokens", "USD"):
+        table.add_column(heading, justify="right")
+    for status in read_status(run, config):
+        table.add_row(
+            str(status.round), *(_cell(stage) for stage in status.stages),
+            str(status.requests), f"{status.teacher_tokens:,}", f"{status.cost_usd:.4f}",
+        )  # fmt: skip
+    return table
+
+
+def _cell(stage: StageStatus) -> str:
+    mark = {"done": "[green]done[/]", "partial": "[yellow]partial[/]", "missing": "[dim]-[/]"}[stage.state]
+    if stage.stage == "train" or stage.state == "missing":
+        return mark
+    of = f"/{stage.expected}" if stage.expected not in (None, stage.rows) else ""
+    return f"{mark} {stage.rows}{of}"
+
+
+def _caption(config: Config, totals: Any) -> str:
+    usd = "" if config.teacher.budget_usd is None else f" of {config.teacher.budget_usd:.2f}"
+    tokens = "" if config.teacher.budget_tokens is None else f" of {config.teacher.budget_tokens:,}"
+    unknown = f", {totals.unknown} requests without an answer charged in full" if totals.unknown else ""
+    return f"spent ${totals.charged_nusd / NANO:.4f}{usd}, {totals.charged_tokens:,}{tokens} teacher tokens{unknown}"

@@ -1,0 +1,52 @@
+"""DuckDB over the tables: one view per table, with the docs and units of its columns."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+
+from .layout import RoundDir
+from .schema import TABLES, TableSpec
+
+
+def connect(rounds: Sequence[RoundDir], spill: Path | None = None) -> duckdb.DuckDBPyConnection:
+    """An in-memory database whose views are the tables of the given rounds, as their manifests say.
+
+    Args:
+        spill: Folder for what does not fit into memory.
+
+    Raises:
+        TableError: a file is missing or damaged.
+    """
+    db = duckdb.connect()
+    db.execute("SET preserve_insertion_order = false")
+    if spill is not None:
+        db.execute(f"SET temp_directory = {_quoted(str(spill))}")
+    for spec in TABLES.values():
+        paths = [path for r in rounds for table in r.tables if table.spec is spec for path in table.files()]
+        _create_view(db, spec, paths)
+    return db
+
+
+def _create_view(db: duckdb.DuckDBPyConnection, spec: TableSpec, paths: Sequence[Path]) -> None:
+    if paths:
+        files = ", ".join(_quoted(str(path)) for path in paths)
+        # The files of an older version may lack a column; the folder's name must not become one.
+        source = f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
+        db.execute(f"CREATE VIEW {spec.name} AS SELECT * FROM {source}")
+    else:
+        columns = ", ".join(f'NULL::{_duckdb_type(db, spec, name)} AS "{name}"' for name in spec.schema.names)
+        db.execute(f"CREATE VIEW {spec.name} AS SELECT {columns} WHERE false")
+    db.execute(f"COMMENT ON VIEW {spec.name} IS {_quoted(spec.doc)}")
+    for field in spec.schema:
+        doc, unit = (field.metadata.get(key, b"").decode() for key in (b"doc", b"unit"))
+        db.execute(f'COMMENT ON COLUMN {spec.name}."{field.name}" IS {_quoted(f"{doc} [{unit}]" if unit else doc)}')
+
+
+def _duckdb_type(db: duckdb.DuckDBPyConnection, spec: TableSpec, name: str) -> str:
+    empty = spec.schema.empty_table().select([name])
+    return str(db.from_arrow(empty).types[0])
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
