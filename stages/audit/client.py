@@ -32,6 +32,10 @@ class Outcome:
     retry_after_s: float | None = None
 
     @property
+    def problem(self) -> str:
+        return f"{self.status or self.kind}: {self.reason}"
+
+    @property
     def worth_retrying(self) -> bool:
         return self.kind in ("unsent", "unknown") or self.status in (408, 409, 425, 429) or self.status >= 500
 

@@ -9,7 +9,7 @@ import math
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -24,10 +24,12 @@ from .client import Outcome, pause_s, post
 from .group_commit import GroupCommit
 from .teacher import Answer, Ask, Rollout, Teacher
 
-_PART_ROWS = 4096
+_PART_REQUESTS = 4096
 _SECONDS_BETWEEN_PARTS = 10.0
-_FAILURES_BEFORE_GIVING_UP = 10
-"""Requests that may be refused for good before the first one has succeeded."""
+_REFUSED_BEFORE_GIVING_UP = 10
+"""Chunks that may be refused for good before the first request has succeeded."""
+_EXHAUSTED_BEFORE_GIVING_UP = 3
+"""Chunks in a row, without a success between, that may run out of attempts: then it is the teacher, not the prompt."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,11 @@ class Flow:
         self._in_flight = 0
         self._settled = asyncio.Event()
         self._settlements = 0
-        self._succeeded_at = -math.inf
-        self._failures = 0
+        self._succeeded = False
+        self._refused = 0
+        self._exhausted_in_a_row = 0
+        self._deferred: list[Work] = []
+        """Chunks that ran out of attempts; they have a second turn at the end."""
         self._charged_nusd = self._charged_tokens = 0
 
     async def run(self, session: aiohttp.ClientSession, works: Iterable[Work]) -> None:
@@ -72,11 +77,10 @@ class Flow:
             TeacherError: the teacher went away, or refuses everything.
             Interrupted: `interrupt` was called.
         """
-        queue = iter(works)
         writer = asyncio.create_task(self._write_now_and_then())
-        workers = [self._worker(session, queue) for _ in range(self._config.max_concurrency)]
         try:
-            await asyncio.gather(*workers)
+            await self._ask_all(session, iter(works), last_turn=False)
+            await self._ask_all(session, iter(self._deferred), last_turn=True)
         finally:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
@@ -92,7 +96,7 @@ class Flow:
         while True:
             await asyncio.sleep(_SECONDS_BETWEEN_PARTS)
             # A part that is being written is finished even if the flow ends meanwhile.
-            await asyncio.shield(drain(self._table, self._index, self._commit))
+            await asyncio.shield(_move_part(self._table, self._index, self._commit, frozenset()))
 
     def _end(self, reason: OmniopdError) -> None:
         if self._stop is None:
@@ -101,20 +105,23 @@ class Flow:
 
     # -- asking
 
-    async def _worker(self, session: aiohttp.ClientSession, queue: Iterator[Work]) -> None:
+    async def _ask_all(self, session: aiohttp.ClientSession, queue: Iterator[Work], last_turn: bool) -> None:
+        workers = [self._worker(session, queue, last_turn) for _ in range(self._config.max_concurrency)]
+        await asyncio.gather(*workers)
+
+    async def _worker(self, session: aiohttp.ClientSession, queue: Iterator[Work], last_turn: bool) -> None:
         for work in queue:
             if self._stop is not None:
                 return
             try:
-                await self._complete(session, work)
+                await self._complete(session, work, last_turn)
             except OmniopdError as error:
                 self._end(error)
 
-    async def _complete(self, session: aiohttp.ClientSession, work: Work) -> None:
-        """Ask until no rollout of the chunk is missing."""
+    async def _complete(self, session: aiohttp.ClientSession, work: Work, last_turn: bool) -> None:
+        """Ask until no rollout of the chunk is missing, or there is no sense in asking on."""
         missing = list(work.missing)
         attempts = 0
-        began = time.monotonic()
         while missing and self._stop is None:
             n = min(len(missing), self._choices)
             ask = Ask(work.question, work.prompt_text, work.prefix, n, work.max_tokens)
@@ -122,28 +129,40 @@ class Flow:
             if request_id is None:
                 return
             sent = time.monotonic()
-            outcome = await post(session, self._teacher.base_url, self._teacher.request(ask))
+            result = self._read(await post(session, self._teacher.base_url, self._teacher.request(ask)))
             attempts += 1
             receipt = _Receipt(work.chunk_id, request_id, time.monotonic() - sent, attempts, self._teacher.continuation)
-            answer, problem = self._read(outcome)
-            if answer is not None:
-                got = answer.rollouts[:n]
-                await self._settle(self._bill(receipt, answer, missing[: len(got)]), len(got))
-                missing = missing[len(got) :]
-                if len(got) < n:
-                    self._choices = max(1, len(got))
-                began = self._succeeded_at = time.monotonic()
-                attempts = 0 if got else attempts
-            elif outcome.worth_retrying and attempts < self._config.max_attempts:
-                await self._settle(_unbilled(outcome, receipt, []))
-                await asyncio.sleep(pause_s(attempts, outcome.retry_after_s))
+            if isinstance(result, Answer):
+                got = len(result.rollouts[:n])
+                await self._settle(self._bill(receipt, result, missing[:got]), got)
+                missing = missing[got:]
+                self._choices = min(self._choices, got) if got < n else self._choices
+                self._succeeded, self._exhausted_in_a_row, attempts = True, 0, 0
+            elif result.worth_retrying and attempts < self._config.max_attempts:
+                await self._settle(_unbilled(result, receipt, []))
+                await asyncio.sleep(pause_s(attempts, result.retry_after_s))
             else:
-                fatal = self._fatal(outcome, problem, began)
-                lost = [] if fatal else missing
-                await self._settle(_unbilled(outcome, receipt, _failed_rows(receipt, lost, problem)), len(lost))
-                if fatal:
-                    raise fatal
+                await self._give_up(work, tuple(missing), result, receipt, last_turn)
                 return
+
+    async def _give_up(
+        self, work: Work, missing: tuple[int, ...], outcome: Outcome, receipt: "_Receipt", last_turn: bool
+    ) -> None:
+        """Record rollouts as failed, or put the chunk back, or end the stage.
+
+        Raises:
+            TeacherError: it is not this chunk's fault.
+        """
+        fatal = self._fatal(outcome)
+        if fatal or (outcome.worth_retrying and not last_turn):
+            await self._settle(_unbilled(outcome, receipt, []))
+            self._deferred.append(replace(work, missing=missing))
+        else:
+            await self._settle(
+                _unbilled(outcome, receipt, _failed_rows(receipt, missing, outcome.problem)), len(missing)
+            )
+        if fatal:
+            raise fatal
 
     async def _reserve(self, ask: Ask) -> str | None:
         """A request id whose worst case is reserved; None when the flow ends first.
@@ -176,15 +195,15 @@ class Flow:
         self._charged_tokens += settlement.usage.tokens
         self._advance(rows, f"{self._charged_tokens} tokens, ${self._charged_nusd / NANO:.2f}")
 
-    def _read(self, outcome: Outcome) -> tuple[Answer | None, str]:
-        """The answer, or what is wrong."""
+    def _read(self, outcome: Outcome) -> Answer | Outcome:
+        """The answer; where it cannot be read, nobody knows what the server did."""
         if outcome.kind != "answered":
-            return None, f"{outcome.status or outcome.kind}: {outcome.reason}"
+            return outcome
         try:
             answer = self._teacher.parse(outcome.body)
         except (ValueError, KeyError, TypeError) as error:
-            return None, f"unreadable answer: {error}"
-        return (answer, "") if answer.rollouts else (None, "an answer without a choice")
+            return replace(outcome, kind="unknown", reason=f"unreadable answer: {error}")
+        return answer if answer.rollouts else replace(outcome, kind="unknown", reason="an answer without a choice")
 
     def _bill(self, receipt: "_Receipt", answer: Answer, indices: Sequence[int]) -> Settlement:
         nusd = 0 if answer.usage is None else price_nusd(answer.usage, self._config.price)
@@ -193,31 +212,41 @@ class Flow:
         state = "unknown" if answer.usage is None else "settled"
         return Settlement(receipt.request_id, state, answer.usage or Usage(), nusd, orjson.dumps(rows))
 
-    def _fatal(self, outcome: Outcome, problem: str, began: float) -> TeacherError | None:
-        """An error that ends the stage, where asking on is senseless; nothing is recorded as failed then."""
+    def _fatal(self, outcome: Outcome) -> TeacherError | None:
+        """The error that ends the stage where asking on is senseless."""
         url = self._teacher.base_url
         if outcome.status in (401, 403, 404):
-            return TeacherError(f"The teacher at {url} refuses: {problem}.", "Check the key, the URL and the model id.")
-        if outcome.worth_retrying and self._succeeded_at < began:
             return TeacherError(
-                f"The teacher at {url} has stopped answering ({problem}).",
+                f"The teacher at {url} refuses: {outcome.problem}.", "Check the key, the URL and the model id."
+            )
+        if outcome.worth_retrying:
+            self._exhausted_in_a_row += 1
+            if self._exhausted_in_a_row < _EXHAUSTED_BEFORE_GIVING_UP:
+                return None
+            return TeacherError(
+                f"The teacher at {url} has stopped answering ({outcome.problem}).",
                 "Run the same command again once it is back.",
             )
-        self._failures += 1
-        if self._succeeded_at == -math.inf and self._failures >= _FAILURES_BEFORE_GIVING_UP:
-            return TeacherError(
-                f"The teacher at {url} refuses every request: {problem}.", "Mend the [teacher] section."
-            )
-        return None
+        self._refused += 1
+        if self._succeeded or self._refused < _REFUSED_BEFORE_GIVING_UP:
+            return None
+        return TeacherError(f"The teacher at {url} refuses every request: {outcome.problem}.", "Mend [teacher].")
 
 
 async def drain(table: Table, index: int, commit: GroupCommit, present: Set[tuple[Any, ...]] = frozenset()) -> None:
-    """Move the outbox into the rollouts table. `present`: keys that a crash may have left in both."""
-    while entries := await commit.call(commit.ledger.outbox, index, _PART_ROWS):
-        rows: list[dict[str, Any]] = [row for _, payload in entries for row in orjson.loads(payload)]
-        new = [row for row in rows if (row["chunk_id"], row["rollout_index"]) not in present]
-        await asyncio.to_thread(table.append, new)
-        await commit.call(commit.ledger.clear_outbox, [request_id for request_id, _ in entries])
+    """Move the whole outbox into the rollouts table. `present`: keys that a crash may have left in both."""
+    while await _move_part(table, index, commit, present):
+        pass
+
+
+async def _move_part(table: Table, index: int, commit: GroupCommit, present: Set[tuple[Any, ...]]) -> bool:
+    """Move what is in the outbox, up to a part's size. False: there was nothing."""
+    entries = await commit.call(commit.ledger.outbox, index, _PART_REQUESTS)
+    rows: list[dict[str, Any]] = [row for _, payload in entries for row in orjson.loads(payload)]
+    new = [row for row in rows if (row["chunk_id"], row["rollout_index"]) not in present]
+    await asyncio.to_thread(table.append, new)
+    await commit.call(commit.ledger.clear_outbox, [request_id for request_id, _ in entries])
+    return bool(entries)
 
 
 @dataclass(frozen=True)

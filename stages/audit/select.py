@@ -58,7 +58,7 @@ def select_chunks(
     start = starts_BT[row, anchor]
     end = np.minimum(start + chunk_tokens, lengths_B[row])
     found = Chunks(row, rank, anchor, start, end)
-    return _merge(found) if overlap == "merge" else found
+    return _merge(found) if overlap == "merge" and len(row) else found
 
 
 def _starts(lengths_B: NDArray[np.int64], clean_BT: NDArray[np.bool_], chunk_tokens: int) -> NDArray[np.int64]:

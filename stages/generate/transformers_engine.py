@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -24,6 +25,7 @@ class TransformersEngine:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         auto = torch.bfloat16 if self._device.type == "cuda" else torch.float32
         precision = auto if dtype == "auto" else getattr(torch, dtype)
+        transformers.logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision)
         self._model = model.to(self._device).eval()  # pyright: ignore[reportArgumentType]
         self._batch_size = batch_size

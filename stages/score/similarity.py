@@ -4,6 +4,7 @@ Each distinct unit (a word, a symbol, a character) becomes one code point, so th
 units as it compares strings.
 """
 
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ _SURROGATES = range(0xD800, 0xE000)
 """Code points that no string may hold."""
 
 
-def edit(chunks: pa.StringArray, rollouts: pa.StringArray, unit: Unit) -> pa.DoubleArray:
+def edit(chunks: pa.ChunkedArray, rollouts: pa.ChunkedArray, unit: Unit) -> pa.DoubleArray:
     """1 - Levenshtein distance / length of the longer, in units (Navarro, 2001); null where the chunk has no unit.
 
     Texts are normalised to NFC. A rollout longer than its chunk is cut to the chunk's length in units: tokenizers
@@ -32,18 +33,18 @@ def edit(chunks: pa.StringArray, rollouts: pa.StringArray, unit: Unit) -> pa.Dou
     return pa.array(phi, mask=np.array([not units for units in chunk_units], dtype=np.bool_))
 
 
-def encode(chunks: pa.StringArray, rollouts: pa.StringArray, unit: Unit) -> tuple[list[str], list[str]]:
+def encode(chunks: pa.ChunkedArray, rollouts: pa.ChunkedArray, unit: Unit) -> tuple[list[str], list[str]]:
     """Both columns with one code point for each unit; equal units have equal code points."""
     both = pl.concat([_texts(chunks), _texts(rollouts)])
     units = both.str.normalize("NFC").str.extract_all(_UNIT_PATTERN[unit])
     lengths = units.list.len().to_numpy()
-    codes = units.explode(empty_as_null=False).rank("dense").to_numpy().astype(np.uint32)
+    codes = units.explode(empty_as_null=False).drop_nulls().rank("dense").to_numpy().astype(np.uint32)
     codes[codes >= _SURROGATES.start] += len(_SURROGATES)
     encoded = _split(codes, lengths)
     return encoded[: len(chunks)], encoded[len(chunks) :]
 
 
-def _texts(column: pa.StringArray) -> pl.Series:
+def _texts(column: pa.ChunkedArray) -> pl.Series:
     series = pl.from_arrow(column)
     assert isinstance(series, pl.Series)
     return series.alias("text")
@@ -51,8 +52,8 @@ def _texts(column: pa.StringArray) -> pl.Series:
 
 def _split(codes: NDArray[np.uint32], lengths: NDArray[np.uint32]) -> list[str]:
     text = codes.astype("<u4").tobytes().decode("utf-32-le")
-    ends = np.cumsum(lengths, dtype=np.int64).tolist()
-    return [text[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    offsets = [0, *np.cumsum(lengths, dtype=np.int64).tolist()]
+    return [text[start:end] for start, end in pairwise(offsets)]
 
 
 METRICS = {"edit": edit}

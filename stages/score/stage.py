@@ -2,13 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
-from duckdb.func import ARROW
+from duckdb.func import ARROW, SPECIAL
 from duckdb.sqltypes import DOUBLE, VARCHAR
 
 from ...store.config import Config, made_with
@@ -52,10 +51,14 @@ def _is_current(table: Table, settings: Mapping[str, Any]) -> bool:
 def _score(run: RunDir, round_: RoundDir, config: Config, settings: Mapping[str, Any]) -> None:
     sql = statements()
     values = config.score.model_dump()
-    phi = partial(METRICS[config.score.phi], unit=config.score.unit)
+    metric, unit = METRICS[config.score.phi], config.score.unit
+
+    def phi(chunk_text: pa.ChunkedArray, text: pa.ChunkedArray) -> pa.DoubleArray:
+        return metric(chunk_text, text, unit)
+
     with contextlib.closing(connect([round_], spill=run.path / ".spill")) as db:
         _check(db, round_)
-        db.create_function("phi", phi, [VARCHAR, VARCHAR], DOUBLE, type=ARROW)
+        db.create_function("phi", phi, [VARCHAR, VARCHAR], DOUBLE, type=ARROW, null_handling=SPECIAL)
         db.execute("CREATE MACRO filled(value, n) AS list_resize([value], n, value)")
         db.execute(sql["similarities"])
         round_.scores.replace(
@@ -85,6 +88,9 @@ def _check(db: duckdb.DuckDBPyConnection, round_: RoundDir) -> None:
         "rollouts of a chunk that does not exist": "SELECT count(*) FROM rollouts ANTI JOIN chunks USING (chunk_id)",
         "rollouts with the same chunk_id and rollout_index": (
             "SELECT count(*) - count(DISTINCT (chunk_id, rollout_index)) FROM rollouts"
+        ),
+        "answered rollouts without a text": (
+            "SELECT count(*) FROM rollouts WHERE status IN ('ok', 'empty') AND text IS NULL"
         ),
         "chunks whose prior is not in (0, 1]": (
             "SELECT count(*) FROM chunks WHERE (prior > 0 AND prior <= 1) IS NOT TRUE"

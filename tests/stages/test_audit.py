@@ -1,0 +1,230 @@
+"""The audit stage against a server that behaves, and against one that does not."""
+
+import collections
+
+import pytest
+from aiohttp import web
+
+from omniopd.stages.audit.stage import audit
+from omniopd.stages.generate.stage import generate
+from omniopd.store.errors import BudgetReached, TeacherError
+from omniopd.store.ledger import NANO, read_totals
+
+
+@pytest.fixture
+def run(make_run, teacher):
+    run = make_run(teacher={"base_url": teacher.base_url, "max_concurrency": 4})
+    generate(run, 0, run.config())
+    return run
+
+
+def rollouts(run):
+    return run.round(0).rollouts.read().to_pylist()
+
+
+def assert_every_rollout_is_there_once(run, n=4):
+    chunks = run.round(0).chunks.read(["chunk_id"])["chunk_id"].to_pylist()
+    expected = {(chunk, i) for chunk in chunks for i in range(n)}
+    keys = [(row["chunk_id"], row["rollout_index"]) for row in rollouts(run)]
+    assert len(keys) == len(set(keys))
+    assert set(keys) == expected
+
+
+def no_pauses(monkeypatch):
+    monkeypatch.setattr("omniopd.stages.audit.flow.pause_s", lambda attempt, retry_after: 0.0)
+
+
+def test_each_chunk_is_asked_once_with_its_prefix_and_all_rows_add_up_to_the_bill(run, teacher):
+    audit(run, 0, run.config(("teacher.price={input=1.0, cached_input=0.1, output=5.0}",)))
+    assert_every_rollout_is_there_once(run)
+    chunks = {c["chunk_id"]: c for c in run.round(0).chunks.read().to_pylist()}
+    trajectories = {t["trajectory_id"]: t for t in run.round(0).trajectories.read().to_pylist()}
+    prompts = sorted(trajectories[c["trajectory_id"]]["prompt_text"] + c["prefix_text"] for c in chunks.values())
+    assert sorted(body["prompt"] for body in teacher.bodies) == prompts
+    assert {(body["n"], body["max_tokens"], body["temperature"]) for body in teacher.bodies} == {(4, 12, 1.0)}
+    rows = rollouts(run)
+    totals = read_totals(run.ledger)
+    assert totals.requests == len(chunks) == teacher.requests
+    assert sum(row["prompt_tokens"] for row in rows) == totals.prompt_tokens
+    assert sum(row["completion_tokens"] for row in rows) == totals.completion_tokens
+    assert sum(row["cost_usd"] for row in rows) * NANO == pytest.approx(totals.charged_nusd, abs=1)
+    expected = sum(1000 * (len(b["prompt"]) - 2) + 100 * 2 + 5000 * 16 for b in teacher.bodies)
+    assert totals.charged_nusd == expected
+    assert totals.reserved_tokens == 0
+
+
+def test_chunk_texts_are_what_the_student_wrote_between_prefix_and_rest(run):
+    audit(run, 0, run.config())
+    trajectories = {t["trajectory_id"]: t for t in run.round(0).trajectories.read().to_pylist()}
+    chunks = run.round(0).chunks.read().to_pylist()
+    for chunk in chunks:
+        trajectory = trajectories[chunk["trajectory_id"]]
+        assert trajectory["response_text"].startswith(chunk["prefix_text"] + chunk["chunk_text"])
+        assert chunk["anchor_entropy"] == trajectory["entropies"][chunk["anchor"]]
+        logprobs = trajectory["logprobs"][chunk["start"] : chunk["end"]]
+        assert chunk["prior"] == pytest.approx(2.718281828459045 ** (sum(logprobs) / len(logprobs)))
+        spoken = len(trajectory["response_ids"]) - (trajectory["finish_reason"] == "stop")
+        assert chunk["end"] <= spoken, "the stop token is never audited"
+    tops = [c for c in chunks if c["rank"] == 0]
+    assert len(tops) == len(trajectories)
+
+
+def test_nested_prefixes_come_together_and_shortest_first(run, teacher):
+    audit(run, 0, run.config(("teacher.max_concurrency=1",)))
+    prompts = [body["prompt"] for body in teacher.bodies]
+    turns = [i for i in range(1, len(prompts)) if not prompts[i].startswith(prompts[i - 1])]
+    assert len(turns) == run.round(0).trajectories.manifest.rows - 1
+
+
+def test_a_second_call_asks_nothing_and_more_rollouts_are_a_changed_config(run, teacher):
+    audit(run, 0, run.config())
+    before = teacher.requests
+    audit(run, 0, run.config())
+    assert teacher.requests == before
+
+
+def test_a_server_that_ignores_n_is_asked_again_for_the_rest(run, teacher):
+    teacher.most_choices = 1
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    assert teacher.requests == 4 * run.round(0).chunks.manifest.rows
+
+
+def test_passing_faults_are_retried_and_only_unknown_outcomes_are_charged(run, teacher, monkeypatch):
+    no_pauses(monkeypatch)
+    faults = {
+        0: web.json_response({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "0"}),
+        3: web.json_response({"error": {"message": "oops"}}, status=500),
+        5: "hang up",
+        7: web.Response(text="not json", content_type="application/json"),
+        9: web.json_response({"choices": "none"}),
+    }
+    teacher.behave = lambda body, number: faults.get(number)
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    assert {row["status"] for row in rollouts(run)} == {"ok"}
+    chunks = run.round(0).chunks.manifest.rows
+    totals = read_totals(run.ledger)
+    assert teacher.requests == totals.requests == chunks + len(faults)
+    assert teacher.answered == chunks
+    assert totals.unknown == 3
+    assert totals.reserved_tokens == 0
+
+
+def test_refusals_filters_and_bad_requests_are_typed_rows_without_text(run, teacher):
+    def behave(body, number):
+        answer = teacher.answer(body)
+        if number == 1:
+            for choice in answer["choices"]:
+                choice.update(finish_reason="content_filter")
+            return web.json_response(answer)
+        if number == 2:
+            for choice in answer["choices"]:
+                choice["text"] = ""
+            return web.json_response(answer)
+        if number == 3:
+            return web.json_response({"error": {"message": "prompt too long"}}, status=400)
+        return None
+
+    teacher.behave = behave
+    audit(run, 0, run.config(("teacher.max_concurrency=1",)))
+    assert_every_rollout_is_there_once(run)
+    rows = rollouts(run)
+    assert collections.Counter(row["status"] for row in rows) == {
+        "ok": len(rows) - 12, "filtered": 4, "empty": 4, "failed": 4,
+    }  # fmt: skip
+    assert all((row["text"] is None) == (row["status"] in ("filtered", "failed")) for row in rows)
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert failed[0]["finish_reason"] == "400: prompt too long"
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_the_budget_is_never_exceeded_and_what_was_paid_for_is_kept(run, teacher, concurrency):
+    budget = 900
+    with pytest.raises(BudgetReached, match="Raise teacher") as caught:
+        audit(run, 0, run.config((f"teacher.budget_tokens={budget}", f"teacher.max_concurrency={concurrency}")))
+    assert caught.value.exit_code == 4
+    totals = read_totals(run.ledger)
+    assert 0 < totals.charged_tokens <= budget
+    assert totals.reserved_tokens == 0
+    assert len(rollouts(run)) == 4 * teacher.answered > 0
+    assert run.round(0).rollouts.complete, "score may use what was paid for"
+    # The budget is raised: only what is missing is asked for.
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    assert teacher.requests == run.round(0).chunks.manifest.rows
+
+
+def test_a_budget_too_small_for_one_request_sends_none(run, teacher):
+    with pytest.raises(BudgetReached):
+        audit(run, 0, run.config(("teacher.budget_tokens=10",)))
+    assert teacher.requests == 0
+
+
+def test_a_teacher_that_goes_away_leaves_no_failed_rows_and_the_next_call_goes_on(run, teacher, monkeypatch):
+    no_pauses(monkeypatch)
+    teacher.behave = lambda body, number: "hang up" if number >= 10 else None
+    with pytest.raises(TeacherError, match="has stopped answering"):
+        audit(run, 0, run.config(("teacher.max_attempts=2",)))
+    assert {row["status"] for row in rollouts(run)} == {"ok"}
+    assert len(rollouts(run)) == 4 * teacher.answered == 40
+    teacher.behave = lambda body, number: None
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    assert teacher.answered == run.round(0).chunks.manifest.rows
+
+
+def test_a_prompt_that_the_server_cannot_stand_is_set_aside_and_the_others_go_on(run, teacher, monkeypatch):
+    no_pauses(monkeypatch)
+    poisoned = []
+
+    def behave(body, number):
+        poisoned.append(body["prompt"]) if number == 2 else None
+        return web.json_response({"error": "crash"}, status=500) if body["prompt"] in poisoned else None
+
+    teacher.behave = behave
+    audit(run, 0, run.config(("teacher.max_concurrency=1", "teacher.max_attempts=2")))
+    assert_every_rollout_is_there_once(run)
+    assert sum(row["status"] == "failed" for row in rollouts(run)) == 4
+    assert teacher.requests == teacher.answered + 4, "two attempts, and two more at the end"
+
+
+def test_a_teacher_that_refuses_everything_ends_the_stage_soon(run, teacher):
+    teacher.behave = lambda body, number: web.json_response({"error": {"message": "no n"}}, status=422)
+    with pytest.raises(TeacherError, match="refuses every request: 422: no n"):
+        audit(run, 0, run.config())
+    assert teacher.requests < 20
+
+
+def test_a_wrong_key_is_an_error_of_the_stage_not_of_a_chunk(run, teacher):
+    teacher.behave = lambda body, number: web.json_response({"error": "bad key"}, status=401)
+    with pytest.raises(TeacherError, match="refuses: 401"):
+        audit(run, 0, run.config())
+    assert rollouts(run) == []
+
+
+def test_an_unreachable_teacher_is_found_before_anything_is_written(make_run):
+    run = make_run()
+    generate(run, 0, run.config())
+    with pytest.raises(TeacherError, match=r"No teacher answers at http://127\.0\.0\.1:9/v1.*Start the server"):
+        audit(run, 0, run.config())
+    assert not run.round(0).chunks.folder.exists()
+    assert not run.ledger.exists()
+
+
+def test_a_model_that_the_server_does_not_have_is_found_before_anything_is_sent(run, teacher):
+    with pytest.raises(TeacherError, match=r"has no model 'gpt' \(it has scripted\)"):
+        audit(run, 0, run.config(("teacher.model=gpt",)))
+    assert teacher.requests == 0
+
+
+def test_the_key_is_sent_and_is_nowhere_in_the_run_directory(run, teacher, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    seen = []
+    teacher.behave = lambda body, number: seen.append(number)
+    config = run.config()
+    run.record(config)
+    audit(run, 0, config)
+    assert seen
+    for path in run.path.rglob("*"):
+        assert not path.is_file() or b"very-secret" not in path.read_bytes(), path

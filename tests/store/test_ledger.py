@@ -1,0 +1,170 @@
+"""The ledger: settled + reserved never exceeds the budget, and an answer is never lost."""
+
+import sqlite3
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from omniopd.store.errors import TableError
+from omniopd.store.ledger import Budget, Ledger, Reservation, Settlement, Usage, read_totals
+
+
+def reserve(ledger, name, tokens, nusd=0):
+    return ledger.commit([Reservation(name, 0, "teacher", nusd, tokens)], [])[0]
+
+
+def settle(ledger, name, state="settled", usage=Usage(), nusd=0, payload=None):  # noqa: B008
+    ledger.commit([], [Settlement(name, state, usage, nusd, payload)])
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.sqlite"
+
+
+def test_a_reservation_that_does_not_fit_is_refused_and_leaves_no_trace(path):
+    ledger = Ledger(path, Budget(tokens=100))
+    assert reserve(ledger, "a", 60)
+    assert not reserve(ledger, "b", 41)
+    assert reserve(ledger, "c", 40)
+    assert ledger.totals().requests == 2
+
+
+def test_dollars_are_capped_as_well_as_tokens(path):
+    ledger = Ledger(path, Budget.of(usd=0.000000100, tokens=None))
+    assert reserve(ledger, "a", 1, nusd=100)
+    assert not reserve(ledger, "b", 1, nusd=1)
+
+
+def test_settling_frees_what_was_not_used(path):
+    ledger = Ledger(path, Budget(tokens=100))
+    reserve(ledger, "a", 100)
+    settle(ledger, "a", usage=Usage(20, 5, 10))
+    totals = ledger.totals()
+    assert (totals.charged_tokens, totals.reserved_tokens, totals.cached_tokens) == (30, 0, 5)
+    assert reserve(ledger, "b", 70)
+    assert not reserve(ledger, "c", 1)
+
+
+def test_a_refused_request_costs_nothing_and_an_unknown_one_its_worst_case(path):
+    ledger = Ledger(path, Budget(tokens=100))
+    reserve(ledger, "a", 50)
+    settle(ledger, "a", "released")
+    reserve(ledger, "b", 60)
+    settle(ledger, "b", "unknown")
+    assert ledger.totals().charged_tokens == 60
+    assert ledger.totals().unknown == 1
+
+
+def test_a_server_that_claims_more_than_was_asked_for_is_not_believed(path):
+    ledger = Ledger(path, Budget(tokens=100))
+    reserve(ledger, "a", 100)
+    settle(ledger, "a", usage=Usage(10_000, 0, 10_000))
+    assert ledger.totals().charged_tokens == 100
+    assert ledger.totals().prompt_tokens == 10_000
+
+
+def test_a_reservation_that_a_dead_process_left_is_charged_in_full(path):
+    ledger = Ledger(path, Budget(tokens=100))
+    reserve(ledger, "a", 80)
+    ledger.close()
+    again = Ledger(path, Budget(tokens=100))
+    assert again.totals().charged_tokens == 80
+    assert not reserve(again, "b", 21)
+    assert reserve(again, "c", 20)
+
+
+def test_an_answer_stays_in_the_outbox_until_it_is_cleared(path):
+    ledger = Ledger(path, Budget())
+    reserve(ledger, "a", 1)
+    settle(ledger, "a", payload=b"rows")
+    ledger.close()
+    again = Ledger(path, Budget())
+    assert again.outbox(0, 10) == [("a", b"rows")]
+    assert again.outbox(1, 10) == []
+    again.clear_outbox(["a"])
+    assert again.outbox(0, 10) == []
+
+
+def test_settling_and_reserving_in_one_commit_uses_the_freed_budget(path):
+    ledger = Ledger(path, Budget(tokens=100))
+    reserve(ledger, "a", 100)
+    granted = ledger.commit(
+        [Reservation("b", 0, "teacher", 0, 90), Reservation("c", 0, "teacher", 0, 10)],
+        [Settlement("a", "settled", Usage(5, 0, 5))],
+    )
+    assert granted == [True, False]
+
+
+def test_the_file_is_durable_and_readable_by_others_while_it_is_written(path):
+    ledger = Ledger(path, Budget())
+    reserve(ledger, "a", 7)
+    assert read_totals(path).reserved_tokens == 7
+    db = sqlite3.connect(path)
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert ledger._db.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_a_damaged_ledger_is_a_clear_error(path):
+    path.write_bytes(b"this is no database" * 100)
+    with pytest.raises(TableError, match="is damaged"):
+        Ledger(path, Budget())
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Random reservations, settlements and crashes, beside a model in plain Python."""
+
+    @initialize(budget=st.integers(0, 200))
+    def start(self, budget):
+        import tempfile
+        from pathlib import Path
+
+        self.path = Path(tempfile.mkdtemp()) / "ledger.sqlite"
+        self.budget = budget
+        self.ledger = Ledger(self.path, Budget(tokens=budget))
+        self.open = {}
+        self.charged = 0
+        self.count = 0
+
+    @rule(tokens=st.integers(0, 120))
+    def reserve(self, tokens):
+        name = str(self.count)
+        self.count += 1
+        granted = reserve(self.ledger, name, tokens)
+        assert granted == (self.charged + sum(self.open.values()) + tokens <= self.budget)
+        if granted:
+            self.open[name] = tokens
+
+    @rule(state=st.sampled_from(["settled", "released", "unknown"]), used=st.integers(0, 300), data=st.data())
+    def settle(self, state, used, data):
+        if self.open:
+            name = data.draw(st.sampled_from(sorted(self.open)))
+            reserved = self.open.pop(name)
+            usage = Usage(used, 0, 0) if state == "settled" else Usage()
+            settle(self.ledger, name, state, usage)
+            self.charged += {"settled": min(used, reserved), "released": 0, "unknown": reserved}[state]
+
+    @rule()
+    def crash_and_open_again(self):
+        self.ledger.close()
+        self.ledger = Ledger(self.path, Budget(tokens=self.budget))
+        self.charged += sum(self.open.values())
+        self.open = {}
+
+    @invariant()
+    def never_overspent(self):
+        if hasattr(self, "ledger"):
+            totals = self.ledger.totals()
+            assert totals.charged_tokens == self.charged
+            assert totals.reserved_tokens == sum(self.open.values())
+            assert totals.charged_tokens + totals.reserved_tokens <= self.budget
+
+    def teardown(self):
+        if hasattr(self, "ledger"):
+            self.ledger.close()
+
+
+TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
