@@ -135,6 +135,9 @@ class TeacherConfig(_Section):
 
 
 class ScoreConfig(_Section):
+    weights: Literal["teacher", "constant"] = "teacher"
+    """Where the weights come from. constant does not ask the teacher and gives every audited token the weight 1: the
+    control against which a claim of learning is made."""
     phi: Literal["edit"] = "edit"
     """Similarity of a chunk and a rollout (Eq. 3), in [0, 1]."""
     unit: Literal["word", "char"] = "word"
@@ -181,7 +184,7 @@ class TrainConfig(_Section):
     recompute: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of parameters and activations; the loss and the optimizer are always fp32."""
+    """Precision of parameters, activations and the policy that is written; loss and optimizer are always fp32."""
     loss_rows: int = Field(default=512, gt=0)
     """Rows of logits held at a time."""
     checkpoint_every: int = Field(default=50, gt=0)
@@ -307,9 +310,11 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
         "generate": {"samples_per_prompt", "max_new_tokens", "temperature", "top_p", "stop_token_ids", "seed"},
     },
     "chunks": {"select": None},
-    "rollouts": {"teacher": {"kind", "model", "continuation", "rollouts", "temperature", "max_tokens"}},
-    "scores": {"score": {"phi", "unit", "alpha", "min_rollouts"}},
-    "shards": {"score": {"phi", "unit", "alpha", "min_rollouts"}},
+    "rollouts": {
+        "teacher": {"kind", "model", "continuation", "rollouts", "temperature", "max_tokens"},
+        "score": {"weights"},
+    },
+    "scores": {"score": {"weights", "phi", "unit", "alpha", "min_rollouts"}},
     "policy": {
         "score": {"centre"},
         "train": {

@@ -37,6 +37,11 @@ def audit(run: RunDir, index: int, config: Config) -> str:
     round_ = run.round(index)
     round_.trajectories.require(f"omniopd generate {run.path} --round {index}")
     with round_.lock("audit"):
+        if config.score.weights == "constant":
+            _select(run, round_, config)
+            round_.rollouts.begin(made_with(config, "rollouts"))
+            round_.rollouts.finish()
+            return f"{round_.chunks.manifest.rows} chunks, and constant weights: the teacher is not asked"
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_audit(run, round_, config))

@@ -1,5 +1,5 @@
--- From rollouts to weights (Eq. 3-5) to training sequences. $alpha, $min_rollouts, $phi and $unit come from [score];
--- phi(chunk, rollout) is the similarity of similarity.py.
+-- From rollouts to weights (Eq. 3-5) to training sequences. The $names are keys of [score]; phi(chunk, rollout) is the
+-- similarity of similarity.py.
 
 -- name: similarities
 -- One row a usable rollout. A failed, refused or filtered call is no answer, so it counts neither as a match nor as
@@ -26,9 +26,11 @@ GROUP BY chunk_id;
 
 -- name: shards
 WITH audited AS (
-    SELECT trajectory_id, start, "end", pi_teacher, lag("end", 1, 0) OVER trajectory AS gap_start
+    SELECT
+        trajectory_id, start, "end", lag("end", 1, 0) OVER trajectory AS gap_start,
+        CASE WHEN $weights = 'constant' THEN 1 ELSE pi_teacher END AS weight
     FROM chunks JOIN scores USING (chunk_id)
-    WHERE n >= $min_rollouts
+    WHERE n >= $min_rollouts OR $weights = 'constant'
     WINDOW trajectory AS (PARTITION BY trajectory_id ORDER BY start)
 ),
 -- Chunks do not overlap, so a response is a sequence of gap, chunk, gap, chunk, ..., tail.
@@ -36,7 +38,7 @@ runs AS (
     SELECT
         trajectory_id,
         max("end") AS tail_start,
-        list({gap: start - gap_start, length: "end" - start, weight: pi_teacher::FLOAT} ORDER BY start) AS runs
+        list({gap: start - gap_start, length: "end" - start, weight: weight::FLOAT} ORDER BY start) AS runs
     FROM audited
     GROUP BY trajectory_id
 )

@@ -35,7 +35,8 @@ def edit(chunks: pa.ChunkedArray, rollouts: pa.ChunkedArray, unit: Unit) -> pa.D
 
 def encode(chunks: pa.ChunkedArray, rollouts: pa.ChunkedArray, unit: Unit) -> tuple[list[str], list[str]]:
     """Both columns with one code point for each unit; equal units have equal code points."""
-    both = pl.concat([_texts(chunks), _texts(rollouts)])
+    # DuckDB may evaluate a function on rows that it filters out afterwards, whose text is null.
+    both = pl.concat([_texts(chunks), _texts(rollouts)]).fill_null("")
     units = both.str.normalize("NFC").str.extract_all(_UNIT_PATTERN[unit])
     lengths = units.list.len().to_numpy()
     codes = units.explode(empty_as_null=False).drop_nulls().rank("dense").to_numpy().astype(np.uint32)

@@ -61,13 +61,11 @@ def _score(run: RunDir, round_: RoundDir, config: Config, settings: Mapping[str,
         db.create_function("phi", phi, [VARCHAR, VARCHAR], DOUBLE, type=ARROW, null_handling=SPECIAL)
         db.execute("CREATE MACRO filled(value, n) AS list_resize([value], n, value)")
         db.execute(sql["similarities"])
-        round_.scores.replace(
-            _parts(db, sql["scores"], {name: values[name] for name in ("phi", "unit", "alpha")}), settings
-        )
+        round_.scores.replace(_parts(db, sql["scores"], _only(values, "phi", "unit", "alpha")), settings)
         # The views were made before the scores existed.
         db.execute("DROP VIEW scores")
         db.register("scores", round_.scores.read(["chunk_id", "n", "pi_teacher"]))
-        round_.shards.replace(_parts(db, sql["shards"], {"min_rollouts": values["min_rollouts"]}), settings)
+        round_.shards.replace(_parts(db, sql["shards"], _only(values, "min_rollouts", "weights")), settings)
 
 
 def statements() -> dict[str, str]:
@@ -75,6 +73,10 @@ def statements() -> dict[str, str]:
     text = Path(__file__).with_name("score.sql").read_text(encoding="utf-8")
     named = (part.partition("\n") for part in text.split("-- name: ")[1:])
     return {name.strip(): body for name, _, body in named}
+
+
+def _only(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    return {name: values[name] for name in names}
 
 
 def _parts(db: duckdb.DuckDBPyConnection, query: str, values: Mapping[str, Any]) -> Iterator[pa.Table]:

@@ -228,3 +228,13 @@ def test_the_key_is_sent_and_is_nowhere_in_the_run_directory(run, teacher, monke
     assert seen
     for path in run.path.rglob("*"):
         assert not path.is_file() or b"very-secret" not in path.read_bytes(), path
+
+
+def test_constant_weights_select_the_same_chunks_and_ask_nothing(make_run, run, teacher):
+    audit(run, 0, run.config())
+    control = make_run(name="control", score={"weights": "constant"})
+    generate(control, 0, control.config())
+    audit(control, 0, control.config())
+    assert control.round(0).chunks.existing_keys() == run.round(0).chunks.existing_keys()
+    assert control.round(0).rollouts.complete
+    assert control.round(0).rollouts.manifest.rows == 0

@@ -127,6 +127,16 @@ def test_other_settings_replace_the_scores_without_asking_the_teacher(tmp_path, 
         assert row["pi_teacher"] == pytest.approx((1 + alpha * 0.5) / (1 + alpha))
 
 
+def test_constant_weights_are_one_on_every_chunk_whatever_the_teacher_said(tmp_path, tables):
+    trajectory, chunk, _ = tables
+    run = RunDir(tmp_path)
+    write(run, [trajectory], [chunk], [])
+    score(run, 0, Config(score=ScoreConfig(weights="constant")))
+    (shard,) = run.round(0).shards.read().to_pylist()
+    assert shard["loss_weight"] == [0.0, 1.0, 1.0]
+    assert shard["audited"] == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

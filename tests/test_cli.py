@@ -1,0 +1,145 @@
+"""The command line: quick, helpful, and one clear line for each kind of bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+def omniopd(*args, check=True, **env):
+    import os
+
+    result = subprocess.run(
+        [sys.executable, "-m", "omniopd", *map(str, args)], capture_output=True, text=True, env=os.environ | env
+    )
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def refused(code, *args):
+    """The one line of a command that fails with this code."""
+    result = omniopd(*args, check=False)
+    assert result.returncode == code, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("omniopd: ")
+    return lines[0]
+
+
+def test_help_loads_none_of_the_heavy_packages():
+    code = """
+import sys
+from typer.testing import CliRunner
+from omniopd.cli import app
+result = CliRunner().invoke(app, ["--help"])
+assert result.exit_code == 0 and "generate" in result.output
+heavy = {"torch", "transformers", "vllm", "megatron", "datasets", "pandas", "polars", "duckdb", "aiohttp"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["init", "plan", "generate", "audit", "score", "train", "run", "status", "inspect", "sql"]
+)
+def test_every_command_has_an_example_in_its_help(command):
+    assert f"omniopd {command}" in omniopd(command, "--help").stdout
+
+
+def test_init_writes_a_config_that_plan_can_price(tmp_path, student):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"question": "27+58-14+35"}\n{"question": "2+2+2+2"}\n')
+    run = tmp_path / "run"
+    omniopd("init", run, "--student", student, "--prompts", prompts, "--teacher", "t")
+    assert "exists" in refused(2, "init", run)
+    text = omniopd("plan", run, "--set", "teacher.price={input=1.0, output=5.0}").stdout
+    # Nothing is generated yet: 2 trajectories of 4096 tokens, M = 10, N = 10, C = 50.
+    assert "2 prompts x 1 = 2 trajectories" in text
+    assert "20 chunks of 50 tokens, 10 rollouts each = 200 rollouts" in text
+    assert "16,600 teacher tokens at most" in text
+    assert not list(run.glob("round=*"))
+
+
+def test_unknown_keys_columns_and_files_are_one_line_each(make_run, tmp_path):
+    run = make_run(name="r")
+    assert "did you mean beta?" in refused(3, "generate", run.path, "--set", "train.betta=1")
+    assert "has no column 'problem'" in refused(3, "generate", run.path, "--set", "data.field=problem")
+    assert "omniopd init" in refused(3, "status", tmp_path / "nowhere")
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    assert "is empty" in refused(3, "generate", run.path, "--set", f"data.prompts={empty}")
+    assert not run.round(0).path.exists()
+
+
+def test_stages_out_of_order_name_the_one_to_run_first(make_run, teacher):
+    run = make_run(teacher={"base_url": teacher.base_url})
+    assert "Run `omniopd generate" in refused(3, "audit", run.path)
+    assert "Run `omniopd generate" in refused(3, "score", run.path)
+    assert "Run `omniopd score" in refused(3, "train", run.path)
+
+
+def test_a_truncated_part_an_unreachable_teacher_and_a_changed_config_lose_nothing(make_run):
+    run = make_run()
+    omniopd("generate", run.path)
+    assert "No teacher answers" in refused(3, "audit", run.path)
+    line = refused(3, "generate", run.path, "--set", "generate.top_p=0.5")
+    assert "generate.top_p from 1.0 to 0.5" in line
+    part = run.round(0).trajectories.files()[0]
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-100])
+    assert "is damaged" in refused(3, "audit", run.path)
+    part.write_bytes(whole)
+    assert run.round(0).trajectories.read().num_rows == 12
+
+
+def test_the_budget_is_exit_code_4_and_run_goes_on_to_train_with_what_was_paid_for(make_run, teacher):
+    run = make_run(teacher={"base_url": teacher.base_url, "budget_tokens": 900})
+    result = omniopd("run", run.path, "--rounds", 2, check=False)
+    assert result.returncode == 4, result.stderr
+    assert "The teacher's budget is reached" in result.stderr
+    assert run.round(0).policy.is_dir()
+    assert not run.round(1).path.exists()
+    assert 0 < run.round(0).rollouts.manifest.rows < 4 * run.round(0).chunks.manifest.rows
+
+
+def test_status_inspect_and_sql_show_what_is_there(make_run, teacher):
+    run = make_run(teacher={"base_url": teacher.base_url})
+    omniopd("run", run.path)
+    status = json.loads(omniopd("status", run.path, "--json").stdout)
+    (round_,) = status["rounds"]
+    assert [stage["state"] for stage in round_["stages"]] == ["done"] * 4
+    assert status["requests"] == teacher.requests
+    assert "done" in omniopd("status", run.path, COLUMNS="120").stdout
+    shown = omniopd("inspect", run.path, "--limit", 2).stdout
+    assert shown.count("trajectory ") == 2
+    assert "⟦0: " in shown
+    assert "from 4 rollouts" in shown
+    assert "chunk_id" in omniopd("inspect", run.path, "scores", "--where", "n = 4", "--limit", 1).stdout
+    assert "│" in omniopd("sql", run.path, "SELECT count(*) FROM rollouts JOIN chunks USING (chunk_id)").stdout
+    assert "takes one statement that reads" in refused(2, "sql", run.path, "COPY scores TO 'x.csv'")
+    assert "The tables are" in refused(2, "sql", run.path, "SELECT nonsense")
+    assert "There is no table" in refused(2, "inspect", run.path, "nonsense")
+    assert "Columns of chunks" in refused(2, "inspect", run.path, "chunks", "--where", "nonsense")
+
+
+def test_what_ran_is_written_down(make_run):
+    run = make_run()
+    omniopd("generate", run.path, "--set", "generate.batch_size=3")
+    resolved = json.loads((run.path / "config.resolved.json").read_text())
+    assert resolved["generate"]["batch_size"] == 3
+    assert resolved["score"]["alpha"] == 1.0
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = omniopd("--debug", "status", tmp_path, check=False)
+    assert "Traceback" in result.stderr
+
+
+def test_a_second_process_on_the_same_stage_is_refused(make_run):
+    run = make_run()
+    with run.round(0).lock("generate"):
+        assert "Another process is running `generate`" in refused(3, "generate", run.path)
+    shutil.rmtree(run.path)

@@ -1,0 +1,74 @@
+"""Form the gradient of one global batch under several layouts, in the processes of one torchrun.
+
+    torchrun --nproc-per-node 2 one_step.py JOB.pt OUT.pt
+
+JOB.pt holds jobs by name: the student's and the policy's folders, the shards' rows, score.centre, and [train] sections
+by name. OUT.pt gets, by both names, the step's sums, the gradient's norm and the gradient under Hugging Face's names.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+from omniopd.store.config import TrainConfig
+from omniopd.store.schema import SHARDS
+from omniopd.train.architecture import check_layout, read_architecture
+from omniopd.train.data import micro_batches, read_shards
+from omniopd.train.hf_weights import WeightFiles
+from omniopd.train.mcore import parallel_state as mpu
+from omniopd.train.model import Student, build, hf_gradients, load_weights
+from omniopd.train.parallel import model_parallel, world
+from omniopd.train.step import Learner
+from omniopd.train.weights import batch_facts
+
+
+def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """The sums and the gradient of a batch of all rows."""
+    arch = read_architecture(job["student"])
+    check_layout(arch, train, dist.get_world_size())
+
+    def student(folder: Path) -> Student:
+        model = build(arch, train, device)
+        with WeightFiles(folder) as weights:
+            load_weights(model, weights)
+        return model
+
+    learner = Learner(student(job["policy"]), student(job["student"]), train, device)
+    shards = read_shards(pa.Table.from_pylist(job["rows"], schema=SHARDS.schema), arch.vocabulary)
+    facts = batch_facts(
+        shards.loss_weight, shards.audited, shards.response, centre=job["centre"], normalise=train.normalise
+    )
+    batches = micro_batches(
+        shards, torch.arange(len(shards)).numpy(), facts,
+        rank=mpu.get_data_parallel_rank(), ranks=mpu.get_data_parallel_world_size(),
+        micro_batch=train.micro_batch, multiple=train.tensor_parallel if train.sequence_parallel else 1,
+    )  # fmt: skip
+    sums = learner.gradients(batches, facts, on_policy=False)
+    stages: list[Any] = [None] * train.pipeline_parallel
+    dist.all_gather_object(stages, hf_gradients(learner.policy), group=mpu.get_pipeline_model_parallel_group())
+    # Pipeline stages that share an embedding hold its whole gradient each.
+    gradients = {name: gradient.clone() for stage in reversed(stages) for name, gradient in stage.items()}
+    norm, _ = learner.update(sums, 0.0)
+    return {"sums": dataclasses.asdict(sums), "norm": norm, "gradients": gradients, "normaliser": facts.normaliser}
+
+
+def main() -> None:
+    jobs = torch.load(sys.argv[1], weights_only=False)
+    results: dict[str, dict[str, Any]] = {}
+    with world() as device:
+        for kind, job in jobs.items():
+            for layout, section in job["layouts"].items():
+                train = TrainConfig.model_validate(section)
+                with model_parallel(train):
+                    results.setdefault(kind, {})[layout] = one_step(job, train, device)
+        if dist.get_rank() == 0:
+            torch.save(results, sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()

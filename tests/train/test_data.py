@@ -1,0 +1,115 @@
+"""Shards to micro-batches: nothing is lost, doubled or shifted."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omniopd.store.errors import InputError
+from omniopd.store.schema import SHARDS
+from omniopd.train.data import Shards, micro_batches, plan_steps, read_shards
+from omniopd.train.weights import BatchFacts, batch_facts
+
+
+def read(rows: list[dict[str, Any]], vocabulary: int = 97) -> Shards:
+    return read_shards(pa.Table.from_pylist(rows, schema=SHARDS.schema), vocabulary)
+
+
+def facts_of(shards: Shards, **options: Any) -> BatchFacts:
+    options = {"centre": "none", "normalise": "audited_tokens"} | options
+    return batch_facts(shards.loss_weight, shards.audited, shards.response, **options)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 2, 4]))
+def test_every_weighted_token_is_in_one_micro_batch_of_one_rank(
+    kit: Any, sequences: int, ranks: int, micro_batch: int, multiple: int
+) -> None:
+    shards = read(kit.shard_rows(sequences, seed=sequences))
+    order = np.arange(sequences)
+    facts = facts_of(shards)
+    parts = [
+        micro_batches(shards, order, facts, rank=r, ranks=ranks, micro_batch=micro_batch, multiple=multiple)
+        for r in range(ranks)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    audited: list[tuple[int, float, float]] = []
+    anchored = 0
+    for batch in (batch for part in parts for batch in part):
+        size, length = batch.ids_BS.shape
+        assert size <= micro_batch
+        assert length % multiple == 0
+        rows = batch.rows
+        # Row position * B + b predicts the token after it.
+        after = batch.ids_BS[rows.audited_A % size, rows.audited_A // size + 1]
+        assert after.tolist() == rows.target_A.tolist()
+        audited += zip(rows.target_A.tolist(), rows.weight_A.tolist(), rows.behaviour_A.tolist(), strict=True)
+        anchored += len(rows.anchored_U)
+    at = shards.audited
+    expected = zip(
+        shards.input_ids[at].tolist(), shards.loss_weight[at].tolist(), shards.behaviour[at].tolist(), strict=True
+    )
+    assert sorted(audited) == sorted(expected)
+    assert anchored == facts.unaudited_tokens
+
+
+def test_an_epoch_takes_every_sequence_once_in_an_order_set_by_the_seed() -> None:
+    plan = plan_steps(10, global_batch=4, epochs=2, seed=3, steps=None)
+    assert [len(step) for step in plan] == [4, 4, 2, 4, 4, 2]
+    first, second = np.concatenate(plan[:3]), np.concatenate(plan[3:])
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first.tolist() != second.tolist()
+    again = plan_steps(10, global_batch=4, epochs=2, seed=3, steps=2)
+    assert [step.tolist() for step in again] == [step.tolist() for step in plan[:2]]
+    assert plan_steps(10, global_batch=4, epochs=1, seed=4, steps=None)[0].tolist() != plan[0].tolist()
+
+
+def test_centring_makes_the_batch_s_audited_weights_sum_to_zero(kit: Any) -> None:
+    shards = read(kit.shard_rows(5))
+    facts = facts_of(shards, centre="batch_mean")
+    (batch,) = micro_batches(shards, np.arange(5), facts, rank=0, ranks=1, micro_batch=5)
+    assert facts.mean_weight == pytest.approx(shards.loss_weight[shards.audited].mean(), rel=1e-6)
+    assert batch.rows.weight_A.double().mean().item() == pytest.approx(0, abs=1e-7)
+    assert facts_of(shards).baseline == 0
+
+
+def test_the_normaliser_is_the_audited_tokens_or_one(kit: Any) -> None:
+    shards = read(kit.shard_rows(3))
+    assert facts_of(shards).normaliser == shards.audited.sum()
+    assert facts_of(shards, normalise="sum").normaliser == 1
+    unaudited = [row | {"audited": [False] * len(row["audited"])} for row in kit.shard_rows(3)]
+    facts = facts_of(read(unaudited), centre="batch_mean")
+    assert (facts.normaliser, facts.mean_weight, facts.audited_tokens) == (1, 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": [1, 2, 97]}, "token id 97, outside the student's vocabulary of 97"),
+        ({"input_ids": [1, 2]}, "differ in length"),
+        ({"audited": [False, True, False], "response_mask": [False, False, True]}, "token of the prompt"),
+        ({"response_mask": [True, True, True]}, "token of the prompt"),
+        ({"loss_weight": [0.0, float("nan"), 0.0]}, "not finite"),
+        ({name: [] for name in SHARDS.schema.names[1:]}, "a row has no tokens"),
+    ],
+)
+def test_shards_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
+    row = {
+        "trajectory_id": "t",
+        "input_ids": [1, 2, 3],
+        "loss_weight": [0.0, 0.5, 0.0],
+        "audited": [False, True, False],
+        "response_mask": [False, True, True],
+        "behaviour_logprobs": [0.0, -1.0, -1.0],
+    }
+    read([row])
+    with pytest.raises(InputError, match=message):
+        read([row | change])
+
+
+def test_shards_without_rows_are_refused() -> None:
+    with pytest.raises(InputError, match="nothing to train on"):
+        read([])

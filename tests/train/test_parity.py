@@ -1,0 +1,118 @@
+"""The trainer's loss and gradient against Eq. 8 written out in float64 over transformers, and every layout likewise."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "data": {},
+    "tensor": {"tensor_parallel": 2},
+    "sequence": {"tensor_parallel": 2, "sequence_parallel": True, "recompute": True},
+    "pipeline": {"pipeline_parallel": 2},
+}
+KINDS = ("qwen3", "llama", "qwen2")
+TRAIN = {"beta": 0.3, "micro_batch": 2, "loss_rows": 7, "importance_cap": 1.5}
+
+
+def torchrun(processes: int, script: Path, *arguments: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node", str(processes), script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[:8000]
+
+
+@pytest.fixture(scope="module")
+def steps(
+    students: Callable[[str], Path], kit: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """For each kind of student, the same step by one process, by every layout of two, and written out."""
+    folder = tmp_path_factory.mktemp("parity")
+    script = Path(__file__).with_name("one_step.py")
+    jobs = {
+        kind: {
+            "student": students(kind),
+            # Far enough from the reference that the divergence counts.
+            "policy": kit.save_student(folder / kind, kind, seed=7),
+            # An odd number of sequences, so that data-parallel ranks differ.
+            "rows": kit.shard_rows(7, seed=3),
+            "centre": "batch_mean",
+        }
+        for kind in KINDS
+    }
+    results: list[dict[str, Any]] = []
+    for processes, layouts in ((1, {"one": {}}), (2, LAYOUTS)):
+        sections = {name: TRAIN | layout for name, layout in layouts.items()}
+        torch.save({kind: job | {"layouts": sections} for kind, job in jobs.items()}, folder / "jobs.pt")
+        torchrun(processes, script, folder / "jobs.pt", folder / "out.pt")
+        results.append(torch.load(folder / "out.pt"))
+    one, two = results
+    return {
+        kind: one[kind] | two[kind] | {"written out": written_out(job["student"], job["policy"], job["rows"])}
+        for kind, job in jobs.items()
+    }
+
+
+def written_out(student: Path, policy: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Eq. 8 with centred weights and truncated importance ratios, one sequence at a time, float64."""
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float64, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float64, attn_implementation="eager")
+    weights = [w for row in rows for w, a in zip(row["loss_weight"], row["audited"], strict=True) if a]
+    baseline = sum(weights) / len(weights)
+    chunk_loss = kl = nll = torch.zeros((), dtype=torch.float64)
+    for row in rows:
+        ids = torch.tensor(row["input_ids"])
+        logp = model(ids[None]).logits[0].log_softmax(-1)
+        with torch.no_grad():
+            reference_logp = reference(ids[None]).logits[0].log_softmax(-1)
+        for i in range(1, len(ids)):
+            at = logp[i - 1, ids[i]]
+            if row["audited"][i]:
+                rho = (at.detach() - row["behaviour_logprobs"][i]).exp().clamp(max=TRAIN["importance_cap"])
+                chunk_loss = chunk_loss - (row["loss_weight"][i] - baseline) * rho * at
+                nll = nll - at
+            elif row["response_mask"][i]:
+                kl = kl + (reference_logp[i - 1].exp() * (reference_logp[i - 1] - logp[i - 1])).sum()
+    ((chunk_loss + TRAIN["beta"] * kl) / len(weights)).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
+    sums = {"chunk_loss": chunk_loss.item(), "kl": kl.item(), "nll": nll.item()}
+    return {"sums": sums, "norm": norm, "gradients": gradients, "normaliser": len(weights)}
+
+
+def worst(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Largest relative error over the tensors' gradients."""
+    assert a.keys() == b.keys()
+    return max(((a[name].double() - b[name].double()).norm() / b[name].double().norm()).item() for name in b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradient_equal_equation_8_written_out_in_float64(steps: dict[str, Any], kind: str) -> None:
+    mine, theirs = steps[kind]["one"], steps[kind]["written out"]
+    for name, value in theirs["sums"].items():
+        assert mine["sums"][name] == pytest.approx(value, rel=2e-6)
+    assert mine["normaliser"] == theirs["normaliser"]
+    assert mine["norm"] == pytest.approx(theirs["norm"], rel=2e-6)
+    assert worst(mine["gradients"], theirs["gradients"]) < 1e-5
+    assert 0 < mine["sums"]["clipped"] < mine["normaliser"]  # the importance cap was at work
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_processes_form_the_gradient_of_one(steps: dict[str, Any], kind: str, layout: str) -> None:
+    one, two = steps[kind]["one"], steps[kind][layout]
+    for name, value in one["sums"].items():
+        assert two["sums"][name] == pytest.approx(value, rel=2e-6)
+    assert two["norm"] == pytest.approx(one["norm"], rel=2e-6)
+    assert worst(two["gradients"], one["gradients"]) < 1e-5

@@ -1,0 +1,315 @@
+"""Whole rounds: what comes out, what a crash leaves behind, what is refused."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from omniopd.store.config import Config
+from omniopd.store.errors import BusyError, ConfigChangedError, ConfigError, InputError, TableError
+from omniopd.store.layout import RunDir
+from omniopd.train.checkpoint import Checkpoints
+from omniopd.train.launch import launch
+from omniopd.train.metrics import MetricsLog
+from omniopd.train.trainer import train_round
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = weights(a), weights(b)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+class Killed(Exception):
+    """Stands for the death of the process, where only what is on disk matters."""
+
+
+def die_after(steps: int) -> Callable[[int, int, dict[str, Any]], None]:
+    def progress(done: int, total: int, metrics: dict[str, Any]) -> None:
+        if done == steps:
+            raise Killed
+
+    return progress
+
+
+@pytest.fixture
+def config(kit: Any, students: Callable[[str], Path]) -> Config:
+    return kit.make_config(students("qwen3"), epochs=2)
+
+
+def test_two_rounds_in_one_process_train_and_then_stay_as_they_are(
+    kit: Any, run: RunDir, config: Config, students: Callable[[str], Path]
+) -> None:
+    threads = torch.get_num_threads()
+    seen: list[tuple[int, int]] = []
+    for index in (0, 1):
+        kit.write_round(run, index, config, kit.shard_rows(10, seed=index))
+        result = train_round(run, index, config, lambda done, total, _: seen.append((done, total)))
+        assert (result.steps, result.skipped, result.trained) == (6, 0, True)
+        assert result.policy == run.round(index).policy
+        assert not run.round(index).checkpoint.exists()
+    assert seen == [(step, 6) for step in range(1, 7)] * 2
+    student, first, second = students("qwen3"), run.round(0).policy, run.round(1).policy
+    assert not same(student, first)
+    assert not same(first, second)
+    beside = {path.name for path in student.iterdir()} - {"model.safetensors"}
+    assert {path.name for path in second.iterdir()} - {"model.safetensors"} == beside
+    assert all((student / name).read_bytes() == (second / name).read_bytes() for name in beside)
+    # Round 1 starts at the policy of round 0 and is anchored to the initial student.
+    assert MetricsLog(run, 0).rows()[0]["kl_mean"] == pytest.approx(0, abs=1e-6)
+    assert MetricsLog(run, 1).rows()[0]["kl_mean"] > 1e-3
+
+    again = train_round(run, 0, config)
+    assert (again.policy, again.steps, again.trained) == (first, 6, False)
+    assert torch.get_num_threads() == threads
+    assert not torch.distributed.is_initialized()
+    if not torch.cuda.is_available():
+        with pytest.raises((AssertionError, RuntimeError)):
+            torch.cuda.current_device()  # the stand-ins are gone
+
+
+def test_metrics_say_what_each_step_did(kit: Any, run: RunDir, config: Config) -> None:
+    rows = kit.shard_rows(10)
+    kit.write_round(run, 0, config, rows)
+    train_round(run, 0, kit.make_config(config.student.model, epochs=2, warmup_steps=4, beta=0.2))
+    log = MetricsLog(run, 0)
+    lines = log.rows()
+    assert log.table.read().to_pylist() == lines
+    assert [row["step"] for row in lines] == list(range(6))
+    assert [row["lr"] for row in lines] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
+    assert sum(row["audited_tokens"] for row in lines[:3]) == sum(sum(row["audited"]) for row in rows)
+    for row in lines:
+        assert row["loss"] == pytest.approx(row["chunk_loss"] + 0.2 * row["kl_sum"] / row["audited_tokens"])
+        assert row["kl_mean"] == pytest.approx(row["kl_sum"] / row["unaudited_tokens"])
+        assert row["chunk_loss"] == pytest.approx(row["chunk_loss_sum"] / row["audited_tokens"])
+        assert not row["skipped"]
+    assert lines[0]["clipped_share"] == 0 < lines[1]["clipped_share"]
+
+
+def test_without_an_anchor_no_divergence_is_computed(kit: Any, run: RunDir, config: Config) -> None:
+    kit.write_round(run, 0, config, kit.shard_rows(4))
+    train_round(run, 0, kit.make_config(config.student.model, beta=0.0))
+    (row,) = MetricsLog(run, 0).rows()
+    assert row["kl_sum"] is row["kl_mean"] is None
+    assert row["loss"] == row["chunk_loss"]
+
+
+def test_equal_weights_centre_to_a_gradient_of_the_anchor_alone(kit: Any, run: RunDir, config: Config) -> None:
+    rows = kit.shard_rows(4)
+    for row in rows:
+        row["loss_weight"] = [0.5 * audited for audited in row["audited"]]
+    kit.write_round(run, 0, config, rows)
+    train_round(run, 0, kit.make_config(config.student.model, centre="batch_mean"))
+    (row,) = MetricsLog(run, 0).rows()
+    assert row["mean_weight"] == 0.5
+    assert row["chunk_loss"] == 0
+    assert row["audited_nll"] > 1  # measured all the same
+    assert row["grad_norm"] < 1e-5  # policy and reference are equal in the first step
+
+
+def test_bf16_with_recomputation_trains(kit: Any, run: RunDir, students: Callable[[str], Path]) -> None:
+    config = kit.make_config(students("qwen3"), precision="bf16", recompute=True, lr=1e-2)
+    kit.write_round(run, 0, config, kit.shard_rows(8))
+    result = train_round(run, 0, config)
+    assert (result.steps, result.skipped) == (2, 0)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in weights(result.policy).values())
+    assert json.loads((result.policy / "config.json").read_text())["dtype"] == "bfloat16"
+    assert not same(result.policy, students("qwen3"))
+
+
+def test_a_step_that_is_not_finite_leaves_the_weights_alone_and_is_counted(
+    kit: Any, run: RunDir, config: Config, students: Callable[[str], Path]
+) -> None:
+    rows = kit.shard_rows(4)
+    for row in rows:
+        row["loss_weight"] = [3e38 * audited for audited in row["audited"]]
+    kit.write_round(run, 0, config, rows)
+    result = train_round(run, 0, kit.make_config(config.student.model))
+    assert (result.steps, result.skipped) == (1, 1)
+    assert same(result.policy, students("qwen3"))
+    (row,) = MetricsLog(run, 0).rows()
+    assert row["skipped"]
+    assert row["loss"] is None
+
+
+def test_a_trainer_killed_twice_ends_with_the_bits_of_one_that_was_not(
+    kit: Any, tmp_path: Path, students: Callable[[str], Path]
+) -> None:
+    config = kit.make_config(students("qwen3"), epochs=15, checkpoint_every=4, warmup_steps=10)
+    runs = [RunDir(tmp_path / "whole"), RunDir(tmp_path / "killed")]
+    for run in runs:
+        kit.write_toml(run, config)
+        kit.write_round(run, 0, config, kit.shard_rows(10))
+    whole, killed = runs
+    train_round(whole, 0, config)
+    metrics = MetricsLog(killed, 0)
+    command = [sys.executable, "-m", "omniopd.train", str(killed.path), "--round", "0"]
+    for steps in (10, 23):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(metrics.rows()) < steps:
+            assert process.poll() is None, "the trainer ended before it was killed"
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert (killed.round(0).checkpoint / "latest").is_file()
+        assert not killed.round(0).policy.exists()
+    train_round(killed, 0, config)
+    assert same(whole.round(0).policy, killed.round(0).policy)
+    timing = {"seconds", "tokens_per_s"}
+    lines = [[{k: v for k, v in row.items() if k not in timing} for row in MetricsLog(run, 0).rows()] for run in runs]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 45
+
+
+def test_a_checkpoint_cut_short_and_old_ones_are_cleared_away(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoint")
+    assert checkpoints.begin({"a": 1}) is None
+    for step in (2, 4, 6, 8):
+        (checkpoints.folder / f"step={step:06d}").mkdir()
+    (checkpoints.folder / "latest").write_text("step=000006\n")  # the process died while it wrote step 8
+    assert checkpoints.begin({"a": 1}) == "step=000006"
+    assert sorted(path.name for path in checkpoints.folder.glob("step=*")) == ["step=000004", "step=000006"]
+    (checkpoints.folder / "step=000006").rmdir()
+    with pytest.raises(InputError, match="names step=000006, which is missing"):
+        checkpoints.begin({"a": 1})
+
+
+def test_a_config_or_input_changed_under_a_half_finished_round_is_refused(
+    kit: Any, run: RunDir, config: Config
+) -> None:
+    rows = kit.shard_rows(10)
+    kit.write_round(run, 0, config, rows)
+    with pytest.raises(Killed):
+        train_round(run, 0, config, die_after(5))
+    changed = kit.make_config(config.student.model, epochs=2, lr=5e-4, beta=0.5)
+    with pytest.raises(ConfigChangedError, match=r"train.beta from 0.1 to 0.5, train.lr from 0.001 to 0.0005"):
+        train_round(run, 0, changed)
+    run.round(0).shards.replace([run.round(0).shards.read().slice(1)], {})
+    with pytest.raises(ConfigChangedError, match="shards from"):
+        train_round(run, 0, config)
+    # How the work is cut up and split does not matter.
+    run.round(0).checkpoint.joinpath("latest").unlink()
+    with pytest.raises(Killed):
+        train_round(run, 0, config, die_after(3))
+    result = train_round(run, 0, kit.make_config(config.student.model, epochs=2, micro_batch=3, loss_rows=5))
+    assert result.steps == 6
+
+
+def test_trajectories_of_another_policy_are_refused(
+    kit: Any, run: RunDir, config: Config, students: Callable[[str], Path]
+) -> None:
+    kit.write_round(run, 0, config, kit.shard_rows(4))
+    with pytest.raises(InputError, match="were sampled by the weights"):
+        train_round(run, 0, kit.make_config(students("other")))
+
+
+def test_shards_that_are_missing_unfinished_empty_or_of_another_vocabulary_are_refused(
+    kit: Any, run: RunDir, config: Config
+) -> None:
+    round_ = run.round(0)
+    with pytest.raises(TableError, match=r"is empty\. Run `omniopd score"):
+        train_round(run, 0, config)
+    kit.write_round(run, 0, config, [])
+    with pytest.raises(InputError, match="nothing to train on"):
+        train_round(run, 0, config)
+    round_.shards.append(kit.shard_rows(4, vocabulary=500))
+    with pytest.raises(InputError, match="outside the student's vocabulary of 97"):
+        train_round(run, 0, config)
+
+
+def test_a_round_without_the_policy_of_the_round_before_is_refused(kit: Any, run: RunDir, config: Config) -> None:
+    kit.write_round(run, 0, config, kit.shard_rows(4))
+    run.round(1).shards.begin({})
+    run.round(1).shards.append(kit.shard_rows(4))
+    run.round(1).shards.finish()
+    with pytest.raises(InputError, match="Round 0 has no policy yet"):
+        train_round(run, 1, config)
+
+
+def test_a_second_trainer_of_the_same_round_is_refused(kit: Any, run: RunDir, config: Config) -> None:
+    kit.write_round(run, 0, config, kit.shard_rows(4))
+    with run.round(0).lock("train"), pytest.raises(BusyError):
+        train_round(run, 0, config)
+
+
+def test_one_process_cannot_be_split(kit: Any, run: RunDir, config: Config) -> None:
+    kit.write_round(run, 0, config, kit.shard_rows(4))
+    with pytest.raises(ConfigError, match="1 trainer process cannot be split"):
+        launch(run, 0, kit.make_config(config.student.model, tensor_parallel=2))
+
+
+@pytest.mark.parametrize("layout", ["tensor_parallel", "pipeline_parallel"])
+def test_a_round_begun_by_one_process_is_ended_by_two_as_one_would_have(
+    kit: Any, tmp_path: Path, config: Config, layout: str
+) -> None:
+    runs = [RunDir(tmp_path / "one"), RunDir(tmp_path / "two")]
+    for run in runs:
+        kit.write_toml(run, config)
+        kit.write_round(run, 0, config, kit.shard_rows(10))
+    train_round(runs[0], 0, config)
+    with pytest.raises(Killed):
+        train_round(runs[1], 0, config, die_after(3))
+    overrides = ["train.processes=2", f"train.{layout}=2"]
+    seen: list[tuple[int, int]] = []
+    result = launch(
+        runs[1], 0, runs[1].config(tuple(overrides)), overrides, lambda done, total, _: seen.append((done, total))
+    )
+    assert (result.steps, result.trained) == (6, True)
+    assert seen[-2:] == [(5, 6), (6, 6)]
+    one, two = (weights(run.round(0).policy) for run in runs)
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-5)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(result.policy)
+    name, parameter = next(iter(model.named_parameters()))
+    assert torch.equal(parameter, two[name])
+
+
+def test_an_error_of_launched_processes_comes_back_as_it_was(kit: Any, run: RunDir, config: Config) -> None:
+    kit.write_toml(run, config)
+    kit.write_round(run, 0, config, [])
+    overrides = ["train.processes=2"]
+    with pytest.raises(InputError, match="nothing to train on"):
+        launch(run, 0, run.config(tuple(overrides)), overrides)
+
+
+def test_a_launched_process_that_dies_is_one_line_and_names_the_log(
+    kit: Any, run: RunDir, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit.write_toml(run, config)
+    kit.write_round(run, 0, config, kit.shard_rows(4))
+    monkeypatch.setenv("PYTHONPATH", str(run.path))
+    (run.path / "megatron.py").write_text("raise RuntimeError('broken installation')\n")
+    overrides = ["train.processes=2"]
+    with pytest.raises(Exception, match=r"ended with exit code 1\. Read .*train-round=000\.log") as caught:
+        launch(run, 0, run.config(tuple(overrides)), overrides)
+    assert caught.value.exit_code == 3
+    assert "broken installation" in (run.logs / "train-round=000.log").read_text()
+
+
+def test_the_module_says_in_one_line_what_is_wrong(kit: Any, run: RunDir, config: Config) -> None:
+    kit.write_toml(run, config)
+    command = [sys.executable, "-m", "omniopd.train", str(run.path), "--round", "0", "--set", "train.epochs=1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "is empty. Run `omniopd score" in done.stderr
+
+
+def test_loading_the_package_and_the_launcher_loads_no_torch() -> None:
+    code = "import sys, omniopd.train.launch; sys.exit('torch' in sys.modules or 'megatron' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

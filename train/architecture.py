@@ -1,0 +1,208 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""The shape of a student: what its config.json says, checked against the trainer's abilities and its own weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..store.config import TrainConfig
+from ..store.errors import ConfigError, InputError
+
+SUPPORTED = ("llama", "qwen2", "qwen3")
+
+# Megatron's constants of the llama3 frequencies; it takes only the factor from outside.
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A dense decoder with RMSNorm, rotary positions, grouped-query attention and a gated SiLU network."""
+
+    model_type: str
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    groups: int
+    """Key-value heads."""
+    head_dim: int
+    vocabulary: int
+    positions: int
+    tied: bool
+    """The head is the embedding."""
+    norm_eps: float
+    rope_base: float
+    rope_factor: float | None
+    """Factor of Llama 3's stretched frequencies; None: plain ones."""
+
+    @property
+    def qk_norm(self) -> bool:
+        return self.model_type == "qwen3"
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.model_type == "qwen2"
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Hugging Face's name and shape of every weight."""
+        query, key = self.heads * self.head_dim, self.groups * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocabulary, self.hidden),
+            "model.norm.weight": (self.hidden,),
+        }
+        if not self.tied:
+            shapes["lm_head.weight"] = (self.vocabulary, self.hidden)
+        for layer in range(self.layers):
+            name = f"model.layers.{layer}."
+            shapes |= {
+                name + "input_layernorm.weight": (self.hidden,),
+                name + "post_attention_layernorm.weight": (self.hidden,),
+                name + "self_attn.q_proj.weight": (query, self.hidden),
+                name + "self_attn.k_proj.weight": (key, self.hidden),
+                name + "self_attn.v_proj.weight": (key, self.hidden),
+                name + "self_attn.o_proj.weight": (self.hidden, query),
+                name + "mlp.gate_proj.weight": (self.ffn, self.hidden),
+                name + "mlp.up_proj.weight": (self.ffn, self.hidden),
+                name + "mlp.down_proj.weight": (self.hidden, self.ffn),
+            }
+            if self.qk_norm:
+                shapes |= {name + f"self_attn.{x}_norm.weight": (self.head_dim,) for x in "qk"}
+            if self.qkv_bias:
+                sizes = {"q": query, "k": key, "v": key}
+                shapes |= {name + f"self_attn.{x}_proj.bias": (size,) for x, size in sizes.items()}
+        return shapes
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """The architecture of a Hugging Face folder.
+
+    Raises:
+        InputError: no readable config.json, or an architecture that the trainer does not support.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(folder)  # pyright: ignore[reportUnknownMemberType]
+    except (OSError, ValueError, StrictDataclassError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise InputError(
+            f"{folder}/config.json cannot be read: {reason}",
+            f"Use a student of type {', '.join(SUPPORTED)}.",
+        ) from error
+    _refuse_what_is_not_supported(config)
+    rope = config.rope_parameters
+    return Architecture(
+        model_type=config.model_type,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        ffn=config.intermediate_size,
+        heads=config.num_attention_heads,
+        groups=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        vocabulary=config.vocab_size,
+        positions=config.max_position_embeddings,
+        tied=config.tie_word_embeddings,
+        norm_eps=config.rms_norm_eps,
+        rope_base=rope["rope_theta"],
+        rope_factor=rope["factor"] if rope["rope_type"] == "llama3" else None,
+    )
+
+
+def _refuse_what_is_not_supported(config: Any) -> None:
+    if config.model_type not in SUPPORTED:
+        raise InputError(
+            f"The trainer does not support the architecture {config.model_type}.",
+            f"Use a student of type {', '.join(SUPPORTED)}.",
+        )
+    rope: dict[str, Any] = config.rope_parameters
+    llama3 = rope["rope_type"] == "llama3" and all(rope[key] == value for key, value in _LLAMA3.items())
+    unsupported = {
+        f"hidden_act = {config.hidden_act}": config.hidden_act != "silu",
+        "attention_bias": config.model_type != "qwen2" and getattr(config, "attention_bias", False),
+        "mlp_bias": getattr(config, "mlp_bias", False),
+        "use_sliding_window": getattr(config, "use_sliding_window", False),
+        f"rope_parameters = {rope}": rope["rope_type"] != "default" and not llama3,
+        "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0) != 1.0,
+        "quantization_config": getattr(config, "quantization_config", None) is not None,
+    }
+    for what, present in unsupported.items():
+        if present:
+            raise InputError(
+                f"The trainer does not support {what} in the student's config.json.", "Use another student."
+            )
+
+
+def check_weights(arch: Architecture, found: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    """Compare the shapes in the weight files with the ones that config.json implies.
+
+    Raises:
+        InputError: a weight is missing, unknown or of another shape.
+    """
+    cure = f"Save {folder} again with `save_pretrained`."
+    expected = arch.shapes()
+    for name, shape in expected.items():
+        if name not in found:
+            raise InputError(f"{folder} has no weight {name}.", cure)
+        if found[name] != shape:
+            raise InputError(
+                f"{folder}: config.json makes {name} {list(shape)}, and its weights have {list(found[name])}.", cure
+            )
+    # A tied head may be stored a second time, and old files hold the rotary frequencies: both are implied.
+    implied = ("lm_head.weight", "rotary_emb.inv_freq")
+    unknown = [name for name in found if name not in expected and not name.endswith(implied)]
+    if unknown:
+        raise InputError(f"{folder} has a weight {unknown[0]} that a {arch.model_type} has not.", cure)
+
+
+def check_tokenizer(arch: Architecture, folder: Path) -> None:
+    """Check that every token of the tokenizer has an embedding.
+
+    Raises:
+        InputError: there is no tokenizer, or it knows ids beyond the vocabulary of the weights.
+    """
+    # Without any of these transformers makes up an empty tokenizer.
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InputError(f"{folder} has no tokenizer.", "Save the tokenizer into that folder.")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)  # pyright: ignore[reportUnknownMemberType]
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The tokenizer of {folder} cannot be read: {str(error).splitlines()[0]}", "Save it there again."
+        ) from error
+    top = max(tokenizer.get_vocab().values())
+    if top >= arch.vocabulary:
+        raise InputError(
+            f"The tokenizer of {folder} has ids up to {top}, and its embedding has {arch.vocabulary} rows.",
+            "Use the tokenizer that belongs to the weights, or resize the embeddings.",
+        )
+
+
+def check_layout(arch: Architecture, config: TrainConfig, processes: int) -> None:
+    """Check that the model can be split as [train] asks, over so many processes.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    tensor, pipeline = config.tensor_parallel, config.pipeline_parallel
+    if processes % (tensor * pipeline):
+        raise ConfigError(
+            f"{processes} trainer process{'es' * (processes > 1)} cannot be split into groups of"
+            f" tensor_parallel x pipeline_parallel = {tensor} x {pipeline}.",
+            f"Set train.processes to a multiple of {tensor * pipeline}.",
+        )
+    split = {"attention heads": arch.heads, "key-value heads": arch.groups, "feed-forward channels": arch.ffn}
+    for what, count in split.items():
+        if count % tensor:
+            raise ConfigError(
+                f"train.tensor_parallel = {tensor} does not divide the student's {count} {what}.",
+                "Set it to a divisor.",
+            )
+    if arch.layers % pipeline:
+        raise ConfigError(
+            f"train.pipeline_parallel = {pipeline} does not divide the student's {arch.layers} layers.",
+            "Set it to a divisor.",
+        )

@@ -1,0 +1,155 @@
+"""Checkpoints inside a round: a killed trainer goes on as if nothing had happened, bit for bit.
+
+    checkpoint/made_with.json       settings and inputs that the checkpoints belong to
+    checkpoint/latest               name of the newest whole checkpoint
+    checkpoint/step=000050/...      Megatron distributed checkpoint: weights, optimizer, RNG, position
+
+A checkpoint is written and synced before `latest` names it; one that `latest` does not name, or that is older than
+the newest two, is deleted. The layout (tensor, pipeline and data parallelism) may change between two runs.
+"""
+
+import os
+import queue
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+import torch.distributed as dist
+
+from ..store import files
+from ..store.errors import ConfigChangedError, InputError
+from . import mcore
+from .mcore import parallel_state as mpu
+from .step import Learner
+
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a round is."""
+
+    step: int = 0
+    """Steps done, skipped ones included; also the position in the data."""
+    skipped: int = 0
+    """Steps whose loss or gradient was not finite."""
+
+
+class Checkpoints:
+    """The checkpoint folder of one round."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    # -- on rank 0 alone
+
+    def begin(self, made_with: Mapping[str, Any]) -> str | None:
+        """Get ready to train: the name of the checkpoint to go on from, or None to start.
+
+        Args:
+            made_with: settings and hashes of inputs that determine the weights.
+
+        Raises:
+            ConfigChangedError: there is a checkpoint, and it was made with something else.
+            InputError: the checkpoint that `latest` names is missing.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = self.folder / "made_with.json"
+        latest = self._latest()
+        if latest is None:
+            files.write_text(record, orjson.dumps(made_with, option=orjson.OPT_INDENT_2).decode() + "\n")
+        else:
+            self._refuse_changes(orjson.loads(record.read_bytes()), made_with)
+        self._prune()
+        return latest
+
+    def _latest(self) -> str | None:
+        pointer = self.folder / "latest"
+        if not pointer.is_file():
+            return None
+        name = pointer.read_text(encoding="utf-8").strip()
+        if not (self.folder / name).is_dir():
+            raise InputError(
+                f"{pointer} names {name}, which is missing.",
+                f"Restore it, or delete {self.folder} to train the round again from its start.",
+            )
+        return name
+
+    def _refuse_changes(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        # Compare what JSON makes of both: a tuple there and a list here are the same.
+        now = orjson.loads(orjson.dumps(now))
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if keys:
+            changes = ", ".join(f"{key} from {before.get(key)!r} to {now.get(key)!r}" for key in keys)
+            raise ConfigChangedError(
+                f"The config or the input changed under {self.folder}, in the middle of a round: {changes}.",
+                f"Set it back, or delete {self.folder} to train the round again from its start.",
+            )
+
+    def _prune(self) -> None:
+        latest = self._latest()
+        names = sorted(path.name for path in self.folder.glob("step=*"))
+        whole = [name for name in names if latest is not None and name <= latest]
+        for name in set(names) - set(whole[-_KEPT:]):
+            shutil.rmtree(self.folder / name)
+
+    def remove(self) -> None:
+        """Delete all checkpoints; they have served their purpose once the policy is whole."""
+        # `latest` goes first: without it the rest counts for nothing, should this be cut short.
+        (self.folder / "latest").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # -- on all ranks together
+
+    def save(self, learner: Learner, position: Position) -> None:
+        """Write a checkpoint and make it the latest. Collective; durable when it returns."""
+        name = f"step={position.step:06d}"
+        target = self.folder / name
+        if dist.get_rank() == 0:
+            target.mkdir()
+        dist.barrier()
+        # Megatron's writer passes results through a queue of a spawned manager process, which a killed trainer would
+        # leave behind; for a synchronous save a queue of this process does.
+        mcore.filesystem_async._results_queue = queue.Queue()
+        mcore.dist_checkpointing.save(_state(learner, position, loading=False), str(target))
+        if dist.get_rank() == 0:
+            sync_files(target)
+            files.write_text(self.folder / "latest", name + "\n")
+            self._prune()
+        dist.barrier()
+
+    def load(self, learner: Learner, name: str) -> Position:
+        """Put a checkpoint's weights, optimizer state and random state in place. Collective."""
+        wanted = _state(learner, Position(), loading=True)
+        state: Any = mcore.dist_checkpointing.load(wanted, str(self.folder / name))
+        learner.policy.load_state_dict(state["model"])
+        learner.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        return Position(state["step"], state["skipped"])
+
+
+def _state(learner: Learner, position: Position, *, loading: bool) -> dict[str, Any]:
+    metadata = {"dp_cp_group": mpu.get_data_parallel_group(with_context_parallel=True)}
+    model = learner.policy.sharded_state_dict(metadata=metadata)
+    return {
+        "model": model,
+        "optimizer": learner.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata),
+        "rng": torch.get_rng_state(),
+        "step": position.step,
+        "skipped": position.skipped,
+    }
+
+
+def sync_files(folder: Path) -> None:
+    """Make a folder's files, and their names, durable."""
+    for path in folder.iterdir():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    files.sync_folder(folder)

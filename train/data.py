@@ -1,0 +1,180 @@
+"""From the shards of a round to the padded micro-batches of one rank. Pure: the same inputs give the same batches.
+
+Position i of every list of a shard is about token i. Token i is predicted by the hidden state of token i - 1, so the
+rows that a micro-batch names are shifted by one. Hidden states come out of Megatron as [S, B, H], so a row's number is
+position * B + sequence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ..store.errors import InputError
+from .loss import LossRows
+from .weights import BatchFacts
+
+_REMAKE = "Delete the round's shards and run `omniopd score` again."
+
+
+@dataclass(frozen=True)
+class Shards:
+    """All training sequences of a round, flat; sequence n is [offsets[n], offsets[n + 1])."""
+
+    offsets: npt.NDArray[np.int64]
+    input_ids: npt.NDArray[np.int32]
+    loss_weight: npt.NDArray[np.float32]
+    audited: npt.NDArray[np.bool_]
+    response: npt.NDArray[np.bool_]
+    behaviour: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each sequence."""
+        return np.diff(self.offsets)
+
+    def tokens_of(self, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Flat indices of all tokens of some sequences."""
+        return np.concatenate([np.arange(int(self.offsets[n]), int(self.offsets[n + 1])) for n in sequences])
+
+
+def read_shards(table: pa.Table, vocabulary: int) -> Shards:
+    """Check the rows of the shards table and lay them out flat.
+
+    Args:
+        table: rows of `store.schema.SHARDS`.
+        vocabulary: size of the student's vocabulary.
+
+    Raises:
+        InputError: no rows, lists of unequal length, ids outside the vocabulary, a mask or weight that makes no sense.
+    """
+    if table.num_rows == 0:
+        raise InputError("The shards have no rows: there is nothing to train on.", _REMAKE)
+    lists: dict[str, Any] = {
+        name: table[name].combine_chunks()
+        for name in ("input_ids", "loss_weight", "audited", "response_mask", "behaviour_logprobs")
+    }
+    lengths = [column.value_lengths().to_numpy(zero_copy_only=False) for column in lists.values()]
+    if any(not np.array_equal(lengths[0], other) for other in lengths[1:]):
+        raise InputError("The shards are inconsistent: lists of one row differ in length.", _REMAKE)
+    offsets = np.concatenate([[0], np.cumsum(lengths[0])]).astype(np.int64)
+    flat = [column.flatten().to_numpy(zero_copy_only=False) for column in lists.values()]
+    shards = Shards(offsets, *flat)
+    _check(shards, vocabulary)
+    return shards
+
+
+def _check(shards: Shards, vocabulary: int) -> None:
+    ids, audited, response = shards.input_ids, shards.audited, shards.response
+    if (shards.lengths < 1).any():
+        raise InputError("The shards are inconsistent: a row has no tokens.", _REMAKE)
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        worst = int(ids.max() if ids.max() >= vocabulary else ids.min())
+        raise InputError(
+            f"The shards hold token id {worst}, outside the student's vocabulary of {vocabulary}.",
+            "They come from another student: set student.model back, or start a new run with `omniopd init`.",
+        )
+    if (audited & ~response).any() or response[shards.offsets[:-1]].any():
+        raise InputError("The shards are inconsistent: a token of the prompt is marked as the response.", _REMAKE)
+    if not (np.isfinite(shards.loss_weight).all() and np.isfinite(shards.behaviour).all()):
+        raise InputError("The shards hold weights or log-probs that are not finite.", _REMAKE)
+
+
+def plan_steps(
+    sequences: int, *, global_batch: int, epochs: int, seed: int, steps: int | None
+) -> list[npt.NDArray[np.int64]]:
+    """Which sequences each optimizer step of a round takes.
+
+    Every epoch is a fresh permutation that depends on the seed and the epoch alone, cut into global batches; the last
+    one of an epoch may be smaller.
+    """
+    plan: list[npt.NDArray[np.int64]] = []
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(sequences)
+        plan += [order[start : start + global_batch] for start in range(0, sequences, global_batch)]
+    return plan[:steps]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The sequences of one forward pass: B sequences padded on the right to S tokens."""
+
+    ids_BS: Tensor
+    """int64"""
+    rows: LossRows
+    """Rows of the hidden states, numbered position * B + sequence."""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        return MicroBatch(self.ids_BS.to(device), LossRows(*(tensor.to(device) for tensor in self.rows)))
+
+    def without_anchor(self) -> "MicroBatch":
+        """The same with no KL term (beta is 0), so that no reference is needed."""
+        return replace(self, rows=self.rows._replace(anchored_U=self.rows.anchored_U[:0]))
+
+
+def micro_batches(
+    shards: Shards,
+    sequences: npt.NDArray[np.int64],
+    facts: BatchFacts,
+    *,
+    rank: int,
+    ranks: int,
+    micro_batch: int,
+    multiple: int = 1,
+) -> list[MicroBatch]:
+    """One data-parallel rank's share of a global batch.
+
+    Sequences are dealt to the ranks in order of length, so that ranks have equal work and micro-batches little
+    padding. Every rank gets the same number of micro-batches: one that comes up short is given an empty sequence.
+
+    Args:
+        shards: all sequences.
+        sequences: the global batch.
+        facts: its `batch_facts`.
+        rank: this data-parallel rank.
+        ranks: data-parallel ranks.
+        micro_batch: sequences in a micro-batch.
+        multiple: pad lengths to a multiple of this (sequence parallelism splits them).
+    """
+    by_length = sequences[np.argsort(-shards.lengths[sequences], kind="stable")]
+    mine: list[int | None] = [int(n) for n in by_length[rank::ranks]]
+    if len(mine) < -(-len(sequences) // ranks):
+        mine.append(None)
+    parts = [mine[start : start + micro_batch] for start in range(0, len(mine), micro_batch)]
+    return [_pad(shards, part, facts.baseline, multiple) for part in parts]
+
+
+def _pad(shards: Shards, sequences: Sequence[int | None], baseline: float, multiple: int) -> MicroBatch:
+    spans = [(0, 0) if n is None else (int(shards.offsets[n]), int(shards.offsets[n + 1])) for n in sequences]
+    longest = max(1, *(stop - start for start, stop in spans))
+    length = -(-longest // multiple) * multiple
+    ids_BS = np.zeros((len(spans), length), np.int64)
+    audited: list[npt.NDArray[np.int64]] = []
+    anchored: list[npt.NDArray[np.int64]] = []
+    tokens: list[npt.NDArray[np.int64]] = []
+    for b, (start, stop) in enumerate(spans):
+        ids_BS[b, : stop - start] = shards.input_ids[start:stop]
+        (at,) = np.nonzero(shards.audited[start:stop])
+        (free,) = np.nonzero(shards.response[start:stop] & ~shards.audited[start:stop])
+        tokens.append(start + at)
+        audited.append((at - 1) * len(spans) + b)
+        anchored.append((free - 1) * len(spans) + b)
+    token_A = np.concatenate(tokens)
+    return MicroBatch(
+        ids_BS=torch.from_numpy(ids_BS),
+        rows=LossRows(
+            audited_A=torch.from_numpy(np.concatenate(audited)),
+            target_A=torch.from_numpy(shards.input_ids[token_A].astype(np.int64)),
+            weight_A=torch.from_numpy((shards.loss_weight[token_A] - np.float32(baseline)).astype(np.float32)),
+            behaviour_A=torch.from_numpy(shards.behaviour[token_A]),
+            anchored_U=torch.from_numpy(np.concatenate(anchored)),
+        ),
+    )

@@ -1,0 +1,230 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""Eq. 8 from final hidden states: output head, weighted log-likelihood and KL anchor in one exact, chunked function.
+
+    loss = - sum_A w rho log pi(y)  +  beta sum_U KL(pi_ref || pi)
+
+over audited rows A and anchored (un-audited) rows U. All other rows never touch the vocabulary. No more than `chunk`
+rows of logits exist at a time: the gradient is formed in the forward pass, while they are there.
+
+Shapes, as suffixes of names: T rows of hidden states, H hidden size, V vocabulary (this rank's slice of it), A audited
+rows, U anchored rows, R rows of one chunk. Log-probabilities, entropies and divergences are in nats.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_DW_BLOCK = 16384
+"""Rows of the vocabulary whose weight gradient is formed at a time where its product needs a second buffer."""
+
+
+class LossRows(NamedTuple):
+    """Which rows of hidden states count, and how. A row is audited, anchored or neither, never both."""
+
+    audited_A: Tensor
+    """int64, rows that predict an audited token."""
+    target_A: Tensor
+    """int64, the tokens they predict."""
+    weight_A: Tensor
+    """float32, pi_teacher of the token's chunk (Eq. 5), possibly centred; may be zero or negative."""
+    behaviour_A: Tensor
+    """float32, log-prob of the token when it was sampled, nats."""
+    anchored_U: Tensor
+    """int64, rows that predict an un-audited token of the response."""
+
+
+class LossOutput(NamedTuple):
+    """The loss, summed and not normalised, and what it consists of, detached, one value a row."""
+
+    loss: Tensor
+    """The only output with a gradient. It can be handed out once: see `omniopd_loss`."""
+    chunk_loss: Tensor
+    """Its first term, without the KL anchor."""
+    logp_A: Tensor
+    """log pi(y), nats."""
+    entropy_A: Tensor
+    """Entropy of the policy over the full vocabulary, nats."""
+    ratio_A: Tensor
+    """pi(y) / behaviour(y), before the cap."""
+    kl_U: Tensor
+    """KL(pi_ref || pi) over the full vocabulary, nats."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """An output head, or one rank's slice of it when the vocabulary is split over a tensor-parallel group."""
+
+    weight_VH: Tensor
+    first_id: int = 0
+    """Token id of the first row of weight_VH."""
+    group: dist.ProcessGroup | None = None
+    """The ranks that hold the other slices; None where this rank holds the whole vocabulary."""
+
+    def logprobs(self, hidden_RH: Tensor, dtype: torch.dtype) -> Tensor:
+        """log pi over this rank's slice of the vocabulary, in `dtype`. Shape [R, V]."""
+        logits_RV = _product(hidden_RH, self.weight_VH.t(), dtype)
+        top_R = logits_RV.amax(-1)
+        if self.group is not None:
+            dist.all_reduce(top_R, op=dist.ReduceOp.MAX, group=self.group)
+        logits_RV.sub_(top_R[:, None])
+        total_R = self.summed(logits_RV.exp().sum(-1))
+        return logits_RV.sub_(total_R.log()[:, None])
+
+    def summed(self, partial: Tensor) -> Tensor:
+        """The sum over all slices of the vocabulary. In place."""
+        if self.group is not None:
+            dist.all_reduce(partial, group=self.group)
+        return partial
+
+
+def omniopd_loss(
+    hidden_TH: Tensor,
+    head: Head,
+    rows: LossRows,
+    *,
+    beta: float,
+    reference_TH: Tensor | None = None,
+    reference_head: Head | None = None,
+    importance_cap: float | None = None,
+    chunk: int = 512,
+) -> LossOutput:
+    """Eq. 8, summed over rows.
+
+    Logits, log-probs and the gradient of the head are accumulated in float32 (float64 for float64 inputs).
+
+    Under tensor parallelism the gradient of hidden_TH that comes out is this rank's share: pass hidden states through
+    Megatron's `copy_to_tensor_model_parallel_region` (or its sequence-parallel gather) first, which sums the shares.
+
+    Args:
+        hidden_TH: final hidden states of the policy, after the last norm; float64, float32 or bfloat16.
+        head: the policy's output head.
+        rows: which rows count; `rows.anchored_U` must be empty without a reference.
+        beta: weight of the KL anchor.
+        reference_TH: final hidden states of the reference model for the same tokens.
+        reference_head: the reference model's output head, split as `head` is.
+        importance_cap: cap of rho = pi(y) / behaviour(y), which carries no gradient; None: rho is 1 (on-policy).
+        chunk: rows of logits held at a time.
+
+    Raises:
+        RuntimeError: in a second backward pass. The gradients are scaled in place on their way out, since a copy of
+            the head's would be the largest tensor of the step.
+    """
+    if reference_TH is None or reference_head is None:
+        if len(rows.anchored_U):
+            raise ValueError("anchored rows need the reference's hidden states and head")
+        reference_TH, reference_head = hidden_TH.detach(), head
+    outputs: Any = _OmniopdLoss.apply(
+        hidden_TH, head.weight_VH, head, rows, reference_TH, reference_head, beta, importance_cap, chunk
+    )
+    return LossOutput(*outputs)
+
+
+class _OmniopdLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,  # the tensor inside `head`, here for autograd to see it
+        head: Head,
+        rows: LossRows,
+        reference_TH: Tensor,
+        reference_head: Head,
+        beta: float,
+        importance_cap: float | None,
+        chunk: int,
+    ) -> tuple[Tensor, ...]:
+        dtype = torch.promote_types(hidden_TH.dtype, torch.float32)
+        gradients = _Gradients(hidden_TH, weight_VH, dtype, ctx.needs_input_grad[0], ctx.needs_input_grad[1])
+        logp_A, entropy_A, ratio_A = (rows.weight_A.new_zeros(len(rows.audited_A), dtype=dtype) for _ in range(3))
+        kl_U = logp_A.new_zeros(len(rows.anchored_U))
+        rho_A = logp_A.new_ones(len(rows.audited_A))
+
+        for part in _parts(len(rows.audited_A), chunk):
+            hidden_RH, target_R = hidden_TH[rows.audited_A[part]], rows.target_A[part]
+            logp_RV = head.logprobs(hidden_RH, dtype)
+            local_R = target_R - head.first_id
+            here_R = (local_R >= 0) & (local_R < logp_RV.shape[1])
+            local_R = local_R.clamp(0, logp_RV.shape[1] - 1)
+            logp_R = logp_RV.gather(1, local_R[:, None]).squeeze(1) * here_R
+            probs_RV = logp_RV.exp()
+            logp_R, negentropy_R = head.summed(torch.stack([logp_R, logp_RV.mul_(probs_RV).sum(-1)]))
+            ratio_R = torch.exp(logp_R - rows.behaviour_A[part])
+            logp_A[part], entropy_A[part], ratio_A[part] = logp_R, -negentropy_R, ratio_R
+            if importance_cap is not None:
+                rho_A[part] = ratio_R.clamp(max=importance_cap)
+            # d/dlogits of -w rho log pi(y) is w rho (pi - onehot(y)); the buffer of pi becomes it.
+            scale_R = rows.weight_A[part] * rho_A[part]
+            dlogits_RV = probs_RV.mul_(scale_R[:, None])
+            dlogits_RV.scatter_add_(1, local_R[:, None], -(scale_R * here_R)[:, None])
+            gradients.add(rows.audited_A[part], hidden_RH, dlogits_RV)
+
+        for part in _parts(len(rows.anchored_U), chunk):
+            index_R = rows.anchored_U[part]
+            hidden_RH = hidden_TH[index_R]
+            reference_RV = reference_head.logprobs(reference_TH[index_R], dtype)
+            logp_RV = head.logprobs(hidden_RH, dtype)
+            probs_RV = reference_RV.exp()
+            kl_U[part] = head.summed(reference_RV.sub_(logp_RV).mul_(probs_RV).sum(-1))
+            # d/dlogits of beta KL(pi_ref || pi) is beta (pi - pi_ref).
+            gradients.add(index_R, hidden_RH, logp_RV.exp_().sub_(probs_RV).mul_(beta))
+
+        chunk_loss = -(rows.weight_A * rho_A * logp_A).sum()
+        details = (chunk_loss, logp_A, entropy_A, ratio_A, kl_U)
+        ctx.gradients = gradients
+        ctx.mark_non_differentiable(*details)
+        return chunk_loss + beta * kl_U.sum(), *details
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        gradients: _Gradients | None = ctx.gradients
+        if gradients is None:
+            raise RuntimeError("the gradients of omniopd_loss were handed out already")
+        ctx.gradients = None
+        return (*gradients.hand_out(grad_outputs[0]), *[None] * 7)
+
+
+class _Gradients:
+    """Gradients of the hidden states and of the head, accumulated chunk by chunk."""
+
+    def __init__(
+        self, hidden_TH: Tensor, weight_VH: Tensor, dtype: torch.dtype, want_hidden: bool, want_weight: bool
+    ) -> None:
+        self.weight_VH = weight_VH
+        self.hidden_TH = torch.zeros_like(hidden_TH) if want_hidden else None
+        self.head_VH = torch.zeros_like(weight_VH, dtype=dtype) if want_weight else None
+
+    def add(self, index_R: Tensor, hidden_RH: Tensor, dlogits_RV: Tensor) -> None:
+        dlogits_RV = dlogits_RV.to(hidden_RH.dtype)
+        if self.hidden_TH is not None:
+            self.hidden_TH[index_R] = dlogits_RV @ self.weight_VH
+        if self.head_VH is None:
+            return
+        if self.head_VH.dtype == hidden_RH.dtype:
+            self.head_VH.addmm_(dlogits_RV.t(), hidden_RH)
+            return
+        for total_VH, part_RV in zip(self.head_VH.split(_DW_BLOCK), dlogits_RV.split(_DW_BLOCK, 1), strict=True):
+            total_VH.add_(_product(part_RV.t(), hidden_RH, total_VH.dtype))
+
+    def hand_out(self, scale: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Both gradients times the incoming one, in place and in the inputs' dtypes."""
+        hidden_TH = None if self.hidden_TH is None else self.hidden_TH.mul_(scale)
+        head_VH = None if self.head_VH is None else self.head_VH.mul_(scale).to(self.weight_VH.dtype)
+        return hidden_TH, head_VH
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b in `dtype`, without rounding the result to the inputs' dtype on the way."""
+    if a.dtype == dtype:
+        return a @ b
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=dtype)
+    return a.to(dtype) @ b.to(dtype)  # the CPU has no product of mixed precision
+
+
+def _parts(rows: int, chunk: int) -> Iterator[slice]:
+    for start in range(0, rows, chunk):
+        yield slice(start, min(start + chunk, rows))

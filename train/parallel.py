@@ -1,0 +1,103 @@
+"""Process groups: one process alone, or the ranks that torchrun started. Set up for one round, taken down after it."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ..store.config import TrainConfig
+from ..store.errors import OmniopdError
+from . import mcore
+from .cpu import cuda_means_cpu
+from .mcore import parallel_state as mpu
+
+T = TypeVar("T")
+
+_SMALL = 20_000_000
+"""Parameters below which more than one CPU thread costs more than it gains."""
+
+
+def processes() -> int:
+    """Ranks of this job, as torchrun says; 1 outside torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Rank of this process, as torchrun says; 0 outside torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextlib.contextmanager
+def world() -> Generator[torch.device]:
+    """A process group over all ranks, and the device of this one.
+
+    A process on its own needs no port and no torchrun. When the `with` ends no trace of it is left, so that a program
+    can train one round after the other.
+    """
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with cuda_means_cpu(), warnings.catch_warnings():
+        # Megatron warns of settings that matter for speed on CUDA, and calls parts of torch that are being renamed.
+        warnings.filterwarnings("ignore", module="megatron")
+        warnings.simplefilter("ignore", FutureWarning)
+        if processes() == 1:
+            alone = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group(backend, store=alone, rank=0, world_size=1)
+        else:
+            dist.init_process_group(backend)
+        try:
+            yield device
+        finally:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def model_parallel(config: TrainConfig) -> Generator[None]:
+    """Megatron's process groups for the layout of [train]. `architecture.check_layout` was asked before."""
+    mpu.initialize_model_parallel(config.tensor_parallel, config.pipeline_parallel, create_gloo_process_groups=False)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            # No layer draws random numbers (there is no dropout): one seed for all ranks does, and for CUDA the tracker
+            # that saves no states.
+            torch.manual_seed(config.seed)
+            mcore.model_parallel_cuda_manual_seed(config.seed, inference_rng_tracker=True)
+            yield
+    finally:
+        mpu.destroy_model_parallel()
+
+
+@contextlib.contextmanager
+def few_threads(parameters: int) -> Generator[None]:
+    """One CPU thread for a small model, for the length of a `with`."""
+    before = torch.get_num_threads()
+    if parameters < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def on_first_rank(work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 and give every rank its result, or raise its error on every rank. Collective.
+
+    The result is pickled. Errors that a user cannot cure end rank 0 alone, and torchrun then ends the others.
+    """
+    outcome: list[object] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except OmniopdError as error:
+            outcome[1] = (type(error), error.problem, error.cure)
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        kind, problem, cure = outcome[1]  # pyright: ignore[reportGeneralTypeIssues]
+        raise kind(problem, cure)
+    return outcome[0]  # pyright: ignore[reportReturnType]

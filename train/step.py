@@ -1,0 +1,211 @@
+"""One optimizer step: the reference's and the policy's forward passes, Eq. 8, its gradient, AdamW."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..store.config import TrainConfig
+from . import mcore
+from .cpu import without_stand_ins
+from .data import MicroBatch
+from .loss import LossOutput, LossRows, omniopd_loss
+from .mcore import parallel_state as mpu
+from .model import PRECISIONS, Student
+from .weights import BatchFacts
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """Sums over the rows of a global batch, before normalisation."""
+
+    chunk_loss: float
+    """- sum w rho log pi(y) over audited tokens."""
+    kl: float
+    """Sum of KL(pi_ref || pi) over un-audited tokens, nats, without beta."""
+    nll: float
+    """- sum log pi(y) over audited tokens, nats."""
+    entropy: float
+    """Sum of the policy's entropy at audited tokens, nats."""
+    clipped: float
+    """Audited tokens whose importance weight was capped."""
+    gap: float
+    """Sum of |log pi(y) - behaviour log-prob| over audited tokens, nats."""
+
+
+class Learner:
+    """A policy, its optimizer, and the frozen reference that anchors it.
+
+    The optimizer's state is born with the Learner, which lives for one round: rounds share weights and nothing else.
+    """
+
+    def __init__(self, policy: Student, reference: Student | None, config: TrainConfig, device: torch.device) -> None:
+        """
+        Args:
+            policy: filled with the weights that the round starts from.
+            reference: filled with the initial student's; None where beta is 0.
+            config: the [train] section.
+            device: where both models are.
+        """
+        self.policy = policy
+        self.reference = None if reference is None else reference.requires_grad_(False).eval()
+        self.config = config
+        self.device = device
+        policy.config.finalize_model_grads_func = _sum_gradients
+        self.ddp = mcore.DistributedDataParallel(
+            policy.config,
+            mcore.DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=False),
+            policy,
+        )
+        self.optimizer: mcore.MegatronOptimizer = mcore.get_megatron_optimizer(
+            mcore.OptimizerConfig(
+                optimizer="adam",
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                clip_grad=config.clip_grad,
+                bf16=config.precision == "bf16",
+                params_dtype=PRECISIONS[config.precision],
+                use_distributed_optimizer=False,
+            ),
+            [self.ddp],
+            use_gloo_process_groups=False,
+        )
+        self._schedule = mcore.get_forward_backward_func()
+
+    def gradients(self, batches: Sequence[MicroBatch], facts: BatchFacts, *, on_policy: bool) -> StepSums:
+        """Form the gradient of Eq. 8 over a global batch, normalised and summed over all ranks. Collective.
+
+        Args:
+            batches: this data-parallel rank's micro-batches.
+            facts: of the whole global batch.
+            on_policy: the policy is the one that sampled the batch, so that no importance weight is needed.
+        """
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        if self.reference is None:
+            batches = [batch.without_anchor() for batch in batches]
+        batches = [batch.to(self.device) for batch in batches]
+        cap = None if on_policy else self.config.importance_cap
+
+        def forward(iterator: Iterator[tuple[MicroBatch, Tensor | None]], model: Any) -> Any:
+            batch, reference_TH = next(iterator)
+
+            def loss(hidden_SBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                with without_stand_ins():
+                    out = self._loss(hidden_SBH, reference_TH, batch.rows, cap)
+                # The normaliser is known from the masks, so Megatron's own division (by a count) gets nothing to do.
+                nothing = torch.zeros((), dtype=torch.int, device=self.device)
+                return out.loss / facts.normaliser, nothing, _sums(out, batch.rows, cap)
+
+            return _forward(model, batch), loss
+
+        sums = self._run(forward, self._with_reference(batches), self.ddp, len(batches), forward_only=False)
+        return self._add_up(sums)
+
+    def _loss(self, hidden_SBH: Tensor, reference_TH: Tensor | None, rows: LossRows, cap: float | None) -> LossOutput:
+        return omniopd_loss(
+            self.policy.rows(hidden_SBH),
+            self.policy.head(),
+            rows,
+            beta=self.config.beta,
+            reference_TH=reference_TH,
+            reference_head=None if self.reference is None else self.reference.head(),
+            importance_cap=cap,
+            chunk=self.config.loss_rows,
+        )
+
+    def update(self, sums: StepSums, lr: float) -> tuple[float, bool]:
+        """Clip the gradient and apply it; a loss or gradient that is not finite is dropped. Collective.
+
+        Returns:
+            The gradient's norm before clipping, and whether the weights were updated.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = self.config.weight_decay * group["wd_mult"]  # 0 on biases and norms
+        self.optimizer.prepare_grads()
+        norm = self.optimizer.clip_grad_norm(self.config.clip_grad or math.inf)
+        if not (math.isfinite(norm) and math.isfinite(sums.chunk_loss) and math.isfinite(sums.kl)):
+            return norm, False
+        self.optimizer.step_with_ready_grads()
+        return norm, True
+
+    def _with_reference(self, batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, Tensor | None]]:
+        """Micro-batches with the reference's hidden states [S * B, H], on the last pipeline stage.
+
+        Without a pipeline they are made one micro-batch at a time, just before they are needed. The stages of a
+        pipeline must pass the reference's messages before the policy's, so there they are made all at once, here.
+        """
+        if self.reference is None:
+            return zip(batches, itertools.repeat(None))
+        if mpu.get_pipeline_model_parallel_world_size() == 1:
+            return ((batch, self._reference_rows([batch])[0]) for batch in batches)
+        rows = self._reference_rows(batches)  # none on the stages before the last
+        return zip(batches, rows or itertools.repeat(None), strict=False)
+
+    @torch.no_grad()
+    def _reference_rows(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        reference = self.reference
+        assert reference is not None
+
+        def rows(hidden_SBH: Tensor, non_loss_data: bool) -> Tensor:
+            return reference.rows(hidden_SBH)
+
+        def forward(iterator: Iterator[MicroBatch], model: Student) -> Any:
+            return _forward(model, next(iterator)), rows
+
+        return self._run(forward, iter(batches), reference, len(batches), forward_only=True)
+
+    def _run(self, forward: Any, data: Iterator[Any], model: Any, count: int, *, forward_only: bool) -> list[Tensor]:
+        """Megatron's schedule over `count` micro-batches; what the loss function returned, on the last stage."""
+        return self._schedule(
+            forward_step_func=forward,
+            data_iterator=data,
+            model=[model],
+            num_microbatches=count,
+            seq_length=1,  # lengths and sizes travel with the tensors
+            micro_batch_size=1,
+            forward_only=forward_only,
+            collect_non_loss_data=forward_only,
+        )
+
+    def _add_up(self, sums: list[Tensor]) -> StepSums:
+        """The micro-batches' sums added over all of them and all ranks, with one transfer to the host."""
+        total = torch.stack(sums).sum(0) if sums else torch.zeros(6, dtype=torch.float64, device=self.device)
+        if mpu.get_pipeline_model_parallel_world_size() > 1:
+            group = cast(dist.ProcessGroup, mpu.get_pipeline_model_parallel_group())
+            dist.broadcast(total, src=mpu.get_pipeline_model_parallel_last_rank(), group=group)
+        if mpu.get_data_parallel_world_size() > 1:
+            dist.all_reduce(total, group=cast(dist.ProcessGroup, mpu.get_data_parallel_group()))
+        return StepSums(*total.tolist())
+
+
+def _forward(model: Any, batch: MicroBatch) -> Tensor:
+    """What a pipeline stage hands on: [S, B, H]. No positions (they are rotary) and no mask (attention is causal)."""
+    with without_stand_ins():
+        return model(batch.ids_BS, None, None)
+
+
+def _sum_gradients(model: list[Any], num_tokens: Tensor | None, **groups: Any) -> None:
+    """Megatron's sum of gradients over the ranks, without its division by a token count."""
+    mcore.finalize_model_grads(model, None, **groups)
+
+
+def _sums(out: LossOutput, rows: LossRows, cap: float | None) -> Tensor:
+    """The fields of StepSums, for one micro-batch, float64 [6]."""
+    logp_A = out.logp_A.double()
+    return torch.stack(
+        [
+            out.chunk_loss.double(),
+            out.kl_U.double().sum(),
+            -logp_A.sum(),
+            out.entropy_A.double().sum(),
+            (out.ratio_A > (math.inf if cap is None else cap)).sum().double(),
+            (logp_A - rows.behaviour_A).abs().sum(),
+        ]
+    )

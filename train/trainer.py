@@ -1,0 +1,230 @@
+"""Train one round: shards and a policy in, a new policy out. The loop, and what a crash must not break.
+
+`train_round` may be killed at any moment and called again: it goes on from its newest checkpoint, and the policy that
+comes out has the same bits. The policy folder appears under its name only when it is whole.
+"""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..store import files
+from ..store.config import Config, TrainConfig, made_with
+from ..store.errors import InputError
+from ..store.layout import RoundDir, RunDir
+from ..store.policy import resolve_model, weights_hash
+from .architecture import Architecture, check_layout, check_tokenizer, check_weights, read_architecture
+from .checkpoint import Checkpoints, Position, sync_files
+from .data import Shards, micro_batches, plan_steps, read_shards
+from .hf_weights import WeightFiles
+from .mcore import parallel_state as mpu
+from .metrics import MetricsLog, StepMetrics, step_metrics
+from .model import Student, build, load_weights, write_weights
+from .parallel import few_threads, model_parallel, on_first_rank, world
+from .result import Progress, TrainResult, result_of
+from .step import Learner
+from .weights import batch_facts
+
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".lock"}
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The models that a round starts from."""
+
+    policy: Path
+    reference: Path
+    """The initial student: reference of Eq. 8 in every round, and model of the files beside the weights."""
+    arch: Architecture
+
+
+def train_round(run: RunDir, index: int, config: Config, progress: Progress | None = None) -> TrainResult:
+    """Train round `index` of a run, or do nothing where its policy exists. Collective under torchrun.
+
+    The optimizer's state is fresh in every round; within one it is part of the checkpoint. The first step of a round
+    is on-policy; later ones weight the chunk term by the truncated importance ratio (train.importance_cap).
+
+    Args:
+        run: the run; all ranks see its folder.
+        index: the round.
+        config: equal on all ranks.
+        progress: called on rank 0 after each step.
+
+    Raises:
+        TableError: the shards are not finished, or damaged.
+        InputError: shards, student or tokenizer cannot be used, or do not belong together.
+        ConfigError: the student cannot be split as [train] says.
+        ConfigChangedError: the round was begun with other settings or inputs.
+        BusyError: another process trains this round.
+    """
+    round_ = run.round(index)
+    with contextlib.ExitStack() as stack:
+        device = stack.enter_context(world())
+        on_first_rank(lambda: _enter(stack, round_))
+        if on_first_rank(round_.policy.is_dir):
+            on_first_rank(Checkpoints(round_.checkpoint).remove)
+            return result_of(run, index, trained=False)
+        inputs = on_first_rank(lambda: _inputs(run, index, config))
+        check_layout(inputs.arch, config.train, dist.get_world_size())
+        stack.enter_context(model_parallel(config.train))
+        shards = read_shards(round_.shards.read(), inputs.arch.vocabulary)
+        _train(run, index, config, inputs, shards, device, progress)
+        return result_of(run, index, trained=True)
+
+
+def _enter(stack: contextlib.ExitStack, round_: RoundDir) -> None:
+    stack.enter_context(round_.lock("train"))
+
+
+def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
+    """Check that the shards are there, and find and check the student and the round's starting policy."""
+    run.round(index).shards.require(f"omniopd score {run.path} --round {index}")
+    reference = resolve_model(config.student.model)
+    if index > 0 and not run.round(index - 1).policy.is_dir():
+        raise InputError(
+            f"Round {index - 1} has no policy yet, and round {index} starts from it.",
+            f"Run `omniopd train {run.path} --round {index - 1}` first.",
+        )
+    policy = resolve_model(run.policy_for(index, config))
+    arch = read_architecture(reference)
+    for folder in dict.fromkeys((reference, policy)):
+        with WeightFiles(folder) as weights:
+            check_weights(arch, weights.shapes(), folder)
+    check_tokenizer(arch, reference)
+    return _Inputs(policy, reference, arch)
+
+
+def _train(
+    run: RunDir, index: int, config: Config, inputs: _Inputs, shards: Shards, device: torch.device,
+    progress: Progress | None,
+) -> None:  # fmt: skip
+    round_, train = run.round(index), config.train
+    checkpoints, log = Checkpoints(round_.checkpoint), MetricsLog(run, index)
+    resume = on_first_rank(lambda: checkpoints.begin(_made_with(round_, config, inputs)))
+    policy = _student(inputs.arch, inputs.policy, train, device)
+    reference = _student(inputs.arch, inputs.reference, train, device) if train.beta > 0 else None
+    learner = Learner(policy, reference, train, device)
+    start = checkpoints.load(learner, resume) if resume else Position()
+    on_first_rank(lambda: log.rewind(start.step))
+
+    with few_threads(sum(parameter.numel() for parameter in policy.parameters())):
+        for position, metrics, total in _steps(learner, shards, config, start):
+            if dist.get_rank() == 0:
+                log.append(metrics)
+                if progress is not None:
+                    progress(position.step, total, asdict(metrics))
+            # Without a single update there is no optimizer state to save, and nothing to lose.
+            due = position.step % train.checkpoint_every == 0 and position.skipped < position.step
+            if due and position.step < total:
+                checkpoints.save(learner, position)
+
+    _write_policy(policy, inputs, round_.policy)
+    on_first_rank(log.finish)
+    # The name is the promise that the round is done, so everything else is in place before it.
+    on_first_rank(lambda: _publish(round_.policy))
+    on_first_rank(checkpoints.remove)
+
+
+def _student(arch: Architecture, folder: Path, train: TrainConfig, device: torch.device) -> Student:
+    student = build(arch, train, device)
+    with WeightFiles(folder) as weights:
+        load_weights(student, weights)
+    return student
+
+
+def _steps(
+    learner: Learner, shards: Shards, config: Config, position: Position
+) -> Iterator[tuple[Position, StepMetrics, int]]:
+    """Do the steps of a round from `position` on, yielding (position after the step, its metrics, steps in all)."""
+    train = config.train
+    plan = plan_steps(
+        len(shards), global_batch=train.global_batch, epochs=train.epochs, seed=train.seed, steps=train.steps
+    )
+    for step in range(position.step, len(plan)):
+        start = time.perf_counter()
+        tokens = shards.tokens_of(plan[step])
+        facts = batch_facts(
+            shards.loss_weight[tokens], shards.audited[tokens], shards.response[tokens],
+            centre=config.score.centre, normalise=train.normalise,
+        )  # fmt: skip
+        batches = micro_batches(
+            shards, plan[step], facts,
+            rank=mpu.get_data_parallel_rank(), ranks=mpu.get_data_parallel_world_size(),
+            micro_batch=train.micro_batch, multiple=train.tensor_parallel if train.sequence_parallel else 1,
+        )  # fmt: skip
+        sums = learner.gradients(batches, facts, on_policy=step == 0)
+        lr = train.lr * min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else train.lr
+        norm, updated = learner.update(sums, lr)
+        position = Position(step + 1, position.skipped + (not updated))
+        metrics = step_metrics(
+            step, facts, sums, beta=train.beta, norm=norm, lr=lr, updated=updated,
+            tokens=len(tokens), seconds=time.perf_counter() - start,
+        )  # fmt: skip
+        yield position, metrics, len(plan)
+
+
+def _made_with(round_: RoundDir, config: Config, inputs: _Inputs) -> dict[str, Any]:
+    """All that determines the new policy's bits, but for the layout.
+
+    Raises:
+        InputError: the trajectories were sampled by another policy than the one that is about to be trained.
+    """
+    policy = weights_hash(inputs.policy)
+    # The trajectories may have stayed on the machine that sampled them; where they are here, they must fit.
+    sampled_by = set(round_.trajectories.read(["policy"])["policy"].unique().to_pylist())
+    if sampled_by - {policy}:
+        raise InputError(
+            f"The trajectories of {round_.path} were sampled by the weights {sorted(sampled_by)[0]}, and the policy"
+            f" to train, {inputs.policy}, has the weights {policy}.",
+            "Put back the policy that sampled them, or delete the round and start it again with `omniopd generate`.",
+        )
+    return made_with(config, "policy") | {
+        "policy": policy,
+        "reference": policy if inputs.reference == inputs.policy else weights_hash(inputs.reference),
+        "shards": [part.sha256 for part in round_.shards.manifest.parts],
+    }
+
+
+def _unpublished(policy: Path) -> Path:
+    return policy.with_name(f".{policy.name}.tmp")
+
+
+def _write_policy(model: Student, inputs: _Inputs, policy: Path) -> None:
+    """Write the whole Hugging Face folder under a temporary name. Collective."""
+    folder = _unpublished(policy)
+
+    def prepare() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for path in inputs.reference.iterdir():
+            keep = path.suffix not in _WEIGHTS and not path.name.endswith(".index.json") and path.name[0] != "."
+            if path.is_file() and keep:
+                shutil.copyfile(path, folder / path.name)
+        _say_precision(folder / "config.json", model.config.params_dtype)
+
+    on_first_rank(prepare)
+    write_weights(model, folder)
+    dist.barrier()
+
+
+def _say_precision(config_json: Path, dtype: torch.dtype) -> None:
+    """Put the precision of the weights into config.json, where transformers looks for it."""
+    raw = json.loads(config_json.read_text(encoding="utf-8"))
+    raw.pop("torch_dtype", None)  # its name before transformers 5
+    raw["dtype"] = str(dtype).removeprefix("torch.")
+    config_json.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+
+
+def _publish(policy: Path) -> None:
+    folder = _unpublished(policy)
+    sync_files(folder)
+    folder.rename(policy)
+    files.sync_folder(policy.parent)
