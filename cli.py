@@ -184,6 +184,23 @@ def sql(run: Run, query: Annotated[str, typer.Argument(help="One statement that 
     _say(ask(RunDir(run), query))
 
 
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the runs go.")] = Path("runs/demo"),
+    rounds: Annotated[int, typer.Option(min=1)] = 6,
+    seed: Annotated[int, typer.Option(help="Of prompts, sampling and held-out problems.")] = 0,
+) -> None:
+    """Improve a small student that ships with the package: no download, no GPU, no key.
+
+    Example: omniopd demo runs/demo --seed 1
+    """
+    # Models of a megabyte are fastest on one thread, and the teacher's server wants a core too. Before torch is there.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from .demo.run import demo
+
+    demo(folder, rounds, seed, _say)
+
+
 def main() -> None:
     """Run a command; an error that the user can cure is one line, and its exit code says of what kind it is."""
     try:

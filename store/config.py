@@ -175,6 +175,9 @@ class TrainConfig(_Section):
     """Divide both terms of Eq. 8 by the audited tokens of the global batch, or by nothing."""
     importance_cap: float = Field(default=2.0, ge=1)
     """Cap of the importance weight of tokens that became stale within a round."""
+    off_policy: bool = False
+    """Accept trajectories that another policy sampled (of another run, say); the importance weight then counts from
+    the first step on."""
     tensor_parallel: int = Field(default=1, gt=0)
     """Ranks that share each layer."""
     pipeline_parallel: int = Field(default=1, gt=0)
@@ -319,7 +322,7 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
         "score": {"centre"},
         "train": {
             "objective", "beta", "lr", "warmup_steps", "weight_decay", "clip_grad", "epochs", "steps",
-            "global_batch", "normalise", "importance_cap", "precision", "seed",
+            "global_batch", "normalise", "importance_cap", "off_policy", "precision", "seed",
         },
     },
 }  # fmt: skip

@@ -50,7 +50,8 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
     """Train round `index` of a run, or do nothing where its policy exists. Collective under torchrun.
 
     The optimizer's state is fresh in every round; within one it is part of the checkpoint. The first step of a round
-    is on-policy; later ones weight the chunk term by the truncated importance ratio (train.importance_cap).
+    is on-policy; later ones weight the chunk term by the truncated importance ratio (train.importance_cap), and so
+    does the first with train.off_policy.
 
     Args:
         run: the run; all ranks see its folder.
@@ -160,7 +161,7 @@ def _steps(
             rank=mpu.get_data_parallel_rank(), ranks=mpu.get_data_parallel_world_size(),
             micro_batch=train.micro_batch, multiple=train.tensor_parallel if train.sequence_parallel else 1,
         )  # fmt: skip
-        sums = learner.gradients(batches, facts, on_policy=step == 0)
+        sums = learner.gradients(batches, facts, on_policy=step == 0 and not train.off_policy)
         lr = train.lr * min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else train.lr
         norm, updated = learner.update(sums, lr)
         position = Position(step + 1, position.skipped + (not updated))
@@ -175,16 +176,16 @@ def _made_with(round_: RoundDir, config: Config, inputs: _Inputs) -> dict[str, A
     """All that determines the new policy's bits, but for the layout.
 
     Raises:
-        InputError: the trajectories were sampled by another policy than the one that is about to be trained.
+        InputError: another policy than the one to be trained sampled the trajectories, and train.off_policy is off.
     """
     policy = weights_hash(inputs.policy)
     # The trajectories may have stayed on the machine that sampled them; where they are here, they must fit.
     sampled_by = set(round_.trajectories.read(["policy"])["policy"].unique().to_pylist())
-    if sampled_by - {policy}:
+    if sampled_by - {policy} and not config.train.off_policy:
         raise InputError(
             f"The trajectories of {round_.path} were sampled by the weights {sorted(sampled_by)[0]}, and the policy"
             f" to train, {inputs.policy}, has the weights {policy}.",
-            "Put back the policy that sampled them, or delete the round and start it again with `omniopd generate`.",
+            "Put back the policy that sampled them, delete the round and generate it again, or set train.off_policy.",
         )
     return made_with(config, "policy") | {
         "policy": policy,

@@ -1,0 +1,143 @@
+"""`omniopd demo`: the whole loop on models that ship with the package, and the control beside it.
+
+The student has a bad habit: at about half of the steps that carry, it forgets to (task.py). The teacher knows better.
+Nothing here is special to the demo but the models, the task and the teacher's server: the rounds are those of
+`omniopd run`, and the run directory that is left behind is an ordinary one.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..run import run_round, train_stage
+from ..stages.audit.stage import audit
+from ..stages.score.stage import score
+from ..store.config import commented_toml
+from ..store.errors import UsageError
+from ..store.layout import RunDir
+from .evaluate import Result, evaluate, gain, wilson
+from .task import MAX_NEW_TOKENS, PROMPT_TEMPLATE, problems
+from .teacher import MODELS, TeacherServer
+
+PROMPTS_PER_ROUND = 256
+HELD_OUT = 1000
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Verdicts on the same held-out problems, for each student."""
+
+    before: Result
+    replayed: Result
+    """Control: learned from the distilled student's trajectories, every audited token with the same weight."""
+    own: Result
+    """Control: the same on its own trajectories."""
+    distilled: Result
+
+
+def demo(path: Path, rounds: int, seed: int, say: Say) -> Demo:
+    """Distil for some rounds, train the controls, and compare. Goes on where it was stopped.
+
+    Raises:
+        UsageError: the folder is a run that the demo did not make.
+    """
+    start = time.monotonic()
+    main, replayed, own = (RunDir(path / f"seed={seed}{suffix}") for suffix in ("", "-control", "-control-own"))
+    held_out = problems(HELD_OUT, seed=seed, split="heldout")
+    with TeacherServer() as base_url:
+        _prepare(main, rounds, seed, base_url, {})
+        say(f"student and teacher are in {MODELS}; the teacher is served at {base_url}")
+        before = evaluate(MODELS / "student", held_out, seed)
+        say(f"{'Pass@1 before, at T = 1 and greedy:':<50} {_line(before)}")
+        # A run that is resumed has another server's port in its config.
+        overrides = [f"teacher.base_url={base_url}"]
+        for index in range(rounds):
+            run_round(main, index, main.config(tuple(overrides)), overrides, say)
+    # The controls ask no teacher. Constant weights are zero once they are centred, so theirs are not.
+    constant: dict[str, object] = {"weights": "constant", "centre": "none"}
+    _prepare(replayed, rounds, seed, "", {"score": constant, "train": {"off_policy": True}})
+    _prepare(own, rounds, seed, "", {"score": constant})
+    say("training the controls")
+    for index in range(rounds):
+        _replay_round(main, replayed, index)
+        run_round(own, index, own.config(), [], lambda line: None)
+    students = (run.round(rounds - 1).policy for run in (replayed, own, main))
+    result = Demo(before, *(evaluate(policy, held_out, seed) for policy in students))
+    _report(result, main, time.monotonic() - start, say)
+    return result
+
+
+def _prepare(run: RunDir, rounds: int, seed: int, base_url: str, changes: dict[str, dict[str, object]]) -> None:
+    """Write prompts and config, unless they are there."""
+    prompts = run.path / "prompts.jsonl"
+    if run.config_toml.exists():
+        if not prompts.exists():
+            raise UsageError(f"{run.path} is not a run of the demo.", "Choose another folder: omniopd demo FOLDER.")
+        return
+    run.path.mkdir(parents=True, exist_ok=True)
+    questions = problems(PROMPTS_PER_ROUND * rounds, seed=seed, split="train")
+    prompts.write_text("".join(json.dumps({"question": p.question}) + "\n" for p in questions), encoding="utf-8")
+    values = settings(prompts, rounds, seed, base_url)
+    for section, keys in changes.items():
+        values[section] |= keys
+    run.config_toml.write_text(commented_toml(values), encoding="utf-8")
+
+
+def settings(prompts: Path, rounds: int, seed: int, base_url: str) -> dict[str, dict[str, object]]:
+    """The demo's config. docs/experiments.md says how these figures were chosen."""
+    return {
+        "student": {"model": str(MODELS / "student"), "dtype": "float32"},
+        "data": {"prompts": str(prompts), "template": PROMPT_TEMPLATE, "per_round": PROMPTS_PER_ROUND, "seed": seed},
+        "generate": {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": 256, "seed": seed},
+        "select": {"chunks": 3, "chunk_tokens": 6},
+        "teacher": {"base_url": base_url, "model": TeacherServer.model, "rollouts": 8, "max_tokens": 6},
+        "score": {"unit": "char", "centre": "batch_mean"},
+        "train": {"lr": 1e-4, "global_batch": 32, "micro_batch": 32, "seed": seed},
+        "run": {"rounds": rounds},
+    }
+
+
+def _replay_round(main: RunDir, control: RunDir, index: int) -> None:
+    """Train the control on a round's trajectories and chunks."""
+    source, target = main.round(index), control.round(index)
+    if target.policy.is_dir():
+        return
+    if not target.trajectories.complete:
+        shutil.rmtree(target.trajectories.folder, ignore_errors=True)
+        shutil.copytree(source.trajectories.folder, target.trajectories.folder)
+    config = control.config()
+    audit(control, index, config)
+    score(control, index, config)
+    train_stage(control, index, config, [])
+
+
+def _report(result: Demo, run: RunDir, seconds: float, say: Say) -> None:
+    say(f"\n{f'Pass@1 on {HELD_OUT} held-out problems, 95 % intervals':<50}  sampled at T = 1     greedy")
+    rows = {
+        "student before": result.before,
+        "control, same trajectories": result.replayed,
+        "control, its own trajectories": result.own,
+        "distilled": result.distilled,
+    }
+    for name, row in rows.items():
+        say(f"  {name:<48} {_line(row)}")
+    for name, other in list(rows.items())[:3]:
+        pairs = ((result.distilled.sampled, other.sampled), (result.distilled.greedy, other.greedy))
+        gains = "   ".join("{:+5.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in gain(a, b))) for a, b in pairs)
+        say(f"  {'gain over ' + name + ', points':<48} {gains}")
+    say("controls: same student, teacher ignored, every audited token weighs the same")
+    query = "SELECT round, avg(k_sem / n) AS similarity FROM scores JOIN chunks USING (chunk_id) GROUP BY round"
+    say(f"\n{seconds / 60:.1f} minutes. The run is in {run.path}. Look around:")
+    say(f"  omniopd status {run.path}")
+    say(f'  omniopd inspect {run.path} trajectories --where "round = 0"')
+    say(f'  omniopd sql {run.path} "{query} ORDER BY round"')
+
+
+def _line(result: Result) -> str:
+    cells = ("{:5.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in wilson(v))) for v in (result.sampled, result.greedy))
+    return "   ".join(cells)
