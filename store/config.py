@@ -112,6 +112,8 @@ class TeacherConfig(_Section):
     """N, continuations of each chunk's prefix."""
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature of the teacher."""
+    seed: int | None = None
+    """Sent with each request, mixed with the chunk's id: makes rollouts repeatable where the server honours it."""
     max_tokens: int | None = Field(default=None, gt=0)
     """Longest rollout in teacher tokens; unset: half again the chunk's student tokens, plus 8."""
     budget_usd: float | None = Field(default=None, ge=0)
@@ -314,7 +316,7 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
     },
     "chunks": {"select": None},
     "rollouts": {
-        "teacher": {"kind", "model", "continuation", "rollouts", "temperature", "max_tokens"},
+        "teacher": {"kind", "model", "continuation", "rollouts", "temperature", "seed", "max_tokens"},
         "score": {"weights"},
     },
     "scores": {"score": {"weights", "phi", "unit", "alpha", "min_rollouts"}},

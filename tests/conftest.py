@@ -67,6 +67,7 @@ class ScriptedTeacher:
         self.behave: Behaviour = lambda body, number: None
         self.models = ["scripted"]
         self.most_choices = 1000
+        self.chat_only = False
         self.bodies: list[dict[str, Any]] = []
         self.answered = 0
         self._loop = asyncio.new_event_loop()
@@ -90,7 +91,13 @@ class ScriptedTeacher:
 
     async def _start(self) -> None:
         app = web.Application()
-        app.add_routes([web.get("/v1/models", self._list), web.post("/v1/completions", self._complete)])
+        app.add_routes(
+            [
+                web.get("/v1/models", self._list),
+                web.post("/v1/completions", self._complete),
+                web.post("/v1/chat/completions", self._complete),
+            ]
+        )
         runner = web.AppRunner(app)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -102,6 +109,8 @@ class ScriptedTeacher:
         return web.json_response({"data": [{"id": model} for model in self.models]})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
+        if self.chat_only and "chat" not in request.path:
+            raise web.HTTPNotFound
         body = await request.json()
         if not body:
             return web.json_response({"error": {"message": "prompt is missing"}}, status=400)
@@ -120,6 +129,12 @@ class ScriptedTeacher:
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """What a good answer looks like: the text depends on the prompt and the index alone."""
         n = min(body["n"], self.most_choices)
+        if "messages" in body:
+            choices = [
+                {"index": i, "message": {"role": "assistant", "content": f"+{i}"}, "finish_reason": "stop"}
+                for i in range(n)
+            ]
+            return {"model": body["model"], "choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": n}}
         choices = [{"index": i, "text": f"{len(body['prompt'])}+{i}", "finish_reason": "length"} for i in range(n)]
         usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 4 * n,
                  "prompt_tokens_details": {"cached_tokens": 2}}  # fmt: skip

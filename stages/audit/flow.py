@@ -5,6 +5,7 @@ rollouts table part by part.
 """
 
 import asyncio
+import hashlib
 import math
 import time
 import uuid
@@ -124,7 +125,8 @@ class Flow:
         attempts = 0
         while missing and self._stop is None:
             n = min(len(missing), self._choices)
-            ask = Ask(work.question, work.prompt_text, work.prefix, n, work.max_tokens)
+            seed = _seed(self._config.seed, work.chunk_id, missing[0])
+            ask = Ask(work.question, work.prompt_text, work.prefix, n, work.max_tokens, seed)
             request_id = await self._reserve(ask)
             if request_id is None:
                 return
@@ -311,6 +313,14 @@ def _unbilled(outcome: Outcome, receipt: _Receipt, rows: list[dict[str, Any]]) -
     """The end of a request without a usable answer."""
     state = "released" if outcome.kind in ("unsent", "refused") else "unknown"
     return Settlement(receipt.request_id, state, payload=orjson.dumps(rows) if rows else None)
+
+
+def _seed(seed: int | None, chunk_id: str, first: int) -> int | None:
+    """Seed of a request, 31 bits: a chunk's requests must not all draw the same continuation."""
+    if seed is None:
+        return None
+    digest = hashlib.blake2b(f"{seed}|{chunk_id}|{first}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _share(total: int, n: int, i: int) -> int:

@@ -30,6 +30,8 @@ class OpenAITeacher:
             "max_tokens": ask.max_tokens,
             "temperature": self._temperature,
         }
+        if ask.seed is not None:
+            body["seed"] = ask.seed
         if self.continuation == "completion":
             return HttpRequest("/completions", body | {"prompt": ask.prompt_text + ask.prefix})
         messages = [{"role": "user", "content": ask.question}]

@@ -23,6 +23,7 @@ class Ask:
     """The student's response up to the chunk."""
     n: int
     max_tokens: int
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -238,3 +238,26 @@ def test_constant_weights_select_the_same_chunks_and_ask_nothing(make_run, run, 
     assert control.round(0).chunks.existing_keys() == run.round(0).chunks.existing_keys()
     assert control.round(0).rollouts.complete
     assert control.round(0).rollouts.manifest.rows == 0
+
+
+def test_a_server_without_completions_is_asked_to_continue_the_last_message(run, teacher):
+    teacher.chat_only = True
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    assert {row["continuation"] for row in rollouts(run)} == {"prefill"}
+    for body in teacher.bodies:
+        roles = [message["role"] for message in body["messages"]]
+        if roles == ["user"]:
+            assert "continue_final_message" not in body, "an empty prefix leaves nothing to continue"
+        else:
+            assert roles == ["user", "assistant"]
+            assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+    assert any(len(body["messages"]) == 2 for body in teacher.bodies)
+
+
+def test_a_seed_is_sent_with_each_request_and_differs_from_chunk_to_chunk(run, teacher):
+    teacher.most_choices = 2
+    audit(run, 0, run.config(("teacher.seed=7",)))
+    seeds = [body["seed"] for body in teacher.bodies]
+    assert len(set(seeds)) == len(seeds) == 2 * run.round(0).chunks.manifest.rows
+    assert all(0 <= seed < 2**31 for seed in seeds)
