@@ -163,6 +163,9 @@ class TrainConfig(_Section):
     """Steps of linear warm-up in each round."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
+    carry_optimizer: bool = True
+    """Begin a round with the optimizer's state of the round before, as one long training would; false begins afresh,
+    which with few steps a round leaves Adam without a memory."""
     clip_grad: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""
     epochs: int = Field(default=1, gt=0)
@@ -323,8 +326,8 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
     "policy": {
         "score": {"centre"},
         "train": {
-            "objective", "beta", "lr", "warmup_steps", "weight_decay", "clip_grad", "epochs", "steps",
-            "global_batch", "normalise", "importance_cap", "off_policy", "precision", "seed",
+            "objective", "beta", "lr", "warmup_steps", "weight_decay", "carry_optimizer", "clip_grad", "epochs",
+            "steps", "global_batch", "normalise", "importance_cap", "off_policy", "precision", "seed",
         },
     },
 }  # fmt: skip

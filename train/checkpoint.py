@@ -6,6 +6,8 @@
 
 A checkpoint is written and synced before `latest` names it; one that `latest` does not name, or that is older than
 the newest two, is deleted. The layout (tensor, pipeline and data parallelism) may change between two runs.
+
+The last one of a round outlives it: the next round takes the optimizer's state from it.
 """
 
 import os
@@ -59,7 +61,7 @@ class Checkpoints:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / "made_with.json"
-        latest = self._latest()
+        latest = self.latest()
         if latest is None:
             files.write_text(record, orjson.dumps(made_with, option=orjson.OPT_INDENT_2).decode() + "\n")
         else:
@@ -67,7 +69,12 @@ class Checkpoints:
         self._prune()
         return latest
 
-    def _latest(self) -> str | None:
+    def latest(self) -> str | None:
+        """Name of the newest whole checkpoint, or None.
+
+        Raises:
+            InputError: it is missing.
+        """
         pointer = self.folder / "latest"
         if not pointer.is_file():
             return None
@@ -78,6 +85,14 @@ class Checkpoints:
                 f"Restore it, or delete {self.folder} to train the round again from its start.",
             )
         return name
+
+    def carries(self, precision: str) -> str | None:
+        """Name of the checkpoint whose optimizer state a next round of this precision can take over, or None."""
+        latest = self.latest()
+        if latest is None:
+            return None
+        made_with = orjson.loads((self.folder / "made_with.json").read_bytes())
+        return latest if made_with["train.precision"] == precision else None
 
     def _refuse_changes(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         # Compare what JSON makes of both: a tuple there and a list here are the same.
@@ -91,14 +106,14 @@ class Checkpoints:
             )
 
     def _prune(self) -> None:
-        latest = self._latest()
+        latest = self.latest()
         names = sorted(path.name for path in self.folder.glob("step=*"))
         whole = [name for name in names if latest is not None and name <= latest]
         for name in set(names) - set(whole[-_KEPT:]):
             shutil.rmtree(self.folder / name)
 
     def remove(self) -> None:
-        """Delete all checkpoints; they have served their purpose once the policy is whole."""
+        """Delete all checkpoints; they have served their purpose once the next round's policy is whole."""
         # `latest` goes first: without it the rest counts for nothing, should this be cut short.
         (self.folder / "latest").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -130,6 +145,12 @@ class Checkpoints:
         learner.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         return Position(state["step"], state["skipped"])
+
+    def load_optimizer(self, learner: Learner, name: str) -> None:
+        """Put a checkpoint's optimizer state in place, and nothing else. Collective."""
+        wanted = {"optimizer": _state(learner, Position(), loading=True)["optimizer"]}
+        state: Any = mcore.dist_checkpointing.load(wanted, str(self.folder / name))
+        learner.optimizer.load_state_dict(state["optimizer"])
 
 
 def _state(learner: Learner, position: Position, *, loading: bool) -> dict[str, Any]:

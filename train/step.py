@@ -41,7 +41,7 @@ class StepSums:
 class Learner:
     """A policy, its optimizer, and the frozen reference that anchors it.
 
-    The optimizer's state is born with the Learner, which lives for one round: rounds share weights and nothing else.
+    It lives for one round; the optimizer's state may be carried over from the round before through its checkpoint.
     """
 
     def __init__(self, policy: Student, reference: Student | None, config: TrainConfig, device: torch.device) -> None:

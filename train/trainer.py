@@ -49,7 +49,7 @@ class _Inputs:
 def train_round(run: RunDir, index: int, config: Config, progress: Progress | None = None) -> TrainResult:
     """Train round `index` of a run, or do nothing where its policy exists. Collective under torchrun.
 
-    The optimizer's state is fresh in every round; within one it is part of the checkpoint. The first step of a round
+    The optimizer's state is carried over from the round before (train.carry_optimizer). The first step of a round
     is on-policy; later ones weight the chunk term by the truncated importance ratio (train.importance_cap), and so
     does the first with train.off_policy.
 
@@ -71,7 +71,7 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
         device = stack.enter_context(world())
         on_first_rank(lambda: _enter(stack, round_))
         if on_first_rank(round_.policy.is_dir):
-            on_first_rank(Checkpoints(round_.checkpoint).remove)
+            on_first_rank(lambda: _forget(run, index - 1))
             return result_of(run, index, trained=False)
         inputs = on_first_rank(lambda: _inputs(run, index, config))
         check_layout(inputs.arch, config.train, dist.get_world_size())
@@ -109,10 +109,14 @@ def _train(
 ) -> None:  # fmt: skip
     round_, train = run.round(index), config.train
     checkpoints, log = Checkpoints(round_.checkpoint), MetricsLog(run, index)
-    resume = on_first_rank(lambda: checkpoints.begin(_made_with(round_, config, inputs)))
+    previous = Checkpoints(run.round(index - 1).checkpoint)
+    carried = on_first_rank(lambda: previous.carries(train.precision)) if train.carry_optimizer and index else None
+    resume = on_first_rank(lambda: checkpoints.begin(_made_with(round_, config, inputs, carried)))
     policy = _student(inputs.arch, inputs.policy, train, device)
     reference = _student(inputs.arch, inputs.reference, train, device) if train.beta > 0 else None
     learner = Learner(policy, reference, train, device)
+    if carried and not resume:
+        previous.load_optimizer(learner, carried)
     start = checkpoints.load(learner, resume) if resume else Position()
     on_first_rank(lambda: log.rewind(start.step))
 
@@ -122,16 +126,22 @@ def _train(
                 log.append(metrics)
                 if progress is not None:
                     progress(position.step, total, asdict(metrics))
+            due = position.step % train.checkpoint_every == 0 or position.step == total
             # Without a single update there is no optimizer state to save, and nothing to lose.
-            due = position.step % train.checkpoint_every == 0 and position.skipped < position.step
-            if due and position.step < total:
+            if due and position.skipped < position.step:
                 checkpoints.save(learner, position)
 
     _write_policy(policy, inputs, round_.policy)
     on_first_rank(log.finish)
     # The name is the promise that the round is done, so everything else is in place before it.
     on_first_rank(lambda: _publish(round_.policy))
-    on_first_rank(checkpoints.remove)
+    on_first_rank(lambda: _forget(run, index - 1))
+
+
+def _forget(run: RunDir, index: int) -> None:
+    """Delete the checkpoints of a round whose successor is trained: its optimizer state has been carried on."""
+    if index >= 0:
+        Checkpoints(run.round(index).checkpoint).remove()
 
 
 def _student(arch: Architecture, folder: Path, train: TrainConfig, device: torch.device) -> Student:
@@ -172,7 +182,7 @@ def _steps(
         yield position, metrics, len(plan)
 
 
-def _made_with(round_: RoundDir, config: Config, inputs: _Inputs) -> dict[str, Any]:
+def _made_with(round_: RoundDir, config: Config, inputs: _Inputs, carried: str | None) -> dict[str, Any]:
     """All that determines the new policy's bits, but for the layout.
 
     Raises:
@@ -190,6 +200,7 @@ def _made_with(round_: RoundDir, config: Config, inputs: _Inputs) -> dict[str, A
     return made_with(config, "policy") | {
         "policy": policy,
         "reference": policy if inputs.reference == inputs.policy else weights_hash(inputs.reference),
+        "optimizer": carried or "fresh",
         "shards": [part.sha256 for part in round_.shards.manifest.parts],
     }
 

@@ -58,13 +58,15 @@ def test_two_rounds_in_one_process_train_and_then_stay_as_they_are(
         result = train_round(run, index, config, lambda done, total, _: seen.append((done, total)))
         assert (result.steps, result.skipped, result.trained) == (6, 0, True)
         assert result.policy == run.round(index).policy
-        assert not run.round(index).checkpoint.exists()
+    assert not run.round(0).checkpoint.exists(), "its optimizer state has been carried on"
+    assert [path.name for path in run.round(1).checkpoint.glob("step=*")] != []
     assert seen == [(step, 6) for step in range(1, 7)] * 2
     student, first, second = students("qwen3"), run.round(0).policy, run.round(1).policy
     assert not same(student, first)
     assert not same(first, second)
     beside = {path.name for path in student.iterdir()} - {"model.safetensors"}
     assert {path.name for path in second.iterdir()} - {"model.safetensors"} == beside
+    beside.remove("config.json")  # says the precision
     assert all((student / name).read_bytes() == (second / name).read_bytes() for name in beside)
     # Round 1 starts at the policy of round 0 and is anchored to the initial student.
     assert MetricsLog(run, 0).rows()[0]["kl_mean"] == pytest.approx(0, abs=1e-6)
@@ -116,6 +118,37 @@ def test_equal_weights_centre_to_a_gradient_of_the_anchor_alone(kit: Any, run: R
     assert row["chunk_loss"] == 0
     assert row["audited_nll"] > 1  # measured all the same
     assert row["grad_norm"] < 1e-5  # policy and reference are equal in the first step
+
+
+def test_rounds_with_a_carried_optimizer_are_one_long_training(
+    kit: Any, tmp_path: Path, students: Callable[[str], Path]
+) -> None:
+    """Two rounds of one step on the same sequences, beside one round of two steps."""
+    rows = kit.shard_rows(8)
+
+    def train(name: str, rounds: int, **changes: Any) -> dict[str, torch.Tensor]:
+        config = kit.make_config(students("qwen3"), global_batch=8, off_policy=True, **changes)
+        run = RunDir(tmp_path / name)
+        for index in range(rounds):
+            kit.write_round(run, index, config, rows)
+            train_round(run, index, config)
+        return weights(run.round(rounds - 1).policy)
+
+    once = train("once", 1, epochs=2)
+    carried = train("carried", 2)
+    fresh = train("fresh", 2, carry_optimizer=False)
+    gaps = [max(float((once[k] - other[k]).abs().max()) for k in once) for other in (carried, fresh)]
+    assert gaps[0] < 1e-6
+    assert gaps[1] > 1e-4
+
+
+def test_another_precision_than_the_round_before_begins_with_a_fresh_optimizer(
+    kit: Any, run: RunDir, students: Callable[[str], Path]
+) -> None:
+    for index, precision in enumerate(("fp32", "bf16")):
+        config = kit.make_config(students("qwen3"), precision=precision)
+        kit.write_round(run, index, config, kit.shard_rows(4, seed=index))
+        assert train_round(run, index, config).trained
 
 
 def test_bf16_with_recomputation_trains(kit: Any, run: RunDir, students: Callable[[str], Path]) -> None:
