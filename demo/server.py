@@ -283,11 +283,14 @@ async def _errors_as_json(
         return web.json_response({"error": body}, status=error.status)
 
 
-async def serve(decoder: Decoder, name: str, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT."""
+async def serve(decoder: Decoder, name: str, host: str, port: int, *, exit_with_stdin: bool) -> None:
+    """Serve until SIGTERM or SIGINT, or until standard input is closed."""
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    if exit_with_stdin:
+        # Nothing is ever written to it: it becomes readable when the process at its other end is gone.
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stopped.set)
     runner = web.AppRunner(Service(decoder, name).application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     listener = socket.create_server((host, port), backlog=2048)
@@ -306,11 +309,13 @@ def main() -> None:
     parser.add_argument("--served-model-name", help="the model's id in the API (default: the folder's name)")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 picks a free port")
+    parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input is closed")
     arguments = parser.parse_args()
     if not (arguments.model / "config.json").is_file():
         parser.error(f"--model: {arguments.model} holds no config.json")
     name = arguments.served_model_name or arguments.model.resolve().name
-    asyncio.run(serve(Decoder(arguments.model), name, arguments.host, arguments.port))
+    decoder = Decoder(arguments.model)
+    asyncio.run(serve(decoder, name, arguments.host, arguments.port, exit_with_stdin=arguments.exit_with_stdin))
 
 
 if __name__ == "__main__":

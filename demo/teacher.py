@@ -64,7 +64,8 @@ class TeacherServer:
 
     def _start_own(self, deadline: float) -> str:
         """Start the demo's server; its first line of output holds the URL."""
-        process = self._launch(f"{__package__}.server", "--port", "0", stdout=subprocess.PIPE)
+        # A server must not outlive whoever started it, even one that was killed.
+        process = self._launch(f"{__package__}.server", "--port", "0", "--exit-with-stdin", stdout=subprocess.PIPE)
         assert process.stdout is not None
         while not select.select([process.stdout], [], [], 0.1)[0]:
             self._check(process, deadline)
@@ -90,7 +91,7 @@ class TeacherServer:
         model = ["--model", str(self.folder), "--served-model-name", self.model]
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, "--host", _HOST, *model, *options],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=self._log,
             text=True,
@@ -119,8 +120,8 @@ class TeacherServer:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe in filter(None, (process.stdin, process.stdout)):
+                pipe.close()
         self._log.close()
 
 

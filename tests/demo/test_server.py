@@ -1,6 +1,8 @@
 """The teacher's server over its real HTTP interface, with the OpenAI SDK as client."""
 
 import json
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -157,3 +159,27 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
 def _stats(base_url: str) -> dict[str, int]:
     with urllib.request.urlopen(base_url.removesuffix("/v1") + "/stats", timeout=10) as answer:
         return json.load(answer)
+
+
+def test_the_server_does_not_outlive_a_starter_that_was_killed() -> None:
+    code = (
+        "import os, signal\n"
+        "from omniopd.demo.teacher import TeacherServer\n"
+        "server = TeacherServer()\n"
+        "with server:\n"
+        "    print(server.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    pid = int(result.stdout)
+    deadline = time.monotonic() + 20
+    while _runs(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
