@@ -7,6 +7,7 @@ Nothing here is special to the demo but the models, the task and the teacher's s
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,9 +134,10 @@ def _report(result: Demo, run: RunDir, seconds: float, say: Say) -> None:
     say("controls: same student, teacher ignored, every audited token weighs the same")
     query = "SELECT round, avg(k_sem / n) AS similarity FROM scores JOIN chunks USING (chunk_id) GROUP BY round"
     say(f"\n{seconds / 60:.1f} minutes. The run is in {run.path}. Look around:")
-    say(f"  omniopd status {run.path}")
-    say(f'  omniopd inspect {run.path} trajectories --where "round = 0"')
-    say(f'  omniopd sql {run.path} "{query} ORDER BY round"')
+    command = "omniopd" if shutil.which("omniopd") else sys.argv[0]
+    say(f"  {command} status {run.path}")
+    say(f"  {command} inspect {run.path} trajectories --where 'round = 0'")
+    say(f'  {command} sql {run.path} "{query} ORDER BY round"')
 
 
 def _line(result: Result) -> str:

@@ -1,0 +1,66 @@
+"""The demo at a small size: what it compares is comparable, and it can be stopped and resumed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniopd.demo import run as demo_run
+from omniopd.demo.evaluate import gain, wilson
+from omniopd.store.errors import UsageError
+from omniopd.store.layout import RunDir
+from omniopd.store.ledger import read_totals
+
+
+def test_the_demo_distils_beside_its_controls_and_a_second_call_asks_nothing_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_run, "PROMPTS_PER_ROUND", 32)
+    monkeypatch.setattr(demo_run, "HELD_OUT", 40)
+    said: list[str] = []
+    first = demo_run.demo(tmp_path, rounds=2, seed=0, say=said.append)
+    main, replayed, own = (RunDir(tmp_path / f"seed=0{suffix}") for suffix in ("", "-control", "-control-own"))
+
+    def trajectories(run, index):
+        return run.round(index).trajectories.existing_keys()
+
+    assert trajectories(main, 0) == trajectories(replayed, 0) == trajectories(own, 0)
+    assert trajectories(main, 1) == trajectories(replayed, 1) != trajectories(own, 1)
+    for control in (replayed, own):
+        assert control.round(0).chunks.existing_keys() == main.round(0).chunks.existing_keys()
+        weights = {w for row in control.round(0).shards.read(["loss_weight"])["loss_weight"].to_pylist() for w in row}
+        assert weights == {0.0, 1.0}
+        assert read_totals(control.ledger).requests == 0
+    assert {len(v) for result in vars(first).values() for v in (result.sampled, result.greedy)} == {40}
+    assert any("gain over control, same trajectories" in line for line in said)
+
+    asked = read_totals(main.ledger).requests
+    assert asked == sum(main.round(k).chunks.manifest.rows for k in (0, 1))
+    assert demo_run.demo(tmp_path, rounds=2, seed=0, say=said.append) == first
+    assert read_totals(main.ledger).requests == asked
+
+
+def test_a_run_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "seed=0").mkdir()
+    (tmp_path / "seed=0" / "config.toml").write_text("[train]\n")
+    with pytest.raises(UsageError, match="is not a run of the demo"):
+        demo_run.demo(tmp_path, rounds=1, seed=0, say=lambda line: None)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_the_interval_holds_the_share_and_lies_in_the_unit_interval(verdicts):
+    share, low, high = wilson(verdicts)
+    assert share == sum(verdicts) / len(verdicts)
+    assert -1e-12 <= low <= share + 1e-12
+    assert share - 1e-12 <= high <= 1 + 1e-12
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(2, 8), (0, 5), (7, 0), (300, 700)])
+def test_the_ends_of_the_interval_are_1_96_standard_errors_away_each_by_its_own_variance(right, wrong):
+    """Wilson's definition: (share - p)^2 = z^2 p (1 - p) / n at both ends."""
+    share, *ends = wilson([True] * right + [False] * wrong)
+    for p in ends:
+        assert (share - p) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / (right + wrong), abs=1e-6)
+
+
+def test_a_gain_of_a_model_over_itself_is_exactly_nothing():
+    verdicts = [True, False, True, True]
+    assert gain(verdicts, verdicts) == (0.0, 0.0, 0.0)
+    assert gain([True] * 50, [False] * 50) == (1.0, 1.0, 1.0)
