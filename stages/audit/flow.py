@@ -5,6 +5,7 @@ rollouts table part by part.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import time
@@ -62,6 +63,7 @@ class Flow:
         """How many continuations one request may ask for; some servers ignore `n`."""
         self._in_flight = 0
         self._settled = asyncio.Event()
+        self._asked = asyncio.Event()
         self._settlements = 0
         self._succeeded = False
         self._refused = 0
@@ -83,8 +85,9 @@ class Flow:
             await self._ask_all(session, iter(works), last_turn=False)
             await self._ask_all(session, iter(self._deferred), last_turn=True)
         finally:
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            # Not cancelled: a part that is being written must be finished before the rest is moved.
+            self._asked.set()
+            await writer
             await drain(self._table, self._index, self._commit)
         if self._stop is not None:
             raise self._stop
@@ -94,10 +97,10 @@ class Flow:
         self._end(Interrupted("Interrupted.", "Run the same command again to go on."))
 
     async def _write_now_and_then(self) -> None:
-        while True:
-            await asyncio.sleep(_SECONDS_BETWEEN_PARTS)
-            # A part that is being written is finished even if the flow ends meanwhile.
-            await asyncio.shield(_move_part(self._table, self._index, self._commit, frozenset()))
+        while not self._asked.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), _SECONDS_BETWEEN_PARTS)
+            await _move_part(self._table, self._index, self._commit, frozenset())
 
     def _end(self, reason: OmniopdError) -> None:
         if self._stop is None:

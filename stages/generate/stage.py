@@ -36,7 +36,8 @@ def generate(run: RunDir, index: int, config: Config) -> str:
     }
     table = round_.trajectories
     with round_.lock("generate"):
-        table.begin(made_with(config, table.spec.name))
+        content = {"questions": _hash("\n".join(questions)), "policy": policy}
+        table.begin(made_with(config, table.spec.name) | content)
         present = {key for (key,) in table.existing_keys()}
         missing = [Request(id_, prompt.ids) for id_, (prompt, _) in wanted.items() if id_ not in present]
         if missing:
@@ -55,8 +56,11 @@ def generate(run: RunDir, index: int, config: Config) -> str:
 
 def trajectory_id(policy: str, prompt: Prompt, sample_index: int, seed: int) -> str:
     """Stable 128-bit name of a trajectory, in hex."""
-    name = f"{policy}|{prompt.prompt_id}|{sample_index}|{seed}"
-    return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+    return _hash(f"{policy}|{prompt.prompt_id}|{sample_index}|{seed}")
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _parts(

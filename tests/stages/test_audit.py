@@ -1,6 +1,7 @@
 """The audit stage against a server that behaves, and against one that does not."""
 
 import collections
+import time
 
 import pytest
 from aiohttp import web
@@ -9,6 +10,7 @@ from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.stage import generate
 from omniopd.store.errors import BudgetReached, TeacherError
 from omniopd.store.ledger import NANO, read_totals
+from omniopd.store.table import Table
 
 
 @pytest.fixture
@@ -253,6 +255,20 @@ def test_a_server_without_completions_is_asked_to_continue_the_last_message(run,
             assert roles == ["user", "assistant"]
             assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
     assert any(len(body["messages"]) == 2 for body in teacher.bodies)
+
+
+def test_parts_written_while_the_flow_runs_and_ends_hold_each_row_once(run, teacher, monkeypatch):
+    monkeypatch.setattr("omniopd.stages.audit.flow._SECONDS_BETWEEN_PARTS", 0.0)
+    append = Table.append
+
+    def slowly(table, rows):
+        time.sleep(0.01)
+        return append(table, rows)
+
+    monkeypatch.setattr(Table, "append", slowly)
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    assert len(run.round(0).rollouts.manifest.parts) > 2
 
 
 def test_a_seed_is_sent_with_each_request_and_differs_from_chunk_to_chunk(run, teacher):

@@ -96,6 +96,27 @@ def test_a_second_call_does_nothing_and_other_settings_are_refused(make_run):
     assert run.round(0).trajectories.manifest == manifest
 
 
+def test_prompts_or_weights_that_changed_under_a_round_are_refused(make_run, student, tmp_path):
+    import shutil
+
+    own = tmp_path / "own"
+    shutil.copytree(student, own)
+    run = make_run(student={"model": str(own)})
+    generate(run, 0, run.config())
+    prompts = tmp_path / "run.jsonl"
+    before = prompts.read_text()
+    prompts.write_text(before.replace("+", "-", 1))
+    with pytest.raises(ConfigChangedError, match="questions from"):
+        generate(run, 0, run.config())
+    prompts.write_text(before)
+    weights = own / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ConfigChangedError, match="policy from"):
+        generate(run, 0, run.config())
+
+
 def test_rounds_deal_out_the_prompts_in_turn():
     questions = [str(i) for i in range(10)]
     data = DataConfig(per_round=4, seed=3)
