@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).resolve().parent / "models"
 
 _HOST = "127.0.0.1"
 _STOP_S = 10.0

@@ -2,6 +2,7 @@
 """Start a round's training: in this process, or in several that torchrun starts on this machine."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -38,8 +39,15 @@ def launch(
         progress: called after each step.
 
     Raises:
+        InputError: Megatron-Core is not installed.
         OmniopdError: as `trainer.train_round`, or a process died without saying why.
     """
+    # psutil too: Megatron does not declare it, and without it a checkpoint is written for ever.
+    missing = [name for name in ("megatron", "psutil") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise errors.InputError(
+            f"Training needs {' and '.join(missing)}, which is not installed.", "Run `pip install 'omniopd[train]'`."
+        )
     if config.train.processes > 1 and "WORLD_SIZE" not in os.environ and not run.round(index).policy.is_dir():
         _torchrun(run, index, config, overrides, progress)
         return result_of(run, index, trained=True)

@@ -346,3 +346,11 @@ def test_the_module_says_in_one_line_what_is_wrong(kit: Any, run: RunDir, config
 def test_loading_the_package_and_the_launcher_loads_no_torch() -> None:
     code = "import sys, omniopd.train.launch; sys.exit('torch' in sys.modules or 'megatron' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_machine_without_megatron_is_told_what_to_install(
+    run: RunDir, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs megatron and psutil.*pip install 'omniopd\[train\]'"):
+        launch(run, 0, config)
