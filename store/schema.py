@@ -1,6 +1,6 @@
 """Every table of a run, declared once. Docs and units travel in the Parquet field metadata and in the SQL views."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -105,22 +105,32 @@ ROLLOUTS = TableSpec(
 
 SCORES = TableSpec(
     "scores",
-    "one weight a chunk",
+    "one weight a chunk, under the settings that the shards were made with",
     pa.schema(
         [
             _chunk_id,
             _column("phi", _str, "similarity metric"),
-            _column("unit", _str, "what the metric counts"),
+            _column("unit", _str, "what the metric counts: word | char | token"),
+            _column("alpha", _f64, "prior strength"),
             _column("k_sem", _f64, "sum of the similarities (Eq. 3)"),
             _column("n", _i32, "usable rollouts"),
             _column("prior", _f64, "as in chunks (Eq. 4)"),
             _column("pi_freq", _f64, "k_sem / n"),
             _column("pi_teacher", _f64, "(k_sem + alpha prior) / (n + alpha) (Eq. 5)"),
             _column("phi_var", _f64, "sample variance of the similarities; null for n < 2"),
+            _column("pi_low", _f64, "2.5 % quantile of the posterior whose mean is pi_teacher"),
+            _column("pi_high", _f64, "97.5 % quantile of the posterior"),
         ]
     ),
     ("chunk_id",),
     65536,
+)
+
+ALL_SCORES = replace(
+    SCORES,
+    name="all_scores",
+    doc="the weights of a chunk under every phi, unit and alpha that was scored",
+    key=("chunk_id", "phi", "unit", "alpha"),
 )
 
 SHARDS = TableSpec(
