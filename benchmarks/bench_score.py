@@ -212,21 +212,21 @@ def compare_metrics(folder: Path, rows: int, repeats: int) -> None:
             print(f"{'  ' + name:32}{1 / median(times):>10,.0f}{median(times) * 1e6:>13.2f}{'':9}{median(times) * rate:>13.0f}x")
 
 
-def show_growth(folder: Path, sizes: list[int]) -> None:
+def show_growth(folder: Path, sizes: list[int], phi: str) -> None:
     """Time and memory as the rows grow."""
     pool = texts()
-    for phi in ("edit", "rouge1"):
-        print(f"{phi}:" if phi == "edit" else f"\n{phi}:")
-        print(f"{'rollouts':>12}{'s':>9}{'us/rollout':>12}{'rollouts/s':>12}{'rss MB':>9}")
-        for rows in sizes:
-            target = folder / f"{rows}"
-            if not target.exists():
-                write_round(RunDir(target), rows, pool)
-            run = timed_stage(target, phi)
-            print(
-                f"{rows:>12,}{run['s']:>9.1f}{run['s'] / rows * 1e6:>12.2f}{rows / run['s']:>12,.0f}{run['rss_mb']:>9.0f}",
-                flush=True,
-            )
+    print(f"omniopd score, {phi}, {os.cpu_count()} cores")
+    print(f"{'rollouts':>12}{'s':>9}{'us/rollout':>12}{'us CPU':>9}{'rollouts/s':>12}{'rss MB':>9}")
+    for rows in sizes:
+        target = folder / f"{rows}"
+        write_round(RunDir(target), rows, pool)
+        run = timed_stage(target, phi)
+        shutil.rmtree(target)
+        print(
+            f"{rows:>12,}{run['s']:>9.1f}{run['s'] / rows * 1e6:>12.2f}{run['cpu_s'] / rows * 1e6:>9.2f}"
+            f"{rows / run['s']:>12,.0f}{run['rss_mb']:>9.0f}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -235,14 +235,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=200_000, help="Pairs of the comparison.")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--phi", help=argparse.SUPPRESS)
+    parser.add_argument("--phi", default="edit", help="Metric of --rows.")
     args = parser.parse_args()
     if args.child:
         child(args.child, args.phi)
         return
     with tempfile.TemporaryDirectory() as folder:
         if args.rows:
-            show_growth(Path(folder), args.rows)
+            show_growth(Path(folder), args.rows, args.phi)
         else:
             compare_metrics(Path(folder), args.pairs, args.repeats)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import files
 from .config import Config, ScoreConfig, load_config
-from .schema import CHUNKS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES
+from .schema import CHUNKS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES, TableSpec
 from .table import Table
 
 
@@ -46,6 +46,10 @@ class RoundDir:
     def all_scores(self) -> list[Table]:
         """The scores under every setting that was tried."""
         return [Table(path.parent, SCORES) for path in sorted((self.path / "scores").glob("*/manifest.json"))]
+
+    def study(self, name: str, spec: TableSpec) -> Table:
+        """What `omniopd study` found out about the round."""
+        return Table(self.path / "study" / name, spec)
 
     @property
     def shards(self) -> Table:

@@ -26,13 +26,18 @@ Unit = Literal["word", "char", "token"]
 _SURROGATES = range(0xD800, 0xE000)
 """Code points that no string may hold."""
 _CODE_POINTS = 0x110000
-_SPACE, _WORD, _SYMBOL = 0, 1, 2
+_SPACE, _WORD, _SYMBOL, _INSIDE_SYMBOL = range(4)
+_KEY_BYTES = 8
+_KEY_MASKS = np.array([(1 << 8 * n) - 1 for n in range(_KEY_BYTES + 1)], dtype=np.uint64)
+"""Keep so many bytes of a little-endian integer."""
+_LONG = np.uint64(0xFF << 56)
+"""Marks the key of a long unit: 0xFF is no byte of UTF-8."""
 
 
 class Encoder(Protocol):
     """One way to cut texts into units."""
 
-    def encode(self, texts: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    def encode(self, texts: pa.StringArray) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Code points of the units [U] of D texts in NFC, one after the other, and each text's number of units [D]."""
         ...
 
@@ -55,10 +60,10 @@ class Pairs:
     chunk_length_P: NDArray[np.int64]
     rollout_start_P: NDArray[np.int64]
     rollout_length_P: NDArray[np.int64]
-    rollout_text: Callable[[int], str]
-    """Text of pair i's rollout, cut as well."""
     chunk_text: Callable[[int], str]
     """Text of pair i's chunk, in NFC."""
+    rollout_text: Callable[[int], str]
+    """Text of pair i's rollout, cut as well."""
 
     def __len__(self) -> int:
         return len(self.chunk_start_P)
@@ -86,7 +91,7 @@ def pairs_of(chunks: pa.StringArray, rollouts: pa.StringArray, encoder: Encoder)
     """Cut two columns of equal length into units; a null is an empty text."""
     # DuckDB may evaluate a function on rows that it filters out afterwards, whose text is null.
     both = pc.fill_null(pa.concat_arrays([chunks, rollouts]), "").dictionary_encode()
-    texts = _nfc(both.dictionary).to_pylist()
+    texts = _nfc(both.dictionary)
     codes_U, length_D = encoder.encode(texts)
     start_D = np.cumsum(length_D) - length_D
     index = both.indices.to_numpy()
@@ -95,12 +100,12 @@ def pairs_of(chunks: pa.StringArray, rollouts: pa.StringArray, encoder: Encoder)
     rollout_length_P = np.minimum(length_D[rollout_P], chunk_length_P)
 
     def rollout_text(i: int) -> str:
-        text = texts[rollout_P[i]]
+        text = texts[int(rollout_P[i])].as_py()
         return text if length_D[rollout_P[i]] == rollout_length_P[i] else encoder.cut(text, int(rollout_length_P[i]))
 
     return Pairs(
         codes_U, start_D[chunk_P], chunk_length_P, start_D[rollout_P], rollout_length_P,
-        rollout_text, lambda i: texts[chunk_P[i]],
+        lambda i: texts[int(chunk_P[i])].as_py(), rollout_text,
     )  # fmt: skip
 
 
@@ -114,38 +119,24 @@ def _nfc(texts: pa.StringArray) -> pa.StringArray:
 class WordUnits:
     r"""Words and symbols: `\w+|[^\w\s]` in Unicode's sense of `\w` and `\s` (letters, marks, digits, connectors)."""
 
-    def encode(self, texts: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        points, length_D = _code_points(texts)
-        kinds = _kinds().take(points)
-        word = kinds == _WORD
-        begins = word.copy()
-        begins[1:] &= ~word[:-1]
-        firsts = (np.cumsum(length_D) - length_D)[length_D > 0]
-        begins[firsts] = word[firsts]
-        begins |= kinds == _SYMBOL
-        kept = np.flatnonzero(kinds != _SPACE)
-        starts = np.flatnonzero(begins.take(kept))
-        units_D = np.diff(np.searchsorted(kept[starts], np.cumsum(length_D)), prepend=0)
-        return _shift(_intern(points.take(kept), starts)), units_D
+    def encode(self, texts: pa.StringArray) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        data, end_D = _utf8(texts)
+        start_U, end_U = _word_bounds(data, end_D)
+        number_U = _intern(data, start_U, end_U)
+        return _shift(number_U), np.diff(np.searchsorted(start_U, end_D), prepend=0)
 
     def cut(self, text: str, units: int) -> str:
-        end = 0
-        points, _ = _code_points([text])
-        kinds = _kinds().take(points)
-        for _ in range(units):
-            while kinds[end] == _SPACE:
-                end += 1
-            end += 1
-            while kinds[end - 1] == _WORD and end < len(kinds) and kinds[end] == _WORD:
-                end += 1
-        return text[:end]
+        data, end_D = _utf8(pa.array([text]))
+        _, end_U = _word_bounds(data, end_D)
+        return data[: end_U[units - 1] if units else 0].tobytes().decode()
 
 
 class CharUnits:
     """Characters (code points), spaces too."""
 
-    def encode(self, texts: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        return _code_points(texts)
+    def encode(self, texts: pa.StringArray) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        data, _ = _utf8(texts)
+        return _code_points(data), pc.utf8_length(texts).to_numpy().astype(np.int64)
 
     def cut(self, text: str, units: int) -> str:
         return text[:units]
@@ -157,8 +148,8 @@ class TokenUnits:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer: Any = tokenizer
 
-    def encode(self, texts: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        rows = self._ids(texts)
+    def encode(self, texts: pa.StringArray) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        rows = self._ids(texts.to_pylist())
         length_D = np.array([len(row) for row in rows], dtype=np.int64)
         flat = np.fromiter((id_ for row in rows for id_ in row), dtype=np.uint32, count=int(length_D.sum()))
         return _shift(flat), length_D
@@ -170,22 +161,77 @@ class TokenUnits:
         return self._tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
 
-def _code_points(texts: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4")
-    return points, np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+def _utf8(texts: pa.StringArray) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The bytes of all texts, one after the other, and where each text ends [D]."""
+    if len(texts) == 0:
+        return np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.int64)
+    _, offsets, data = texts.buffers()
+    offset_D1 = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
+    first, last = int(offset_D1[0]), int(offset_D1[-1])
+    # Arrow gives no buffer where there is no byte.
+    return np.frombuffer(data or b"", dtype=np.uint8)[first:last], offset_D1[1:] - first
 
 
-def _intern(points: NDArray[np.uint32], starts: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Number the distinct units; a unit is the code points from its start to the next one's."""
-    offsets = np.append(starts, len(points)).astype(np.int32) * points.itemsize
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(points))]
-    units = cast("Any", pa.Array).from_buffers(pa.binary(), len(starts), buffers)
-    return units.dictionary_encode().indices.to_numpy().astype(np.uint32)
+def _code_points(data: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    return np.frombuffer(data.tobytes().decode().encode("utf-32-le"), dtype="<u4")
 
 
-def _shift(numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _word_bounds(data: NDArray[np.uint8], end_D: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First byte of each word or symbol, and one past its last [U]."""
+    kinds = _byte_kinds(data)
+    # Neighbours are compared across the texts first, and the ends of texts put right after.
+    filled = np.diff(end_D, prepend=0) > 0
+    last_D = end_D[filled] - 1
+    first_D = np.concatenate([end_D[:0], [0], last_D + 1])[: len(last_D)]
+    word, space = kinds == _WORD, kinds == _SPACE
+    begins = word.copy()
+    begins[1:] &= ~word[:-1]
+    begins[first_D] = word[first_D]
+    begins |= kinds == _SYMBOL
+    ends = ~space
+    ends[:-1] &= (begins | space)[1:]
+    ends[last_D] = ~space[last_D]
+    return np.flatnonzero(begins), np.flatnonzero(ends) + 1
+
+
+def _byte_kinds(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What each byte of UTF-8 belongs to."""
+    if data.max(initial=0) < 0x80:
+        return np.frombuffer(data.tobytes().translate(_ascii_kinds()), dtype=np.uint8)
+    points = _code_points(data)
+    bytes_of = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
+    kinds = np.repeat(_kinds().take(points), bytes_of)
+    kinds[(kinds == _SYMBOL) & (data & 0xC0 == 0x80)] = _INSIDE_SYMBOL
+    return kinds
+
+
+def _intern(data: NDArray[np.uint8], start_U: NDArray[np.int64], end_U: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Number the distinct units. A unit of up to 8 bytes is its own key, as an integer; a longer one has a key that no
+    UTF-8 can have, with its own number in it."""
+    # An integer at every byte; the zeros let the last ones reach past the end.
+    padded = data.tobytes() + bytes(_KEY_BYTES)
+    window = np.ndarray((len(data) + 1,), dtype="<u8", buffer=padded, strides=(1,))
+    length_U = end_U - start_U
+    key_U = window[start_U] & _KEY_MASKS.take(np.minimum(length_U, _KEY_BYTES))
+    long = np.flatnonzero(length_U > _KEY_BYTES)
+    offsets = np.concatenate([[0], np.cumsum(length_U[long])])
+    position = np.arange(offsets[-1]) + np.repeat(start_U[long] - offsets[:-1], length_U[long])
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data.take(position))]
+    units = cast("Any", pa.Array).from_buffers(pa.binary(), len(long), buffers)
+    key_U[long] = _LONG | units.dictionary_encode().indices.to_numpy().astype(np.uint64)
+    return pa.array(key_U).dictionary_encode().indices.to_numpy().astype(np.uint32)
+
+
+def _shift(number_U: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Numbers as code points, past the surrogates."""
-    return numbers + np.where(numbers >= _SURROGATES.start, np.uint32(len(_SURROGATES)), np.uint32(0))
+    if number_U.max(initial=0) < _SURROGATES.start:
+        return number_U
+    return number_U + np.where(number_U >= _SURROGATES.start, np.uint32(len(_SURROGATES)), np.uint32(0))
+
+
+@functools.cache
+def _ascii_kinds() -> bytes:
+    return _kinds()[:0x100].tobytes()
 
 
 @functools.cache
