@@ -191,11 +191,13 @@ app.add_typer(study, name="study")
 @study.command("estimator")
 def study_estimator(
     run: Run,
-    teacher: Annotated[str, typer.Option(help="Folder or hub id of the teacher, whose weights are read.")],
+    teacher: Annotated[str, typer.Option(help="Folder or hub id of the teacher's weights, or `server`.")],
     round_: Round = None,
     set_: Set = [],
 ) -> None:
     """Compare both estimators with the teacher's true probabilities, for every phi and N (Table 3).
+
+    `server` asks the config's own teacher for the log-probs of a prompt (echo), which vLLM has and paid APIs have not.
 
     Example: omniopd study estimator runs/first --teacher Qwen/Qwen3-32B --round 0
     """

@@ -69,7 +69,9 @@ def write_round(run: RunDir, rows: int, pool: tuple[list[str], list[str]]) -> No
         offsets = pa.array(np.arange(n + 1) * TOKENS, pa.int32())
         ids = pa.ListArray.from_arrays(offsets, pa.array(np.arange(n * TOKENS) % 150_000, pa.int32()))
         floats = pa.ListArray.from_arrays(offsets, pa.array(np.linspace(-3, 0, n * TOKENS), pa.float32()))
-        prompt = pa.ListArray.from_arrays(pa.array(np.arange(n + 1) * 20, pa.int32()), pa.array([7] * 20 * n, pa.int32()))
+        prompt = pa.ListArray.from_arrays(
+            pa.array(np.arange(n + 1) * 20, pa.int32()), pa.array([7] * 20 * n, pa.int32())
+        )
         return {"trajectory_id": ids_of("t", np.arange(first, last)), "prompt_ids": prompt, "response_ids": ids,
                 "logprobs": floats, "entropies": floats}  # fmt: skip
 
@@ -104,7 +106,9 @@ def parts(table: Table, count: int, make: Callable[[int, int], dict[str, Any]]) 
         columns = make(first, last := min(first + step, count))
         yield pa.table(
             [
-                pa.array(columns[field.name]).cast(field.type) if field.name in columns else pa.nulls(last - first, field.type)
+                pa.array(columns[field.name]).cast(field.type)
+                if field.name in columns
+                else pa.nulls(last - first, field.type)
                 for field in table.spec.schema
             ],
             schema=table.spec.schema,
@@ -114,13 +118,15 @@ def parts(table: Table, count: int, make: Callable[[int, int], dict[str, Any]]) 
 def ids_of(kind: str, numbers: np.ndarray) -> list[str]:
     """Ids as long as the real ones, in no order."""
     scrambled = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return [f"{kind}{a:015x}{b:016x}" for a, b in zip((scrambled >> np.uint64(4)).tolist(), numbers.tolist(), strict=True)]
+    return [
+        f"{kind}{a:015x}{b:016x}" for a, b in zip((scrambled >> np.uint64(4)).tolist(), numbers.tolist(), strict=True)
+    ]
 
 
 def timed_stage(folder: Path, phi: str) -> dict[str, float]:
     """`omniopd score` in a process of its own: its seconds, CPU seconds and largest resident memory."""
     command = [sys.executable, __file__, "--child", str(folder), "--phi", phi]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def child(folder: Path, phi: str) -> None:
@@ -182,10 +188,15 @@ def plain_loops() -> dict[str, Callable[[str, str], float]]:
         return lambda chunk, rollout: metric.sentence_score(chunk, [rollout]).score / 100
 
     return {
-        "edit, Levenshtein in a loop": edit, "rouge1, Counter in a loop": rouge1, "rouge1, rouge-score": rouge("rouge1"),
-        "rougeL, rouge-score": rouge("rougeL"), "jaccard, set in a loop": jaccard, "bleu1, sacrebleu": bleu(1),
-        "bleu2, sacrebleu": bleu(2), "exact, == in a loop": exact,
-    }  # fmt: skip
+        "edit, Levenshtein in a loop": edit,
+        "rouge1, Counter in a loop": rouge1,
+        "rouge1, rouge-score": rouge("rouge1"),
+        "rougeL, rouge-score": rouge("rougeL"),
+        "jaccard, set in a loop": jaccard,
+        "bleu1, sacrebleu": bleu(1),
+        "bleu2, sacrebleu": bleu(2),
+        "exact, == in a loop": exact,
+    }
 
 
 def compare_metrics(folder: Path, rows: int, repeats: int) -> None:
@@ -209,7 +220,8 @@ def compare_metrics(folder: Path, rows: int, repeats: int) -> None:
         rate, cpu = rows / median(run["s"] for run in runs), median(run["cpu_s"] for run in runs) / rows
         print(f"{'omniopd score, ' + phi:32}{rate:>10,.0f}{cpu * 1e6:>13.2f}{max(run['rss_mb'] for run in runs):>9.0f}")
         for name, times in slower.items():
-            print(f"{'  ' + name:32}{1 / median(times):>10,.0f}{median(times) * 1e6:>13.2f}{'':9}{median(times) * rate:>13.0f}x")
+            s = median(times)
+            print(f"{'  ' + name:32}{1 / s:>10,.0f}{s * 1e6:>13.2f}{'':9}{s * rate:>13.0f}x")
 
 
 def show_growth(folder: Path, sizes: list[int], phi: str) -> None:

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .errors import ConfigError
 
-
 METRIC_NAMES = ("edit", "rouge1", "rougeL", "jaccard", "bleu1", "bleu2", "exact", "embedding")
 """The values of score.phi that the package brings itself."""
 
@@ -152,7 +151,7 @@ class ScoreConfig(_Section):
     unit: Literal["word", "char", "token"] = "word"
     """What the similarity counts: words and symbols, characters, or tokens of the student."""
     embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Folder or hub id of the sentence-transformers model of phi = "embedding" (extra: embedding)."""
+    """Folder or hub id of the sentence-transformers model that the metric embedding uses (extra: embedding)."""
     alpha: float = Field(default=1.0, ge=0)
     """Prior strength (Eq. 5); 0 is the frequentist estimate."""
     min_rollouts: int = Field(default=1, gt=0)

@@ -18,7 +18,9 @@ def connect(rounds: Sequence[RoundDir]) -> duckdb.DuckDBPyConnection:
     db = duckdb.connect()
     db.execute("SET preserve_insertion_order = false")
     for spec in TABLES.values():
-        create_view(db, spec, [path for r in rounds for table in r.tables if table.spec is spec for path in table.files()])
+        create_view(
+            db, spec, [path for r in rounds for table in r.tables if table.spec is spec for path in table.files()]
+        )
     create_view(db, ALL_SCORES, [path for r in rounds for table in r.all_scores for path in table.files()])
     return db
 

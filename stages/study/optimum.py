@@ -45,7 +45,9 @@ class Optimum:
     mse_at_optimum: float
 
 
-def optimum(evidence: Evidence, target_C: NDArray[np.float64] | None, n: int, config_alpha: float, seed: int) -> Optimum:
+def optimum(
+    evidence: Evidence, target_C: NDArray[np.float64] | None, n: int, config_alpha: float, seed: int
+) -> Optimum:
     """Minimise the error at n rollouts a chunk, against a known target or (None) against μ itself.
 
     μ is not known but through π_freq, whose own noise σ^2 / n is taken off every square it enters. Intervals by

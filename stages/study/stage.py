@@ -19,8 +19,11 @@ from ..score.similarity import METRICS, Metric, find_metric, similarities
 from ..score.stage import make_encoder
 from .estimator import Comparison, Estimate, compare
 from .optimum import Evidence, Optimum, optimum
-from .white_box import Text, WhiteBox
+from .oracle import Oracle, Text
+from .server import EchoServer
 
+SERVER = "server"
+"""In place of a model: the config's own teacher, if it returns log-probs."""
 _BUDGETS = (1, 2, 5, 10, 20, 50, 100)
 """Rollouts a chunk at which the estimators are compared, as far as the run has so many."""
 _CHUNKS_A_PART = 1024
@@ -51,7 +54,7 @@ def study_estimator(run: RunDir, index: int, config: Config, teacher: str) -> st
             )  # fmt: skip
             rows.append(_row(name, config, n, found))
     table = round_.study("estimator", ESTIMATOR_STUDY)
-    table.replace([pa.Table.from_pylist(rows, schema=ESTIMATOR_STUDY.schema)], {"teacher": _identity(teacher)})
+    table.replace([pa.Table.from_pylist(rows, schema=ESTIMATOR_STUDY.schema)], {"teacher": _identity(teacher, config)})
     head = (
         f"{len(full)} chunks of {trajectory_C.max() + 1} trajectories, {len(frame) - len(full)} set aside for want of"
         f" {n_max} rollouts, {truth['straddled'].sum()} cut inside a teacher token; unit {config.score.unit},"
@@ -85,9 +88,8 @@ def study_alpha(run: RunDir, index: int, config: Config, teacher: str | None) ->
     for name, rows in targets.items():
         trajectory_C = _numbers(rows["trajectory_id"])
         _require_enough(trajectory_C, "chunks with two rollouts")
-        evidence = Evidence(
-            *(rows[column].to_numpy() for column in ("pi_freq", "phi_var", "n", "prior")), trajectory_C
-        )  # fmt: skip
+        freq_C, var_C, n_C, prior_C = (rows[name].to_numpy() for name in ("pi_freq", "phi_var", "n", "prior"))
+        evidence = Evidence(freq_C, var_C, n_C, prior_C, trajectory_C)
         target_C = rows["pi_true"].to_numpy() if "pi_true" in rows.columns else None
         lines.append(_optimum_line(name, optimum(evidence, target_C, n, config.score.alpha, config.select.seed)))
     return "\n".join(lines)
@@ -97,8 +99,10 @@ def true_probabilities(run: RunDir, round_: RoundDir, config: Config, teacher: s
     """The teacher's probability of every chunk: chunk_id, pi_true, straddled. Kept beside the round, so that a second
     study of the same teacher costs nothing and an interrupted one goes on."""
     table = round_.study("truth", TRUTH)
-    folder = resolve_model(teacher)
-    made_with = {"teacher": weights_hash(folder), "chunks": [part.sha256 for part in round_.chunks.manifest.parts]}
+    made_with = {
+        "teacher": _identity(teacher, config),
+        "chunks": [part.sha256 for part in round_.chunks.manifest.parts],
+    }
     if dict(table.manifest.made_with) != made_with:
         table.replace([], made_with)
     table.begin(made_with)
@@ -111,7 +115,7 @@ def true_probabilities(run: RunDir, round_: RoundDir, config: Config, teacher: s
         .sort("chunk_id")
     )
     if len(missing):
-        white_box = WhiteBox(folder, config.student.dtype)
+        oracle = _oracle(teacher, config)
         with progress("truth", len(missing) + len(present), len(present)) as advance:
             for part in missing.iter_slices(_CHUNKS_A_PART):
                 before = part["prompt_text"] + part["prefix_text"]
@@ -120,7 +124,8 @@ def true_probabilities(run: RunDir, round_: RoundDir, config: Config, teacher: s
                     [
                         {"chunk_id": chunk_id, "logprob": found.logprob, "tokens": found.tokens,
                          "straddled": found.straddled, "pi_true": float(np.exp(found.logprob / found.tokens))}
-                        for chunk_id, found in zip(part["chunk_id"], white_box.truths(texts), strict=True)
+                        for chunk_id, found in zip(part["chunk_id"], oracle.truths(texts), strict=True)
+                        if found.tokens
                     ]
                 )  # fmt: skip
                 advance(len(part), "")
@@ -128,7 +133,17 @@ def true_probabilities(run: RunDir, round_: RoundDir, config: Config, teacher: s
     return pl.DataFrame(table.read(["chunk_id", "pi_true", "straddled"]))
 
 
-def _identity(teacher: str) -> str:
+def _oracle(teacher: str, config: Config) -> Oracle:
+    if teacher == SERVER:
+        return EchoServer(config.teacher)
+    from .white_box import WhiteBox
+
+    return WhiteBox(resolve_model(teacher), config.student.dtype)
+
+
+def _identity(teacher: str, config: Config) -> str:
+    if teacher == SERVER:
+        return f"{config.teacher.model} at {config.teacher.base_url}"
     return weights_hash(resolve_model(teacher))
 
 
@@ -160,8 +175,8 @@ def _answers(round_: RoundDir) -> pl.DataFrame:
 def _similarities(metric: Metric, frame: pl.DataFrame, config: Config) -> NDArray[np.float64]:
     """φ of each chunk and each of its rollouts [C, R]; 0 where the chunk has no unit."""
     pairs = frame.select("chunk_text", "text").explode("text")
-    columns = (pa.chunked_array(pairs[name].cast(pl.String).to_arrow().cast(pa.string())) for name in pairs.columns)
-    phi = similarities(metric, make_encoder(config), *columns)
+    chunks, texts = (pa.chunked_array([pairs[name].to_arrow().cast(pa.string())]) for name in pairs.columns)
+    phi = similarities(metric, make_encoder(config), chunks, texts)
     return np.nan_to_num(phi.to_numpy(zero_copy_only=False)).reshape(len(frame), -1)
 
 

@@ -12,29 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from ...store.errors import InputError
 from ..student import load_tokenizer
+from .oracle import Text, Truth
 
 _LOGITS_HELD = 1 << 27
 """Logits of one forward pass that are held at a time."""
 _ROWS = 64
-
-
-@dataclass(frozen=True)
-class Text:
-    """A chunk and all that stood before it."""
-
-    before: str
-    chunk: str
-
-
-@dataclass(frozen=True)
-class Truth:
-    """A chunk's log-probability under the teacher, over the teacher's own tokens."""
-
-    logprob: float
-    """nats, summed"""
-    tokens: int
-    straddled: bool
-    """The teacher would have written the chunk's beginning in one token with the end of what stood before it."""
 
 
 class WhiteBox:
@@ -70,8 +52,8 @@ class WhiteBox:
         return [Truth(p, row.chunk_tokens, row.straddled) for p, row in zip(logprobs, rows, strict=True)]
 
     def _tokens(self, text: Text) -> "_Tokens":
-        """The teacher reads `before` as tokens and goes on from there, so that is what the chunk is conditioned on. Where
-        it would have tokenized both together differently, the chunk's own tokens stand after those of `before`."""
+        """The teacher reads `before` as tokens and goes on from there, so that is what the chunk is conditioned on.
+        Where it would tokenize both together differently, the chunk's own tokens stand after those of `before`."""
         tokenizer = self._tokenizer
         # A prompt from a chat template begins with its special token already.
         special = not (tokenizer.bos_token and text.before.startswith(tokenizer.bos_token))

@@ -165,7 +165,9 @@ def test_more_rollouts_outdate_the_scores_of_every_setting(tmp_path, tables):
 def test_the_credible_interval_is_that_of_the_posterior_and_holds_its_mean(tmp_path, tables):
     trajectory, chunk, rollout = tables
     run = RunDir(tmp_path)
-    write(run, [trajectory], [chunk], [rollout | {"rollout_index": i, "text": t} for i, t in enumerate(["ab", "c", "d"])])
+    write(
+        run, [trajectory], [chunk], [rollout | {"rollout_index": i, "text": t} for i, t in enumerate(["ab", "c", "d"])]
+    )
     score(run, 0, Config())
     (row,) = run.round(0).scores.read().to_pylist()
     posterior = scipy.stats.beta(1 + 0.5, 2 + 0.5)

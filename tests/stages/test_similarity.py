@@ -18,7 +18,7 @@ from omniopd.store.config import METRIC_NAMES, ScoreConfig
 from omniopd.store.errors import InputError
 
 SCRIPTS = [
-    "the quick brown fox jumps over the lazy dog".split(),
+    ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"],
     ["数学", "解", "方程", "，", "因此", "。"],
     [r"\frac", "{", "x", "^", "2", "}", "$", "=", "\\", "+"],
     ["да", "нет", "число", "ответ"],
@@ -53,8 +53,13 @@ def adversarial_pairs():
     yield from [("", ""), ("", "a"), ("a", ""), ("a", "a"), ("a", "b"), ("a a a a", "a"), ("a", "a a a a")]
     yield from [("a b a b a b", "b a b a b a"), ("a a a b", "a b b b"), (" \n\t", "a"), ("\0", "\0"), ("\0 a", "a \0")]
     yield from [(long, long), (long, long[:10_000]), (long, "b a " * 5000), ("x" * 20_000, "x" * 19_999 + "y")]
-    yield from [("".join(chr(0x4E00 + i) for i in range(20_000)), "".join(chr(0x4E00 + i) for i in range(19_999, -1, -1)))]
-    yield from [(" ".join(map(str, range(4000))), " ".join(map(str, range(2000, 6000)))), ("𝒳" * 50, "𝒳" * 25 + "𝒴" * 25)]
+    yield from [
+        ("".join(chr(0x4E00 + i) for i in range(20_000)), "".join(chr(0x4E00 + i) for i in range(19_999, -1, -1)))
+    ]
+    yield from [
+        (" ".join(map(str, range(4000))), " ".join(map(str, range(2000, 6000)))),
+        ("𝒳" * 50, "𝒳" * 25 + "𝒴" * 25),
+    ]
     yield from [("12345678 123456789", "123456789 12345678"), ("é", "e\u0301"), ("a\u0300\u0301", "à\u0301")]
 
 
@@ -85,7 +90,9 @@ def reference(name):
         scorer = RougeScorer([name], tokenizer=Spaces())
         return lambda a, b: scorer.score(" ".join(a), " ".join(b))[name].fmeasure
     if name.startswith("bleu"):
-        bleu = BLEU(max_ngram_order=int(name[-1]), smooth_method="none", effective_order=True, tokenize="none", force=True)
+        bleu = BLEU(
+            max_ngram_order=int(name[-1]), smooth_method="none", effective_order=True, tokenize="none", force=True
+        )
         return lambda a, b: bleu.sentence_score(" ".join(a), [" ".join(b)]).score / 100 if b else 0.0
     if name == "jaccard":
         return lambda a, b: len(set(a) & set(b)) / len(set(a) | set(b))
@@ -101,7 +108,9 @@ def test_it_agrees_with_the_reference_package_to_the_ninth_digit(name, encoder):
     got = phi(METRICS[name], pairs, encoder)
     units = pairs_of(*(pa.array(side) for side in zip(*pairs, strict=True)), encoder)
     of = reference(name)
-    expected = [None if not a else of(letters(a), letters(b)) for a, b in zip(units.chunks, units.rollouts, strict=True)]
+    expected = [
+        None if not a else of(letters(a), letters(b)) for a, b in zip(units.chunks, units.rollouts, strict=True)
+    ]
     assert [value is None for value in got] == [value is None for value in expected]
     worst = max(abs(x - y) for x, y in zip(got, expected, strict=True) if x is not None)
     assert worst < 1e-9

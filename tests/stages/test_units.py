@@ -47,7 +47,15 @@ def test_composed_and_decomposed_characters_are_equal(encoder):
 
 
 def test_marks_emoji_and_formulas_are_cut_as_unicode_has_it():
-    cases = {"नमस्ते दुनिया": 2, "数学abc": 1, "👩\u200d🔬": 3, r"\frac{x}{2}": 8, "3.14": 3, "don't": 3, "a\u00a0b\u3000c": 3}
+    cases = {
+        "नमस्ते दुनिया": 2,
+        "数学abc": 1,
+        "👩\u200d🔬": 3,
+        r"\frac{x}{2}": 8,
+        "3.14": 3,
+        "don't": 3,
+        "a\u00a0b\u3000c": 3,
+    }
     _, lengths = WordUnits().encode(pa.array(list(cases)))
     assert dict(zip(cases, lengths.tolist(), strict=True)) == cases
 
