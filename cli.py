@@ -201,6 +201,44 @@ def demo(
     demo(folder, rounds, seed, _say)
 
 
+study = typer.Typer(no_args_is_help=True, help="Find out what the estimator is worth on a run's own rollouts.")
+app.add_typer(study, name="study")
+
+
+@study.command("estimator")
+def study_estimator(
+    run: Run,
+    teacher: Annotated[str, typer.Option(help="Folder or hub id of the teacher's weights, or `server`.")],
+    round_: Round = None,
+    set_: Set = [],
+) -> None:
+    """Compare both estimators with the teacher's true probabilities, for every phi and N (Table 3).
+
+    `server` asks the config's own teacher for the log-probs of a prompt (echo), which vLLM has and paid APIs have not.
+
+    Example: omniopd study estimator runs/first --teacher Qwen/Qwen3-32B --round 0
+    """
+    from .stages.study.stage import study_estimator
+
+    _say(study_estimator(RunDir(run), round_ or 0, _config(run, set_), teacher))
+
+
+@study.command("alpha")
+def study_alpha(
+    run: Run,
+    teacher: Annotated[str | None, typer.Option(help="Also against this teacher's true probabilities.")] = None,
+    round_: Round = None,
+    set_: Set = [],
+) -> None:
+    """Find the prior strength with the least error on a round's scores (Theorem 4.1c).
+
+    Example: omniopd study alpha runs/first --round 0
+    """
+    from .stages.study.stage import study_alpha
+
+    _say(study_alpha(RunDir(run), round_ or 0, _config(run, set_), teacher))
+
+
 def main() -> None:
     """Run a command; an error that the user can cure is one line, and its exit code says of what kind it is."""
     try:

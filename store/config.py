@@ -4,15 +4,22 @@
 The docstring under each field is what `omniopd init` writes beside it, so this file is the reference.
 """
 
+import importlib.metadata
 import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError
+
+METRIC_NAMES = ("edit", "rouge1", "rougeL", "jaccard", "bleu1", "bleu2", "exact", "embedding")
+"""The values of score.phi that the package brings itself."""
+
+METRIC_GROUP = "omniopd.metrics"
+"""Entry point group under which an installed package adds another."""
 
 
 class _Section(BaseModel):
@@ -140,16 +147,35 @@ class ScoreConfig(_Section):
     weights: Literal["teacher", "constant"] = "teacher"
     """Where the weights come from. constant does not ask the teacher and gives every audited token the weight 1: the
     control against which a claim of learning is made."""
-    phi: Literal["edit"] = "edit"
-    """Similarity of a chunk and a rollout (Eq. 3), in [0, 1]."""
-    unit: Literal["word", "char"] = "word"
-    """What the similarity counts: words and symbols, or characters."""
+    phi: str = "edit"
+    """Similarity of a chunk and a rollout (Eq. 3), in [0, 1]: edit, rouge1, rougeL, jaccard, bleu1, bleu2, exact,
+    embedding, or the name of an entry point in the group omniopd.metrics."""
+    unit: Literal["word", "char", "token"] = "word"
+    """What the similarity counts: words and symbols, characters, or tokens of the student."""
+    embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Folder or hub id of the sentence-transformers model that the metric embedding uses (extra: embedding)."""
     alpha: float = Field(default=1.0, ge=0)
     """Prior strength (Eq. 5); 0 is the frequentist estimate."""
     min_rollouts: int = Field(default=1, gt=0)
     """A chunk with fewer usable rollouts is treated as un-audited."""
     centre: Literal["none", "batch_mean"] = "none"
     """Subtract the global batch's mean weight from the weights: none is the paper, batch_mean has less variance."""
+    memory_gb: float = Field(default=1.0, gt=0)
+    """Memory that DuckDB may use, GB; what does not fit goes to a spill folder in the run directory."""
+    threads: int | None = Field(default=None, gt=0)
+    """Threads that compare and aggregate; unset: one a core."""
+
+    @field_validator("phi")
+    @classmethod
+    def _phi_is_known(cls, phi: str) -> str:
+        # Asked for here and not when it is loaded: by then the rollouts are paid for.
+        if phi in METRIC_NAMES:
+            return phi
+        installed = importlib.metadata.entry_points(group=METRIC_GROUP)
+        if len(installed.select(name=phi)) != 1:
+            known = ", ".join([*METRIC_NAMES, *sorted({entry.name for entry in installed})])
+            raise ValueError(f"{phi!r} is no known similarity (known: {known}; or an entry point of {METRIC_GROUP})")
+        return phi
 
 
 class TrainConfig(_Section):
@@ -322,7 +348,8 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
         "teacher": {"kind", "model", "continuation", "rollouts", "temperature", "seed", "max_tokens"},
         "score": {"weights"},
     },
-    "scores": {"score": {"weights", "phi", "unit", "alpha", "min_rollouts"}},
+    "scores": {"score": {"phi", "unit", "embedding_model", "alpha"}},
+    "shards": {"score": {"phi", "unit", "embedding_model", "alpha", "weights", "min_rollouts"}},
     "policy": {
         "score": {"centre"},
         "train": {

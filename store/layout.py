@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import files
-from .config import Config, load_config
-from .schema import CHUNKS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES
+from .config import Config, ScoreConfig, load_config
+from .schema import CHUNKS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES, TableSpec
 from .table import Table
 
 
@@ -35,7 +35,21 @@ class RoundDir:
 
     @property
     def scores(self) -> Table:
-        return Table(self.path / "scores", SCORES)
+        """The scores that the shards were made of; empty until there are shards."""
+        return Table(self.path / "scores" / self.shards.manifest.made_with.get("scores", ""), SCORES)
+
+    def scores_of(self, score: ScoreConfig) -> Table:
+        """The scores under one phi, unit and alpha: a folder each, so that they stand side by side."""
+        return Table(self.path / "scores" / f"{score.phi}-{score.unit}-alpha={score.alpha}", SCORES)
+
+    @property
+    def all_scores(self) -> list[Table]:
+        """The scores under every setting that was tried."""
+        return [Table(path.parent, SCORES) for path in sorted((self.path / "scores").glob("*/manifest.json"))]
+
+    def study(self, name: str, spec: TableSpec) -> Table:
+        """What `omniopd study` found out about the round."""
+        return Table(self.path / "study" / name, spec)
 
     @property
     def shards(self) -> Table:

@@ -1,6 +1,6 @@
 """Every table of a run, declared once. Docs and units travel in the Parquet field metadata and in the SQL views."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -105,22 +105,32 @@ ROLLOUTS = TableSpec(
 
 SCORES = TableSpec(
     "scores",
-    "one weight a chunk",
+    "one weight a chunk, under the settings that the shards were made with",
     pa.schema(
         [
             _chunk_id,
             _column("phi", _str, "similarity metric"),
-            _column("unit", _str, "what the metric counts"),
+            _column("unit", _str, "what the metric counts: word | char | token"),
+            _column("alpha", _f64, "prior strength"),
             _column("k_sem", _f64, "sum of the similarities (Eq. 3)"),
             _column("n", _i32, "usable rollouts"),
             _column("prior", _f64, "as in chunks (Eq. 4)"),
             _column("pi_freq", _f64, "k_sem / n"),
             _column("pi_teacher", _f64, "(k_sem + alpha prior) / (n + alpha) (Eq. 5)"),
             _column("phi_var", _f64, "sample variance of the similarities; null for n < 2"),
+            _column("pi_low", _f64, "2.5 % quantile of the posterior whose mean is pi_teacher"),
+            _column("pi_high", _f64, "97.5 % quantile of the posterior"),
         ]
     ),
     ("chunk_id",),
     65536,
+)
+
+ALL_SCORES = replace(
+    SCORES,
+    name="all_scores",
+    doc="the weights of a chunk under every phi, unit and alpha that was scored",
+    key=("chunk_id", "phi", "unit", "alpha"),
 )
 
 SHARDS = TableSpec(
@@ -138,6 +148,51 @@ SHARDS = TableSpec(
     ),
     ("trajectory_id",),
     8192,
+)
+
+TRUTH = TableSpec(
+    "truth",
+    "a white-box teacher's probability of each chunk",
+    pa.schema(
+        [
+            _chunk_id,
+            _column("logprob", _f64, "log-probability of the chunk's text, given all before it", "nats"),
+            _column("tokens", _i32, "tokens of the chunk", "teacher tokens"),
+            _column("straddled", pa.bool_(), "the chunk begins inside what would be one token of the teacher"),
+            _column("pi_true", _f64, "length-normalised probability: exp(logprob / tokens)"),
+        ]
+    ),
+    ("chunk_id",),
+    65536,
+)
+
+_interval_docs = {
+    "mse_freq": "mean squared error of pi_freq against pi_true",
+    "mse_bayes": "mean squared error of pi_teacher against pi_true",
+    "corr_freq": "Pearson correlation of pi_freq and pi_true",
+    "corr_bayes": "Pearson correlation of pi_teacher and pi_true",
+    "mse_gain": "mse_freq - mse_bayes",
+    "corr_gain": "corr_bayes - corr_freq",
+}
+
+ESTIMATOR_STUDY = TableSpec(
+    "estimator",
+    "the estimators beside the truth (Table 3); NaN where a correlation is not defined",
+    pa.schema(
+        [
+            _column("phi", _str, "similarity metric"),
+            _column("unit", _str, "what the metric counts"),
+            _column("alpha", _f64, "prior strength"),
+            _column("n", _i32, "rollouts a chunk"),
+            *(
+                _column(name + end, _f64, doc + suffix)
+                for name, doc in _interval_docs.items()
+                for end, suffix in (("", ""), ("_low", ", 2.5 % percentile"), ("_high", ", 97.5 % percentile"))
+            ),
+        ]
+    ),
+    ("phi", "n"),
+    65536,
 )
 
 TABLES: dict[str, TableSpec] = {t.name: t for t in (TRAJECTORIES, CHUNKS, ROLLOUTS, SCORES, SHARDS)}

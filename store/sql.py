@@ -6,37 +6,48 @@ from pathlib import Path
 import duckdb
 
 from .layout import RoundDir
-from .schema import TABLES, TableSpec
+from .schema import ALL_SCORES, TABLES, TableSpec
 
 
-def connect(rounds: Sequence[RoundDir], spill: Path | None = None) -> duckdb.DuckDBPyConnection:
+def connect(rounds: Sequence[RoundDir]) -> duckdb.DuckDBPyConnection:
     """An in-memory database whose views are the tables of the given rounds, as their manifests say.
-
-    Args:
-        spill: Folder for what does not fit into memory.
 
     Raises:
         TableError: a file is missing or damaged.
     """
     db = duckdb.connect()
     db.execute("SET preserve_insertion_order = false")
-    if spill is not None:
-        db.execute(f"SET temp_directory = {_quoted(str(spill))}")
     for spec in TABLES.values():
-        paths = [path for r in rounds for table in r.tables if table.spec is spec for path in table.files()]
-        _create_view(db, spec, paths)
+        create_view(
+            db, spec, [path for r in rounds for table in r.tables if table.spec is spec for path in table.files()]
+        )
+    create_view(db, ALL_SCORES, [path for r in rounds for table in r.all_scores for path in table.files()])
     return db
 
 
-def _create_view(db: duckdb.DuckDBPyConnection, spec: TableSpec, paths: Sequence[Path]) -> None:
+def limit(db: duckdb.DuckDBPyConnection, memory_gb: float, threads: int | None, spill: Path) -> None:
+    """Bound what a database takes of the machine.
+
+    Args:
+        threads: None: one a core.
+        spill: Folder for what does not fit into memory.
+    """
+    db.execute(f"SET memory_limit = '{memory_gb}GB'")
+    db.execute(f"SET temp_directory = {_quoted(str(spill))}")
+    if threads is not None:
+        db.execute(f"SET threads = {threads}")
+
+
+def create_view(db: duckdb.DuckDBPyConnection, spec: TableSpec, paths: Sequence[Path]) -> None:
+    """A view of a table's files under its name, in place of an older one, with the docs and units of its columns."""
     if paths:
         files = ", ".join(_quoted(str(path)) for path in paths)
         # The files of an older version may lack a column; the folder's name must not become one.
         source = f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
-        db.execute(f"CREATE VIEW {spec.name} AS SELECT * FROM {source}")
+        db.execute(f"CREATE OR REPLACE VIEW {spec.name} AS SELECT * FROM {source}")
     else:
         columns = ", ".join(f'NULL::{_duckdb_type(db, spec, name)} AS "{name}"' for name in spec.schema.names)
-        db.execute(f"CREATE VIEW {spec.name} AS SELECT {columns} WHERE false")
+        db.execute(f"CREATE OR REPLACE VIEW {spec.name} AS SELECT {columns} WHERE false")
     db.execute(f"COMMENT ON VIEW {spec.name} IS {_quoted(spec.doc)}")
     for field in spec.schema:
         doc, unit = (field.metadata.get(key, b"").decode() for key in (b"doc", b"unit"))

@@ -116,7 +116,7 @@ def test_score(make_both, teacher):
         finish(run, "generate")
         finish(run, "audit")
     finish(calm, "score")
-    kill_when(killed, "score", lambda: (killed.round(0).scores.folder / "manifest.json").exists())
+    kill_when(killed, "score", lambda: killed.round(0).all_scores)
     finish(killed, "score")
     for name in ("scores", "shards"):
         disturbed, reference = getattr(killed.round(0), name), getattr(calm.round(0), name)

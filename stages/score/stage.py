@@ -1,33 +1,43 @@
 """`omniopd score`: chunks and rollouts in, the scores and shards tables out. DuckDB runs score.sql."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 from duckdb.func import ARROW, SPECIAL
 from duckdb.sqltypes import DOUBLE, VARCHAR
 
 from ...store.config import Config, made_with
-from ...store.errors import TableError
+from ...store.errors import InputError
 from ...store.layout import RoundDir, RunDir
-from ...store.sql import connect
+from ...store.policy import resolve_model
+from ...store.sql import connect, create_view, limit
 from ...store.table import Table
-from .similarity import METRICS
+from ..student import load_tokenizer
+from .checks import check_inputs, check_shards
+from .similarity import find_metric, similarities
+from .units import CharUnits, Encoder, TokenUnits, WordUnits
 
-_PART_ROWS = 65536
+_SCORES_A_PART = 1 << 18
+_TOKENS_A_PART = 1 << 22
+"""Bounds the shards that are built and written together; each is a few lists as long as its trajectory."""
+_SHARDS_A_PART = 8192
 
 
 def score(run: RunDir, index: int, config: Config) -> str:
     """Weigh a round's chunks and build its training sequences. Returns a line about them.
 
-    Both tables can be derived again at any time, so other settings or more rollouts simply replace them; the teacher
-    is not asked.
+    The teacher is not asked. Scores under another phi, unit or alpha stay beside the new ones; the shards are replaced
+    and so always those of the config in force.
 
     Raises:
-        TableError: the rollouts are not complete, or rows of the inputs contradict each other.
+        TableError: the rollouts are not complete, or rows of the tables contradict each other.
+        InputError: the metric or its model cannot be used.
     """
     round_ = run.round(index)
     inputs = (
@@ -36,11 +46,17 @@ def score(run: RunDir, index: int, config: Config) -> str:
         round_.rollouts.require(f"omniopd audit {run.path} --round {index}"),
     )
     content = {f"input.{t.spec.name}": [part.sha256 for part in t.manifest.parts] for t in inputs}
-    with round_.lock("score"):
-        settings = made_with(config, "scores") | content
-        if not all(_is_current(table, settings) for table in (round_.scores, round_.shards)):
-            _score(run, round_, config, settings)
-    return summary(round_, config)
+    with round_.lock("score"), contextlib.closing(connect([round_])) as db:
+        limit(db, config.score.memory_gb, config.score.threads, run.path / ".spill")
+        check_inputs(db, round_)
+        scores = round_.scores_of(config.score)
+        if not _is_current(scores, settings := made_with(config, "scores") | content):
+            _write_scores(db, scores, config, settings)
+        if not _is_current(round_.shards, settings := _shard_settings(config, scores, content)):
+            _write_shards(db, scores, round_.shards, config, settings)
+        check_shards(db, round_)
+        _drop_outdated(round_, content)
+        return summary(db, round_, config)
 
 
 def _is_current(table: Table, settings: Mapping[str, Any]) -> bool:
@@ -48,24 +64,74 @@ def _is_current(table: Table, settings: Mapping[str, Any]) -> bool:
     return manifest.complete and dict(manifest.made_with) == settings
 
 
-def _score(run: RunDir, round_: RoundDir, config: Config, settings: Mapping[str, Any]) -> None:
+def _shard_settings(config: Config, scores: Table, content: Mapping[str, Any]) -> dict[str, Any]:
+    return {**made_with(config, "shards"), **content, "scores": scores.folder.name}
+
+
+def _write_scores(db: duckdb.DuckDBPyConnection, scores: Table, config: Config, settings: Mapping[str, Any]) -> None:
     sql = statements()
-    values = config.score.model_dump()
-    metric, unit = METRICS[config.score.phi], config.score.unit
+    metric, encoder = find_metric(config.score), make_encoder(config)
+    problems: list[InputError] = []
 
-    def phi(chunk_text: pa.ChunkedArray, text: pa.ChunkedArray) -> pa.DoubleArray:
-        return metric(chunk_text, text, unit)
+    def phi(chunk_text: pa.ChunkedArray, text: pa.ChunkedArray) -> pa.Array:
+        try:
+            return similarities(metric, encoder, chunk_text, text)
+        except InputError as error:
+            problems.append(error)  # DuckDB passes on its text alone
+            raise
 
-    with contextlib.closing(connect([round_], spill=run.path / ".spill")) as db:
-        _check(db, round_)
-        db.create_function("phi", phi, [VARCHAR, VARCHAR], DOUBLE, type=ARROW, null_handling=SPECIAL)
-        db.execute("CREATE MACRO filled(value, n) AS list_resize([value], n, value)")
-        db.execute(sql["similarities"])
-        round_.scores.replace(_parts(db, sql["scores"], _only(values, "phi", "unit", "alpha")), settings)
-        # The views were made before the scores existed.
-        db.execute("DROP VIEW scores")
-        db.register("scores", round_.scores.read(["chunk_id", "n", "pi_teacher"]))
-        round_.shards.replace(_parts(db, sql["shards"], _only(values, "min_rollouts", "weights")), settings)
+    # SPECIAL: both may answer null.
+    db.create_function("phi", phi, [VARCHAR, VARCHAR], DOUBLE, type=ARROW, null_handling=SPECIAL)
+    db.create_function(
+        "beta_quantile", beta_quantile, [DOUBLE, DOUBLE, DOUBLE], DOUBLE, type=ARROW, null_handling=SPECIAL
+    )
+    db.execute(sql["similarities"])
+    values = _only(config, "phi", "unit", "alpha")
+    try:
+        scores.replace(_parts(db, sql["scores"], values, _SCORES_A_PART), settings)
+    except duckdb.Error:
+        if problems:
+            raise problems[0] from None
+        raise
+
+
+def _write_shards(
+    db: duckdb.DuckDBPyConnection, scores: Table, shards: Table, config: Config, settings: Mapping[str, Any]
+) -> None:
+    sql = statements()
+    create_view(db, scores.spec, scores.files())
+    db.execute(sql["runs"], _only(config, "min_rollouts", "weights"))
+    db.execute("CREATE MACRO filled(value, n) AS list_resize([value], n, value)")
+    shards.replace(_shard_parts(db, sql), settings)
+    create_view(db, shards.spec, shards.files())
+
+
+def _shard_parts(db: duckdb.DuckDBPyConnection, sql: Mapping[str, str]) -> Iterator[pa.Table]:
+    longest = "SELECT coalesce(max(len(prompt_ids) + len(response_ids)), 1) FROM trajectories"
+    ((tokens,),) = db.execute(longest).fetchall()
+    rows = max(1, min(_SHARDS_A_PART, _TOKENS_A_PART // max(tokens, 1)))
+    with contextlib.closing(db.cursor()) as cursor:
+        for batch in _parts(db, sql["trajectories"], {}, rows):
+            cursor.register("batch", batch)
+            yield cursor.sql(sql["shards"]).to_arrow_table()
+
+
+def make_encoder(config: Config) -> Encoder:
+    """What cuts texts into the config's units."""
+    if config.score.unit == "token":
+        return TokenUnits(load_tokenizer(resolve_model(config.student.model)))
+    return WordUnits() if config.score.unit == "word" else CharUnits()
+
+
+def beta_quantile(p: pa.ChunkedArray, a: pa.ChunkedArray, b: pa.ChunkedArray) -> pa.Array:
+    """Quantiles of Beta(a, b). Without any evidence on one side (a or b is 0) all mass is at the other end; without any
+    at all there is no distribution, and the answer is null."""
+    from scipy.special import betaincinv
+
+    p_C, a_C, b_C = (column.to_numpy() for column in (p, a, b))
+    quantile_C = betaincinv(a_C, b_C, p_C)
+    quantile_C = np.where(b_C == 0, 1.0, np.where(a_C == 0, 0.0, quantile_C))
+    return pa.array(quantile_C, mask=(a_C == 0) & (b_C == 0))
 
 
 def statements() -> dict[str, str]:
@@ -75,46 +141,35 @@ def statements() -> dict[str, str]:
     return {name.strip(): body for name, _, body in named}
 
 
-def _only(values: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+def _only(config: Config, *names: str) -> Mapping[str, Any]:
+    values = config.score.model_dump()
     return {name: values[name] for name in names}
 
 
-def _parts(db: duckdb.DuckDBPyConnection, query: str, values: Mapping[str, Any]) -> Iterator[pa.Table]:
-    for batch in db.sql(query, params=values).to_arrow_reader(_PART_ROWS):
+def _parts(db: duckdb.DuckDBPyConnection, query: str, values: Mapping[str, Any], rows: int) -> Iterator[pa.Table]:
+    for batch in db.sql(query, params=values).to_arrow_reader(rows):
         yield pa.Table.from_batches([batch])
 
 
-def _check(db: duckdb.DuckDBPyConnection, round_: RoundDir) -> None:
-    """Refuse rows that would be averaged wrongly without anyone noticing."""
-    checks = {
-        "rollouts of a chunk that does not exist": "SELECT count(*) FROM rollouts ANTI JOIN chunks USING (chunk_id)",
-        "rollouts with the same chunk_id and rollout_index": (
-            "SELECT count(*) - count(DISTINCT (chunk_id, rollout_index)) FROM rollouts"
-        ),
-        "answered rollouts without a text": (
-            "SELECT count(*) FROM rollouts WHERE status IN ('ok', 'empty') AND text IS NULL"
-        ),
-        "chunks whose prior is not in (0, 1]": (
-            "SELECT count(*) FROM chunks WHERE (prior > 0 AND prior <= 1) IS NOT TRUE"
-        ),
-        "chunks of a trajectory that does not exist": (
-            "SELECT count(*) FROM chunks ANTI JOIN trajectories USING (trajectory_id)"
-        ),
-    }
-    for what, query in checks.items():
-        ((count,),) = db.execute(query).fetchall()
-        if count:
-            raise TableError(
-                f"{round_.path} has {count} {what}.", "Look at them with `omniopd sql`, and mend the table."
-            )
+def _drop_outdated(round_: RoundDir, content: Mapping[str, Any]) -> None:
+    """Scores of other settings that were made before more rollouts came: beside the new ones they would mislead."""
+    for table in round_.all_scores:
+        made = table.manifest.made_with
+        if any(made.get(name) != value for name, value in content.items()):
+            shutil.rmtree(table.folder)
 
 
-def summary(round_: RoundDir, config: Config) -> str:
+def summary(db: duckdb.DuckDBPyConnection, round_: RoundDir, config: Config) -> str:
     """One line about a round's weights."""
-    with contextlib.closing(connect([round_])) as db:
-        ((chunks, usable, phi, weight),) = db.execute(
-            "SELECT count(*), count(*) FILTER (n >= ?), avg(k_sem / nullif(n, 0)), avg(pi_teacher) FROM scores",
-            [config.score.min_rollouts],
-        ).fetchall()
+    create_view(db, round_.scores.spec, round_.scores.files())
+    ((chunks, usable, unanswered, phi, weight),) = db.execute(
+        "SELECT count(*), count(*) FILTER (n >= ?), count(*) FILTER (n = 0), avg(pi_freq), avg(pi_teacher) FROM scores",
+        [config.score.min_rollouts],
+    ).fetchall()
     means = "" if phi is None else f", mean {config.score.phi} similarity {phi:.3f}, mean weight {weight:.3f}"
-    return f"{usable} of {chunks} chunks weighed{means}; {round_.shards.manifest.rows} training sequences"
+    rest = (
+        f" ({chunks - usable} left un-audited, {unanswered} of them without a usable rollout)"
+        if usable < chunks
+        else ""
+    )
+    return f"{usable} of {chunks} chunks weighed{rest}{means}; {round_.shards.manifest.rows} training sequences"

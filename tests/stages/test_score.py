@@ -3,14 +3,19 @@
 import functools
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omniopd.stages.score.similarity import METRICS
 from omniopd.stages.score.stage import score
-from omniopd.store.config import Config, ScoreConfig
-from omniopd.store.errors import TableError
+from omniopd.stages.view.sql import query
+from omniopd.store.config import Config, ScoreConfig, StudentConfig
+from omniopd.store.errors import InputError, TableError
 from omniopd.store.layout import RunDir
+from omniopd.store.schema import SHARDS
 
 
 def phi_char(chunk, rollout):
@@ -117,14 +122,112 @@ def tables():
     return trajectory, chunk, ROLLOUT
 
 
-def test_other_settings_replace_the_scores_without_asking_the_teacher(tmp_path, tables):
+def test_scores_of_other_settings_stand_side_by_side_and_the_shards_are_those_in_force(tmp_path, tables):
+    trajectory, chunk, rollout = tables
+    run = RunDir(tmp_path)
+    round_ = run.round(0)
+    write(run, [trajectory], [chunk], [rollout | {"text": "ab c"}])
+    expected = {("edit", "word", 1.0): 0.75, ("edit", "word", 3.0): 0.625, ("rouge1", "char", 1.0): 0.75}
+    for (phi, unit, alpha), weight in expected.items():
+        score(run, 0, Config(score=ScoreConfig(phi=phi, unit=unit, alpha=alpha)))
+        (row,) = round_.scores.read().to_pylist()
+        assert (row["phi"], row["unit"], row["alpha"]) == (phi, unit, alpha)
+        assert row["pi_teacher"] == pytest.approx(weight)
+        assert round_.shards.read()["loss_weight"].to_pylist() == [pytest.approx([0, weight, weight])]
+    found = query(run, "SELECT phi, unit, alpha FROM all_scores")
+    assert (found.count("edit"), found.count("rouge1")) == (2, 1)
+    assert len(round_.all_scores) == 3
+
+
+def test_a_setting_that_was_scored_before_is_taken_from_its_folder(tmp_path, tables, monkeypatch):
     trajectory, chunk, rollout = tables
     run = RunDir(tmp_path)
     write(run, [trajectory], [chunk], [rollout])
-    for alpha in (1.0, 3.0, 3.0):
+    for alpha in (1.0, 3.0):
         score(run, 0, Config(score=ScoreConfig(alpha=alpha)))
-        (row,) = run.round(0).scores.read().to_pylist()
-        assert row["pi_teacher"] == pytest.approx((1 + alpha * 0.5) / (1 + alpha))
+    monkeypatch.setattr("omniopd.stages.score.stage.find_metric", None)  # nothing is compared again
+    score(run, 0, Config(score=ScoreConfig(alpha=1.0, min_rollouts=2)))
+    assert run.round(0).shards.read()["audited"].to_pylist() == [[False] * 3]
+    score(run, 0, Config(score=ScoreConfig(alpha=1.0)))
+    assert run.round(0).shards.read()["loss_weight"].to_pylist() == [[0.0, 0.75, 0.75]]
+
+
+def test_more_rollouts_outdate_the_scores_of_every_setting(tmp_path, tables):
+    trajectory, chunk, rollout = tables
+    run = RunDir(tmp_path)
+    write(run, [trajectory], [chunk], [rollout])
+    score(run, 0, Config(score=ScoreConfig(alpha=3.0)))
+    run.round(0).rollouts.append([rollout | {"rollout_index": 1}])
+    score(run, 0, Config())
+    assert [table.read()["n"].to_pylist() for table in run.round(0).all_scores] == [[2]]
+
+
+def test_the_credible_interval_is_that_of_the_posterior_and_holds_its_mean(tmp_path, tables):
+    trajectory, chunk, rollout = tables
+    run = RunDir(tmp_path)
+    write(
+        run, [trajectory], [chunk], [rollout | {"rollout_index": i, "text": t} for i, t in enumerate(["ab", "c", "d"])]
+    )
+    score(run, 0, Config())
+    (row,) = run.round(0).scores.read().to_pylist()
+    posterior = scipy.stats.beta(1 + 0.5, 2 + 0.5)
+    assert row["pi_teacher"] == pytest.approx(posterior.mean())
+    assert (row["pi_low"], row["pi_high"]) == pytest.approx(posterior.interval(0.95))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "texts", "interval"),
+    [(0.0, [], (None, None)), (0.0, ["ab"], (1.0, 1.0)), (0.0, ["c"], (0.0, 0.0))],
+)
+def test_without_a_prior_one_sided_evidence_is_a_point_and_none_at_all_is_no_interval(
+    tmp_path, tables, alpha, texts, interval
+):
+    trajectory, chunk, rollout = tables
+    run = RunDir(tmp_path)
+    write(run, [trajectory], [chunk], [rollout | {"rollout_index": i, "text": t} for i, t in enumerate(texts)])
+    score(run, 0, Config(score=ScoreConfig(alpha=alpha)))
+    (row,) = run.round(0).scores.read().to_pylist()
+    assert (row["pi_low"], row["pi_high"]) == interval
+
+
+def test_chunks_without_a_usable_rollout_are_counted_and_left_un_audited(tmp_path, tables):
+    trajectory, chunk, rollout = tables
+    run = RunDir(tmp_path)
+    write(run, [trajectory], [chunk], [rollout | {"status": "refused", "text": None}])
+    line = score(run, 0, Config())
+    assert line.startswith("0 of 1 chunks weighed (1 left un-audited, 1 of them without a usable rollout)")
+    assert run.round(0).shards.read()["audited"].to_pylist() == [[False] * 3]
+
+
+def test_the_units_may_be_the_students_tokens(tmp_path, tables, student):
+    trajectory, chunk, rollout = tables
+    run = RunDir(tmp_path)
+    write(run, [trajectory], [chunk | {"chunk_text": "12+3"}], [rollout | {"text": "12+4"}])
+    config = Config(student=StudentConfig(model=str(student)), score=ScoreConfig(unit="token"))
+    score(run, 0, config)
+    assert run.round(0).scores.read()["pi_freq"].to_pylist() == [0.75]
+
+
+def test_a_metric_that_fails_is_one_clear_line(tmp_path, tables, monkeypatch):
+    trajectory, chunk, rollout = tables
+    run = RunDir(tmp_path)
+    write(run, [trajectory], [chunk], [rollout])
+    monkeypatch.setitem(METRICS, "edit", lambda pairs: np.full(len(pairs), np.nan))
+    with pytest.raises(InputError, match="gave values that are no numbers"):
+        score(run, 0, Config())
+    assert run.round(0).all_scores == []
+
+
+def test_what_does_not_fit_into_memory_is_spilled_under_the_run_and_the_answer_is_the_same(tmp_path, tables):
+    trajectory, chunk, rollout = tables
+    chunks = [chunk | {"chunk_id": f"c{i:050}", "trajectory_id": f"t{i:050}"} for i in range(20_000)]
+    trajectories = [trajectory | {"trajectory_id": c["trajectory_id"]} for c in chunks]
+    rollouts = [rollout | {"chunk_id": c["chunk_id"], "rollout_index": i} for c in chunks for i in range(3)]
+    run = RunDir(tmp_path)
+    write(run, trajectories, chunks, rollouts)
+    score(run, 0, Config(score=ScoreConfig(memory_gb=0.06, threads=2)))
+    assert run.round(0).scores.read()["k_sem"].to_pylist() == [3.0] * 20_000
+    assert run.round(0).shards.manifest.rows == 20_000
 
 
 def test_constant_weights_are_one_on_every_chunk_whatever_the_teacher_said(tmp_path, tables):
@@ -143,6 +246,15 @@ def test_constant_weights_are_one_on_every_chunk_whatever_the_teacher_said(tmp_p
         ({"rollouts": [ROLLOUT | {"chunk_id": "ghost"}]}, "1 rollouts of a chunk"),
         ({"rollouts": [ROLLOUT] * 2}, "1 rollouts with the same"),
         ({"rollouts": [ROLLOUT | {"text": None}]}, "1 answered rollouts without a text"),
+        ({"rollouts": [ROLLOUT | {"status": "good"}]}, "1 rollouts whose status"),
+        ({"rollouts": [ROLLOUT | {"status": None}]}, "1 rollouts whose status"),
+        ({"copies": 2}, "1 chunks with the same chunk_id"),
+        ({"end": 3}, "1 chunks that reach outside"),
+        ({"start": 2}, "1 chunks that reach outside"),
+        ({"chunk_text": None}, "1 chunks without a text"),
+        ({"prior": None}, "1 chunks whose prior"),
+        ({"also": {"chunk_id": "d", "start": 1}}, "1 chunks that overlap"),
+        ({"logprobs": [-1.0]}, "1 trajectories whose tokens and log-probs"),
         ({"prior": 0.0}, "1 chunks whose prior"),
         ({"prior": float("nan")}, "1 chunks whose prior"),
         ({"trajectory_id": "ghost"}, "1 chunks of a trajectory"),
@@ -150,12 +262,34 @@ def test_constant_weights_are_one_on_every_chunk_whatever_the_teacher_said(tmp_p
 )  # fmt: skip
 def test_rows_that_contradict_each_other_are_refused(tmp_path, tables, change, message):
     trajectory, chunk, rollout = tables
-    rollouts = change.pop("rollouts", [rollout])
+    change = dict(change)
+    rollouts, copies, also = change.pop("rollouts", [rollout]), change.pop("copies", 1), change.pop("also", None)
+    trajectory |= {"logprobs": change.pop("logprobs", trajectory["logprobs"])}
     run = RunDir(tmp_path)
-    write(run, [trajectory], [chunk | change], rollouts)
+    write(run, [trajectory], [*[chunk | change] * copies, *([chunk | also] if also else [])], rollouts)
     with pytest.raises(TableError, match=message):
         score(run, 0, Config())
-    assert not run.round(0).scores.folder.exists()
+    assert run.round(0).all_scores == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": [1, 2, 4]}, "1 shards whose ids disagree with their trajectory"),
+        ({"input_ids": [1, 2]}, "1 shards whose ids disagree with their trajectory"),
+        ({"trajectory_id": "ghost"}, "2 trajectories without exactly one shard"),
+    ],
+)
+def test_shards_that_disagree_with_the_trajectories_are_refused(tmp_path, tables, change, message):
+    trajectory, chunk, rollout = tables
+    run = RunDir(tmp_path)
+    write(run, [trajectory], [chunk], [rollout])
+    score(run, 0, Config())
+    shards = run.round(0).shards
+    (row,) = shards.read().to_pylist()
+    shards.replace([pa.Table.from_pylist([row | change], schema=SHARDS.schema)], shards.manifest.made_with)
+    with pytest.raises(TableError, match=message):
+        score(run, 0, Config())
 
 
 def test_scoring_needs_a_finished_audit(tmp_path, tables):

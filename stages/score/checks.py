@@ -1,0 +1,82 @@
+"""Rows that contradict each other are refused with their count, before anything is averaged."""
+
+import duckdb
+
+from ...store.errors import TableError
+from ...store.layout import RoundDir
+
+_INPUTS = {
+    "trajectories with the same trajectory_id as another": (
+        "SELECT count(*) - count(DISTINCT trajectory_id) FROM trajectories"
+    ),
+    "trajectories whose tokens and log-probs differ in number": (
+        "SELECT count(*) FROM trajectories WHERE (len(response_ids) = len(logprobs)) IS NOT TRUE"
+    ),
+    "chunks with the same chunk_id as another": "SELECT count(*) - count(DISTINCT chunk_id) FROM chunks",
+    "chunks of a trajectory that does not exist": (
+        "SELECT count(*) FROM chunks ANTI JOIN trajectories USING (trajectory_id)"
+    ),
+    "chunks whose prior is not in (0, 1]": (
+        # DuckDB sorts NaN above every number.
+        "SELECT count(*) FROM chunks WHERE (prior > 0 AND prior <= 1) IS NOT TRUE"
+    ),
+    "chunks without a text": "SELECT count(*) FROM chunks WHERE chunk_text IS NULL",
+    "chunks that reach outside their response": (
+        'SELECT count(*) FROM chunks JOIN trajectories USING (trajectory_id)'
+        ' WHERE (0 <= start AND start < "end" AND "end" <= len(response_ids)) IS NOT TRUE'
+    ),
+    "chunks that overlap another": (
+        'SELECT count(*) FROM (SELECT start < max("end") OVER (PARTITION BY trajectory_id ORDER BY start, "end"'
+        " ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS clash FROM chunks) WHERE clash"
+    ),
+    "rollouts of a chunk that does not exist": "SELECT count(*) FROM rollouts ANTI JOIN chunks USING (chunk_id)",
+    "rollouts with the same chunk_id and rollout_index as another": (
+        "SELECT coalesce(sum(rows - 1), 0) FROM"
+        " (SELECT count(*) AS rows FROM rollouts GROUP BY chunk_id, rollout_index) WHERE rows > 1"
+    ),
+    "answered rollouts without a text": (
+        "SELECT count(*) FROM rollouts WHERE status IN ('ok', 'empty') AND text IS NULL"
+    ),
+    "rollouts whose status is not one of ok, empty, refused, filtered, failed": (
+        "SELECT count(*) FROM rollouts WHERE (status IN ('ok', 'empty', 'refused', 'filtered', 'failed')) IS NOT TRUE"
+    ),
+}  # fmt: skip
+
+_SHARDS = {
+    "trajectories without exactly one shard": (
+        "SELECT count(*) FROM trajectories FULL JOIN"
+        " (SELECT trajectory_id, count(*) AS rows FROM shards GROUP BY trajectory_id) USING (trajectory_id)"
+        " WHERE prompt_ids IS NULL OR rows IS DISTINCT FROM 1"
+    ),
+    "shards whose ids disagree with their trajectory": (
+        # Hashes, so that the join need not hold the ids.
+        "SELECT count(*) FROM (SELECT trajectory_id, hash(input_ids) AS ids FROM shards) AS s"
+        " JOIN (SELECT trajectory_id, hash(prompt_ids || response_ids) AS ids FROM trajectories) AS t"
+        " USING (trajectory_id) WHERE s.ids <> t.ids"
+    ),
+}
+
+
+def check_inputs(db: duckdb.DuckDBPyConnection, round_: RoundDir) -> None:
+    """Refuse trajectories, chunks and rollouts that would be averaged wrongly without anyone noticing.
+
+    Raises:
+        TableError: how many rows of which kind.
+    """
+    _refuse(db, round_, _INPUTS, "Look at them with `omniopd sql`, and mend the table.")
+
+
+def check_shards(db: duckdb.DuckDBPyConnection, round_: RoundDir) -> None:
+    """Refuse shards that are about other tokens than the trajectories.
+
+    Raises:
+        TableError: how many.
+    """
+    _refuse(db, round_, _SHARDS, f"Delete {round_.shards.folder} and run `omniopd score` again.")
+
+
+def _refuse(db: duckdb.DuckDBPyConnection, round_: RoundDir, checks: dict[str, str], cure: str) -> None:
+    for what, query in checks.items():
+        ((count,),) = db.execute(query).fetchall()
+        if count:
+            raise TableError(f"{round_.path} has {count} {what}.", cure)
