@@ -8,7 +8,7 @@ from pathlib import Path
 from . import files
 from .config import Config, load_config
 from .schema import CHUNKS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES
-from .shard import Shard
+from .shard import ALONE, Shard
 from .table import Table
 
 _PATIENCE_S = 10.0
@@ -28,7 +28,7 @@ class RoundDir:
 
     @property
     def trajectories(self) -> Table:
-        return self.trajectories_of(Shard())
+        return self.trajectories_of(ALONE)
 
     def trajectories_of(self, shard: Shard) -> Table:
         """The trajectories, to be written as one shard of them."""
@@ -64,7 +64,7 @@ class RoundDir:
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
 
-    def lock(self, stage: str, shard: Shard = Shard()) -> contextlib.AbstractContextManager[None]:
+    def lock(self, stage: str, shard: Shard = ALONE) -> contextlib.AbstractContextManager[None]:
         """Keep a second process from running the same stage of this round.
 
         Shards of one count run side by side, each once. A worker that is alone, or of another count, would do the same

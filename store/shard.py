@@ -51,3 +51,7 @@ class Shard:
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
+
+
+ALONE = Shard()
+"""The only worker."""

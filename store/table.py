@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from . import files
 from .errors import ConfigChangedError, TableError
 from .schema import SCHEMA_VERSION, TableSpec
-from .shard import Shard
+from .shard import ALONE, Shard
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Manifest:
 
 
 class Table:
-    """A table in a folder. Reading needs no lock; one process at a time may write a shard (the stage holds the lock)."""
+    """A table in a folder. Reading needs no lock; one process at a time writes a shard (the stage locks it)."""
 
-    def __init__(self, folder: Path, spec: TableSpec, shard: Shard = Shard()) -> None:
+    def __init__(self, folder: Path, spec: TableSpec, shard: Shard = ALONE) -> None:
         self.folder = folder
         self.spec = spec
         self.shard = shard

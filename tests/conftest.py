@@ -36,7 +36,7 @@ def make_run(tmp_path: Path) -> Callable[..., RunDir]:
         rows = [json.dumps({"question": p.question}) for p in problems(questions, seed=5, split="train")]
         prompts.write_text("\n".join(rows) + "\n")
         config: dict[str, dict[str, Any]] = {
-            "student": {"model": str(STUDENT)},
+            "student": {"model": str(STUDENT), "engine": "transformers"},
             "data": {"prompts": str(prompts), "template": "{question}\n"},
             "generate": {"max_new_tokens": 56, "batch_size": 8, "part_rows": 8},
             "select": {"chunks": 3, "chunk_tokens": 6},
