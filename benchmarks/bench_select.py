@@ -112,7 +112,7 @@ def main() -> None:
         read = timed(lambda: [None for _ in batches(table)])
         all_ = timed(lambda: over_table(table, lambda batch: selected(batch, clean_V)))
     scale = TARGET_TRAJECTORIES / count
-    print(f"selection: {count} trajectories of about {TOKENS} tokens, M = {SELECT.chunks}, C = {SELECT.chunk_tokens}")
+    print(f"selection: {count} trajectories of {TOKENS} tokens, M = {SELECT.chunks}, C = {SELECT.chunk_tokens}")
     print(f"  plain method / ours, CPU: {median(ratios):.1f}x (median of {len(ratios)} batches of {PART})")
     print(
         f"  reading alone {read[0]:.1f} s wall, {read[1]:.1f} s CPU; with selection {all_[0]:.1f} s, {all_[1]:.1f} s CPU"

@@ -36,7 +36,9 @@ class VllmEngine:
 
     def __init__(self, folder: str, config: Config, longest_prompt: int, *, decode_entropies: bool) -> None:
         vllm = _import()
-        self._context = int(AutoConfig.from_pretrained(folder).max_position_embeddings)
+        shape = AutoConfig.from_pretrained(folder)
+        self._context = int(shape.max_position_embeddings)
+        self._vocabulary = int(shape.vocab_size)
         self._decode_entropies = decode_entropies
         cuda = torch.cuda.is_available()
         auto = "bfloat16" if cuda else "float32"
@@ -119,7 +121,8 @@ class VllmEngine:
             top_p=sampling.top_p,
             seed=int(request.trajectory_id[:15], 16),
             max_tokens=min(sampling.max_new_tokens, self._context - len(request.prompt_ids)),
-            stop_token_ids=sorted(sampling.stop_ids),
+            # It refuses a token that the model does not have.
+            stop_token_ids=sorted(token for token in sampling.stop_ids if token < self._vocabulary),
             ignore_eos=True,  # the stop ids have it
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
