@@ -41,12 +41,15 @@ def init(
     prompts: Annotated[str, typer.Option(help="Prompt file or hub id of a data set.")] = "",
     teacher: Annotated[str, typer.Option(help="Model id of the teacher.")] = "",
     base_url: Annotated[str, typer.Option(help="Where the teacher's server is, up to /v1.")] = "",
+    recipe: Annotated[str, typer.Option(help="Start from dapo-math-17k or prime-code, the paper's settings.")] = "",
 ) -> None:
     """Write a commented config.toml into a new run directory.
 
     Example: omniopd init runs/first --student Qwen/Qwen3-1.7B --prompts prompts.jsonl --teacher Qwen/Qwen3-32B
     --base-url http://127.0.0.1:8000/v1
     """
+    from .store import recipes
+
     target = RunDir(run).config_toml
     if target.exists():
         raise UsageError(f"{target} exists.", "Edit it, or choose another run directory.")
@@ -55,7 +58,9 @@ def init(
         "data": {"prompts": prompts},
         "teacher": {"model": teacher, "base_url": base_url},
     }
-    values = {section: {key: value for key, value in keys.items() if value} for section, keys in given.items()}
+    values = recipes.recipe(recipe) if recipe else {}
+    for section, keys in given.items():
+        values.setdefault(section, {}).update({key: value for key, value in keys.items() if value})
     run.mkdir(parents=True, exist_ok=True)
     target.write_text(commented_toml(values), encoding="utf-8")
     _say(f"wrote {target}; edit it, then: omniopd plan {run}")
@@ -74,15 +79,23 @@ def plan(run: Run, set_: Set = []) -> None:
 
 
 @app.command()
-def generate(run: Run, round_: Round = None, set_: Set = []) -> None:
+def generate(
+    run: Run,
+    round_: Round = None,
+    shard: Annotated[str, typer.Option(help="i/n: fill share i of n; torchrun and srun say it by themselves.")] = "",
+    set_: Set = [],
+) -> None:
     """Stage 1: sample the student's trajectories, with the entropy of every token.
 
-    Example: omniopd generate runs/first
+    Example: omniopd generate runs/first --shard 0/4
     """
     from .stages.generate.stage import generate
+    from .stages.generate.workers import which_shard
 
-    config = _begin(run, set_)
-    _say(generate(RunDir(run), _which(run, round_), config))
+    share = which_shard(shard, os.environ)
+    # One worker writes down what runs, so that several do not replace the same file.
+    config = _begin(run, set_) if share.index == 0 else _config(run, set_)
+    _say(generate(RunDir(run), _which(run, round_), config, share))
 
 
 @app.command()

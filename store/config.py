@@ -29,8 +29,8 @@ class _Section(BaseModel):
 class StudentConfig(_Section):
     model: str = ""
     """Hub id or folder of the initial student (also the frozen reference of Eq. 8)."""
-    engine: Literal["transformers"] = "transformers"
-    """What samples the trajectories."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """What samples the trajectories; auto is vllm where it is installed. Column entropy_source says what it was."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of generation; auto is bfloat16 on a GPU and float32 on a CPU."""
 
@@ -38,14 +38,23 @@ class StudentConfig(_Section):
 class DataConfig(_Section):
     prompts: str = ""
     """A .jsonl, .parquet or .csv file, or the hub id of a dataset."""
+    subset: str | None = None
+    """Configuration of a hub dataset that has several."""
     split: str = "train"
     """Split of a hub dataset."""
     field: str = "question"
-    """Column that holds the question."""
+    """Column that holds the question: a text, or a chat, of which the last user message is taken."""
+    filter: str | None = None
+    """Use only rows that meet this SQL condition over the data set's columns, such as "length(answer) < 9"."""
     template: str = "{question}"
     """Text of the user message; {question} is replaced."""
     chat_template: Literal["auto", "on", "off"] = "auto"
-    """Wrap the message in the tokenizer's chat template; auto does so where the tokenizer has one."""
+    """Wrap the message in the tokenizer's chat template; auto does so where the tokenizer has one (base models have
+    none)."""
+    enable_thinking: bool | None = None
+    """Qwen3's switch of that name in the chat template; unset: what the template does by itself."""
+    max_prompt_tokens: int | None = Field(default=None, gt=0)
+    """Drop prompts of more student tokens, templates included."""
     limit: int | None = Field(default=None, gt=0)
     """Use only the first so many prompts after the shuffle."""
     per_round: int | None = Field(default=None, gt=0)
@@ -73,8 +82,15 @@ class GenerateConfig(_Section):
     """Tokens that end a response, beside those of the model's generation_config.json."""
     seed: int = 0
     """Seed of the sampling; each trajectory has its own random stream."""
-    batch_size: int = Field(default=64, gt=0)
-    """Sequences decoded together by the transformers engine."""
+    entropy: Literal["decode", "rescore"] = "decode"
+    """Where log-probs and entropies come from: the sampler itself, or a second, teacher-forced pass in the trainer's
+    precision (train.precision), which costs about as much as the sampling and a second copy of the model."""
+    batch_size: int | None = Field(default=None, gt=0)
+    """Sequences decoded together; unset: 64 for transformers, and what vLLM chooses for vLLM."""
+    tensor_parallel: int = Field(default=1, gt=0)
+    """GPUs that share the model (vLLM). For data parallelism start several workers: --shard, torchrun or srun."""
+    vllm: dict[str, Any] = {}
+    """More arguments of vLLM's LLM, such as gpu_memory_utilization or max_num_batched_tokens."""
     part_rows: int = Field(default=512, gt=0)
     """Trajectories committed together; a crash loses at most these."""
 
@@ -341,7 +357,9 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
     "trajectories": {
         "student": None,
         "data": None,
-        "generate": {"samples_per_prompt", "max_new_tokens", "temperature", "top_p", "stop_token_ids", "seed"},
+        "generate": {
+            "samples_per_prompt", "max_new_tokens", "temperature", "top_p", "stop_token_ids", "seed", "entropy",
+        },
     },
     "chunks": {"select": None},
     "rollouts": {

@@ -5,8 +5,10 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import IO
 
 from .errors import BusyError
 
@@ -42,16 +44,25 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, what: str) -> Generator[None]:
+def exclusive(path: Path, what: str, patience_s: float = 0.0) -> Generator[None]:
     """Hold a lock file for the length of a `with`; the kernel frees it however the process ends.
 
     Raises:
-        BusyError: another process holds it.
+        BusyError: another process holds it, still after `patience_s` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience_s
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(f"Another process is running {what}.", "Wait for it, or stop it, and try again.") from error
+        while not _locked(file):
+            if time.monotonic() >= deadline:
+                raise BusyError(f"Another process is running {what}.", "Wait for it, or stop it, and try again.")
+            time.sleep(0.05)
         yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,13 +1,18 @@
 """Where things are in a run directory."""
 
 import contextlib
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import files
 from .config import Config, ScoreConfig, load_config
 from .schema import CHUNKS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES, TableSpec
+from .shard import ALONE, Shard
 from .table import Table
+
+_PATIENCE_S = 10.0
+"""How long a shard waits for others that are starting."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,11 @@ class RoundDir:
 
     @property
     def trajectories(self) -> Table:
-        return Table(self.path / "trajectories", TRAJECTORIES)
+        return self.trajectories_of(ALONE)
+
+    def trajectories_of(self, shard: Shard) -> Table:
+        """The trajectories, to be written as one shard of them."""
+        return Table(self.path / "trajectories", TRAJECTORIES, shard)
 
     @property
     def chunks(self) -> Table:
@@ -69,9 +78,31 @@ class RoundDir:
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
 
-    def lock(self, stage: str) -> contextlib.AbstractContextManager[None]:
-        """Keep a second process from running the same stage of this round."""
-        return files.exclusive(self.path / f".{stage}.lock", f"`{stage}` on {self.path}")
+    def lock(self, stage: str, shard: Shard = ALONE) -> contextlib.AbstractContextManager[None]:
+        """Keep a second process from running the same stage of this round.
+
+        Shards of one count run side by side, each once. A worker that is alone, or of another count, would do the same
+        rows again, so it is kept out while they run.
+        """
+        return _stage_lock(self.path, stage, shard)
+
+
+@contextlib.contextmanager
+def _stage_lock(folder: Path, stage: str, shard: Shard) -> Generator[None]:
+    what = f"`{stage}` on {folder}"
+    with contextlib.ExitStack() as held:
+        # Shards hold this one only while they look around, so a shard waits for it a little.
+        gate = held.enter_context(contextlib.ExitStack())
+        patience = 0.0 if shard.count == 1 else _PATIENCE_S
+        gate.enter_context(files.exclusive(folder / f".{stage}.lock", what, patience))
+        for path in folder.glob(f".{stage}.shard-*.lock"):
+            if (other := Shard.of_file(path.name)).count != shard.count:
+                with files.exclusive(path, f"shard {other} of {what}"):
+                    pass
+        if shard.count > 1:
+            held.enter_context(files.exclusive(folder / f".{stage}{shard.suffix}.lock", f"shard {shard} of {what}"))
+            gate.close()
+        yield
 
 
 @dataclass(frozen=True)

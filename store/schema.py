@@ -49,7 +49,8 @@ TRAJECTORIES = TableSpec(
             _column("entropies", _floats, "entropy over the full vocabulary at each response token (Eq. 6)", "nats"),
             _column("finish_reason", _str, "stop | length"),
             _column("policy", _str, "hash of the weights that sampled it"),
-            _column("entropy_source", _str, "what computed the entropies"),
+            _column("entropy_source", _str, "engine, version, way (decode | rescore) and precision of the entropies"),
+            _column("repetition", _f32, "share of the response that its longest repeated token sequence makes up"),
         ]
     ),
     ("trajectory_id",),

@@ -3,6 +3,9 @@
 A part is written under a temporary name, synced, renamed, and then entered in manifest.json with its hash. Readers
 take the list of files from the manifest. A crash between the rename and the manifest leaves a complete part that no
 manifest names: the next writer adopts it, since its rows may have been paid for.
+
+Several workers may fill one table. Each is a shard with a manifest and part names of its own, and never touches what
+another one writes; readers see the union, which is complete when all shards say that their share is.
 """
 
 import json
@@ -19,6 +22,7 @@ import pyarrow.parquet as pq
 from . import files
 from .errors import ConfigChangedError, TableError
 from .schema import SCHEMA_VERSION, TableSpec
+from .shard import ALONE, Shard
 
 
 @dataclass(frozen=True)
@@ -47,24 +51,40 @@ class Manifest:
 
 
 class Table:
-    """A table in a folder. Reading needs no lock; one process at a time may write (the stage holds the lock)."""
+    """A table in a folder. Reading needs no lock; one process at a time writes a shard (the stage locks it)."""
 
-    def __init__(self, folder: Path, spec: TableSpec) -> None:
+    def __init__(self, folder: Path, spec: TableSpec, shard: Shard = ALONE) -> None:
         self.folder = folder
         self.spec = spec
+        self.shard = shard
+        """What this object writes. It reads all shards."""
 
     # -- reading
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest on disk, or an empty one.
+        """What all shards together say, or an empty manifest.
 
         Raises:
-            TableError: unreadable, or written by a newer version.
+            TableError: a manifest is unreadable, or written by a newer version.
         """
-        path = self.folder / "manifest.json"
-        if not path.is_file():
+        manifests = self._manifests()
+        if not manifests:
             return Manifest(self.spec.name)
+        return Manifest(
+            self.spec.name,
+            max(manifest.schema_version for manifest in manifests.values()),
+            next((m.made_with for m in manifests.values() if m.parts), next(iter(manifests.values())).made_with),
+            _all_complete(manifests),
+            tuple(part for manifest in manifests.values() for part in manifest.parts),
+        )
+
+    def _manifests(self) -> dict[Shard, Manifest]:
+        """The manifest of each shard, in the order of their names."""
+        paths = sorted(self.folder.glob("manifest*.json"))
+        return {Shard.of_file(path.name): self._read_manifest(path) for path in paths}
+
+    def _read_manifest(self, path: Path) -> Manifest:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             parts = tuple(Part(**part) for part in raw.pop("parts"))
@@ -77,6 +97,10 @@ class Table:
                 "Upgrade omniopd.",
             )
         return manifest
+
+    @property
+    def _own(self) -> Manifest:
+        return self._manifests().get(self.shard, Manifest(self.spec.name))
 
     @property
     def complete(self) -> bool:
@@ -111,10 +135,20 @@ class Table:
             TableError: the stage that writes it (`command`) has not finished, or a file is damaged.
         """
         if not self.complete:
-            state = f"holds {self.manifest.rows} rows and is not finished" if self.manifest.rows else "is empty"
+            rows = self.manifest.rows
+            state = f"holds {rows} rows and is not finished{self._missing_shards()}" if rows else "is empty"
             raise TableError(f"{self.folder} {state}.", f"Run `{command}` first.")
         self.verify()
         return self
+
+    def _missing_shards(self) -> str:
+        manifests = self._manifests()
+        groups = {shard.count: shard.siblings for shard in manifests if shard.count > 1}
+        missing = [
+            f"{', '.join(str(s.index) for s in shards if s not in manifests or not manifests[s].complete)} of {count}"
+            for count, shards in groups.items()
+        ]
+        return f" (missing: shard {' and '.join(missing)})" if missing else ""
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows; a column that an older version did not write is null."""
@@ -150,25 +184,43 @@ class Table:
         manifest = self.manifest
         if manifest.parts and dict(manifest.made_with) != dict(made_with):
             raise ConfigChangedError(*_changed(self, manifest.made_with, made_with))
-        for leftover in self.folder.glob(".part-*.tmp"):
+        # The only worker tidies up after everyone; a shard leaves alone what another one may be writing right now.
+        mine = "*" if self.shard.count == 1 else f"*{self.shard.suffix}"
+        for leftover in self.folder.glob(f".part-{mine}.parquet.tmp"):
             leftover.unlink()
         known = {part.name for part in manifest.parts}
-        orphans = [path for path in sorted(self.folder.glob("part-*.parquet")) if path.name not in known]
-        parts = manifest.parts + tuple(self._describe(path) for path in orphans)
-        self._commit(replace(manifest, made_with=dict(made_with), parts=parts))
+        self._commit(replace(self._own, made_with=dict(made_with)))
+        for path in sorted(self.folder.glob(f"part-{mine}.parquet")):
+            if path.name not in known:
+                self._adopt(path)
+
+    def _adopt(self, path: Path) -> None:
+        """Take a complete part that no manifest names. Rows that were written again since it was left are dropped."""
+        present = self.existing_keys()
+        rows = pq.read_table(path)
+        keys = zip(*(rows[name].to_pylist() for name in self.spec.key), strict=True)
+        new = [key not in present for key in keys]
+        if all(new):
+            self._enter(self._describe(path))
+        else:
+            self.append(rows.filter(pa.array(new, pa.bool_())))
+            path.unlink()
 
     def append(self, rows: pa.Table | Sequence[Mapping[str, Any]]) -> Part | None:
         """Commit rows as one part, sorted by key. They are durable when this returns; no rows, no part."""
         if len(rows) == 0:
             return None
         part = self._write(rows)
-        manifest = self.manifest
-        self._commit(replace(manifest, parts=(*manifest.parts, part)))
+        self._enter(part)
         return part
 
     def finish(self) -> None:
-        """Say that no row is missing."""
-        self._commit(replace(self.manifest, complete=True))
+        """Say that no row of this shard is missing."""
+        self._commit(replace(self._own, complete=True))
+
+    def _enter(self, part: Part) -> None:
+        own = self._own
+        self._commit(replace(own, parts=(*own.parts, part)))
 
     def replace(self, parts: Iterable[pa.Table], made_with: Mapping[str, Any]) -> None:
         """Put a whole new content in place of the old one, at once. For tables that can be derived again."""
@@ -185,7 +237,7 @@ class Table:
         table: pa.Table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
         table = table.select(schema.names).cast(schema).sort_by([(name, "ascending") for name in self.spec.key])
         # Time first, so that the names sort as they were written.
-        name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+        name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{self.shard.suffix}.parquet"
         temporary = self.folder / f".{name}.tmp"
         pq.write_table(
             table, temporary, compression="zstd", compression_level=3, row_group_size=self.spec.rows_per_group
@@ -198,7 +250,14 @@ class Table:
         return Part(path.name, rows, path.stat().st_size, files.sha256(path))
 
     def _commit(self, manifest: Manifest) -> None:
-        files.write_text(self.folder / "manifest.json", json.dumps(asdict(manifest), indent=1) + "\n")
+        path = self.folder / f"manifest{self.shard.suffix}.json"
+        files.write_text(path, json.dumps(asdict(manifest), indent=1) + "\n")
+
+
+def _all_complete(manifests: Mapping[Shard, Manifest]) -> bool:
+    """Whether one whole set of shards (the single worker is a set of one) says that nothing is missing."""
+    done = {shard for shard, manifest in manifests.items() if manifest.complete}
+    return any(set(shard.siblings) <= done for shard in done)
 
 
 def _restore(folder: Path) -> str:

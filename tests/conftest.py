@@ -36,7 +36,7 @@ def make_run(tmp_path: Path) -> Callable[..., RunDir]:
         rows = [json.dumps({"question": p.question}) for p in problems(questions, seed=5, split="train")]
         prompts.write_text("\n".join(rows) + "\n")
         config: dict[str, dict[str, Any]] = {
-            "student": {"model": str(STUDENT)},
+            "student": {"model": str(STUDENT), "engine": "transformers"},
             "data": {"prompts": str(prompts), "template": "{question}\n"},
             "generate": {"max_new_tokens": 56, "batch_size": 8, "part_rows": 8},
             "select": {"chunks": 3, "chunk_tokens": 6},
@@ -54,6 +54,34 @@ def make_run(tmp_path: Path) -> Callable[..., RunDir]:
         return run
 
     return make
+
+
+@pytest.fixture
+def worst_difference() -> Callable[..., tuple[float, float]]:
+    """(model folder, [(prompt ids, Response)]) -> largest |log-prob - exact| and |entropy - exact| of all tokens, nats.
+
+    The oracle: one sequence at a time in float32, without cache, padding or batch; softmax in float64.
+    """
+
+    def compare(folder: Path, written: list[tuple[Any, Any]]) -> tuple[float, float]:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        worst_logprob = worst_entropy = 0.0
+        for prompt_ids, response in written:
+            ids_T = torch.from_numpy(response.ids_T).long()
+            with torch.no_grad():
+                ids_S = torch.cat([torch.tensor(prompt_ids), ids_T])
+                logits_TV = model(ids_S[None]).logits[0, len(prompt_ids) - 1 : -1].double()
+            probs_TV = torch.softmax(logits_TV, dim=-1)
+            exact_T = -torch.special.xlogy(probs_TV, probs_TV).sum(dim=-1)
+            logprob_T = probs_TV.log().gather(1, ids_T[:, None]).squeeze(1)
+            worst_logprob = max(worst_logprob, (torch.from_numpy(response.logprobs_T) - logprob_T).abs().max().item())
+            worst_entropy = max(worst_entropy, (torch.from_numpy(response.entropies_T) - exact_T).abs().max().item())
+        return worst_logprob, worst_entropy
+
+    return compare
 
 
 Behaviour = Callable[[dict[str, Any], int], Any]

@@ -1,6 +1,11 @@
-"""From the trajectories table to the chunks table: selection, prior, and the texts around each cut."""
+"""From the trajectories table to the chunks table: selection, prior, and the texts around each cut.
+
+Token lists are read where Arrow keeps them, one flat array and its offsets; Python sees trajectories and chunks, never
+single tokens.
+"""
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,7 +13,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ...store.config import SelectConfig
-from .boundaries import clean_start_table
 from .select import Chunks, select_chunks
 
 if TYPE_CHECKING:
@@ -17,74 +21,113 @@ if TYPE_CHECKING:
 _CUT_CHARACTER = "\ufffd"
 """What a decoder writes for half a character."""
 
+COLUMNS = ("trajectory_id", "round", "response_ids", "logprobs", "entropies")
+"""What is read of the trajectories table."""
+
 
 def chunks_of(
-    trajectories: pa.RecordBatch, select: SelectConfig, tokenizer: "PreTrainedTokenizerBase", stop_ids: frozenset[int]
-) -> list[dict[str, Any]]:
-    """Rows of the chunks table for a batch of trajectories."""
-    ids = [np.asarray(row, dtype=np.int64) for row in trajectories["response_ids"].to_pylist()]
-    logprobs = trajectories["logprobs"].to_pylist()
-    entropies_BT = _padded(trajectories["entropies"].to_pylist())
-    clean_V = clean_start_table(tokenizer, select.boundary)
-    clean_BT = np.zeros(entropies_BT.shape, dtype=np.bool_)
-    for row, row_ids in enumerate(ids):
-        clean_BT[row, : len(row_ids)] = clean_V[row_ids]
+    trajectories: pa.RecordBatch,
+    select: SelectConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    clean_V: NDArray[np.bool_],
+    stop_ids: frozenset[int],
+) -> pa.Table:
+    """Rows of the chunks table for a batch of trajectories.
+
+    Args:
+        clean_V: Whether a chunk may start at a token (boundaries.py).
+    """
+    found = find_chunks(trajectories, select, clean_V, stop_ids)
+    ids, entropies = _Lists.of(trajectories["response_ids"]), _Lists.of(trajectories["entropies"])
+    names = trajectories["trajectory_id"].to_pylist()
+    spans = list(zip(found.row.tolist(), found.start.tolist(), found.end.tolist(), strict=True))
+    texts = [_texts(tokenizer, ids.row(row), start, end) for row, start, end in spans]
+    return pa.table(
+        {
+            "chunk_id": [_chunk_id(names[row], start, end) for row, start, end in spans],
+            "trajectory_id": trajectories["trajectory_id"].take(pa.array(found.row)),
+            "round": trajectories["round"].take(pa.array(found.row)),
+            "rank": found.rank,
+            "anchor": found.anchor,
+            "start": found.start,
+            "end": found.end,
+            "anchor_entropy": entropies.values[entropies.first_B[found.row] + found.anchor],
+            "prior": priors(_Lists.of(trajectories["logprobs"]), found),
+            "prefix_text": [prefix for prefix, _ in texts],
+            "chunk_text": [chunk for _, chunk in texts],
+        }
+    )
+
+
+def find_chunks(
+    trajectories: pa.RecordBatch, select: SelectConfig, clean_V: NDArray[np.bool_], stop_ids: frozenset[int]
+) -> Chunks:
+    """The chunks of a batch of trajectories (Eq. 7)."""
+    ids = _Lists.of(trajectories["response_ids"])
     # The stop token has no text, so a text teacher cannot judge it.
-    lengths_B = np.array([len(row) - (row[-1] in stop_ids) for row in ids])
-    trajectory_ids = trajectories["trajectory_id"].to_pylist()
-    scores_BT = entropies_BT if select.strategy == "peak_entropy" else _noise(entropies_BT, trajectory_ids, select.seed)
-    found = select_chunks(scores_BT, lengths_B, clean_BT, select.chunks, select.chunk_tokens, select.overlap)
-    rounds = trajectories["round"].to_pylist()
-    return [
-        _row(found, i, trajectory_ids[row], rounds[row], ids[row], logprobs[row], entropies_BT[row], tokenizer)
-        for i, row in enumerate(found.row)
-    ]
+    lengths_B = ids.lengths_B - np.isin(ids.values[ids.first_B + ids.lengths_B - 1], list(stop_ids))
+    if select.strategy == "peak_entropy":
+        scores_BT = _Lists.of(trajectories["entropies"]).padded()
+    else:
+        scores_BT = _noise(ids.lengths_B, trajectories["trajectory_id"].to_pylist(), select.seed)
+    clean_BT = clean_V[ids.padded()]
+    return select_chunks(scores_BT, lengths_B, clean_BT, select.chunks, select.chunk_tokens, select.overlap)
 
 
-def _row(
-    found: Chunks, i: int, trajectory_id: str, round_: int, ids_T: NDArray[np.int64], logprobs_T: list[float],
-    entropies_T: NDArray[np.float64], tokenizer: "PreTrainedTokenizerBase",
-) -> dict[str, Any]:  # fmt: skip
-    start, end, anchor = int(found.start[i]), int(found.end[i]), int(found.anchor[i])
+@dataclass(frozen=True)
+class _Lists:
+    """A list column: the values of all rows in one array, and where each row's begin."""
+
+    values: NDArray[Any]
+    first_B: NDArray[np.int64]
+    lengths_B: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, column: Any) -> "_Lists":
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        return cls(column.values.to_numpy(zero_copy_only=False), offsets[:-1], np.diff(offsets))
+
+    def row(self, row: int) -> NDArray[Any]:
+        return self.values[self.first_B[row] : self.first_B[row] + self.lengths_B[row]]
+
+    def padded(self) -> NDArray[Any]:
+        """[B, T], zeros after the end of each row."""
+        out_BT = np.zeros((len(self.lengths_B), int(self.lengths_B.max(initial=0))), dtype=self.values.dtype)
+        for row in range(len(out_BT)):
+            out_BT[row, : self.lengths_B[row]] = self.row(row)
+        return out_BT
+
+
+def priors(logprobs: _Lists, found: Chunks) -> NDArray[np.float64]:
+    """Length-normalised probability of each chunk, its tokens' geometric mean (Eq. 4)."""
+    lengths = found.end - found.start
+    inside: NDArray[np.int64] = np.arange(lengths.max(initial=0), dtype=np.int64)
+    at = (logprobs.first_B[found.row] + found.start)[:, None] + np.minimum(inside, lengths[:, None] - 1)
+    values = np.where(inside < lengths[:, None], logprobs.values[at], 0.0)
+    return np.exp(values.sum(axis=1, dtype=np.float64) / lengths)
+
+
+def _chunk_id(trajectory_id: str, start: int, end: int) -> str:
+    return hashlib.blake2b(f"{trajectory_id}|{start}|{end}".encode(), digest_size=16).hexdigest()
+
+
+def _texts(tokenizer: "PreTrainedTokenizerBase", ids_T: NDArray[np.int32], start: int, end: int) -> tuple[str, str]:
+    """The text before a chunk, and the chunk's own."""
     prefix = _decode(tokenizer, ids_T[:start])
-    return {
-        "chunk_id": hashlib.blake2b(f"{trajectory_id}|{start}|{end}".encode(), digest_size=16).hexdigest(),
-        "trajectory_id": trajectory_id,
-        "round": round_,
-        "rank": int(found.rank[i]),
-        "anchor": anchor,
-        "start": start,
-        "end": end,
-        "anchor_entropy": float(entropies_T[anchor]),
-        "prior": prior(np.asarray(logprobs_T[start:end])),
-        "prefix_text": prefix,
-        # Decoded together with the prefix: some decoders write a token's leading space only after another token.
-        "chunk_text": _decode(tokenizer, ids_T[:end])[len(prefix) :].rstrip(_CUT_CHARACTER),
-    }
+    # Decoded together with the prefix: some decoders write a token's leading space only after another token.
+    return prefix, _decode(tokenizer, ids_T[:end])[len(prefix) :].rstrip(_CUT_CHARACTER)
 
 
-def prior(logprobs_C: NDArray[np.float64]) -> float:
-    """Length-normalised probability of a chunk, its tokens' geometric mean (Eq. 4)."""
-    return float(np.exp(logprobs_C.mean()))
-
-
-def _decode(tokenizer: "PreTrainedTokenizerBase", ids_T: NDArray[np.int64]) -> str:
+def _decode(tokenizer: "PreTrainedTokenizerBase", ids_T: NDArray[np.int32]) -> str:
     text = tokenizer.decode(ids_T.tolist(), clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
 
 
-def _padded(rows: list[list[float]]) -> NDArray[np.float64]:
-    out_BT = np.zeros((len(rows), max(len(row) for row in rows)))
-    for i, row in enumerate(rows):
-        out_BT[i, : len(row)] = row
-    return out_BT
-
-
-def _noise(like_BT: NDArray[np.float64], trajectory_ids: list[str], seed: int) -> NDArray[np.float64]:
+def _noise(lengths_B: NDArray[np.int64], trajectory_ids: list[str], seed: int) -> NDArray[np.float64]:
     """Random scores; a trajectory's depend on its id and the seed only, not on the batch it is in."""
-    out_BT = np.zeros_like(like_BT)
-    for row, trajectory_id in enumerate(trajectory_ids):
+    out_BT = np.zeros((len(lengths_B), int(lengths_B.max(initial=0))))
+    for row, (length, trajectory_id) in enumerate(zip(lengths_B, trajectory_ids, strict=True)):
         stream = np.random.Generator(np.random.Philox(key=int(trajectory_id, 16), counter=seed))
-        out_BT[row] = stream.random(like_BT.shape[1])
+        out_BT[row, :length] = stream.random(length)
     return out_BT

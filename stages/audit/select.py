@@ -10,6 +10,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+_BLOCK = 64
+"""Tokens whose highest score is remembered."""
+
+_NOWHERE = -(2**40)
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -27,7 +32,7 @@ class Chunks:
 
 
 def select_chunks(
-    scores_BT: NDArray[np.float64],
+    scores_BT: NDArray[np.floating],
     lengths_B: NDArray[np.int64],
     starts_clean_BT: NDArray[np.bool_],
     chunks: int,
@@ -49,48 +54,112 @@ def select_chunks(
         lengths_B: Auditable tokens of each row.
         starts_clean_BT: Whether a window may start at a token.
     """
-    positions_T: NDArray[np.int64] = np.arange(scores_BT.shape[1], dtype=np.int64)
-    scores_BT = np.where(positions_T < lengths_B[:, None], scores_BT, -np.inf)
-    starts_BT = _starts(lengths_B, starts_clean_BT, chunk_tokens)
-    anchors_BM = _peaks(scores_BT, starts_BT, chunks, chunk_tokens, skip_overlaps=overlap == "resample")
+    peaks = _Peaks.of(scores_BT, lengths_B, starts_clean_BT, chunk_tokens)
+    anchors_BM, starts_BM = peaks.take(chunks, skip_overlaps=overlap == "resample")
     row, rank = np.nonzero(anchors_BM >= 0)
-    anchor = anchors_BM[row, rank]
-    start = starts_BT[row, anchor]
+    start = starts_BM[row, rank]
     end = np.minimum(start + chunk_tokens, lengths_B[row])
-    found = Chunks(row, rank, anchor, start, end)
+    found = Chunks(row, rank, anchors_BM[row, rank], start, end)
     return _merge(found) if overlap == "merge" and len(row) else found
 
 
-def _starts(lengths_B: NDArray[np.int64], clean_BT: NDArray[np.bool_], chunk_tokens: int) -> NDArray[np.int64]:
-    """Start of the window of each possible anchor [B, T]."""
-    positions_T: NDArray[np.int64] = np.arange(clean_BT.shape[1], dtype=np.int64)
-    last_B = np.maximum(lengths_B - chunk_tokens, 0)
-    raw_BT = np.minimum(positions_T[None, :], last_B[:, None])
-    # Index of the nearest clean token at or left of each token; token 0 is always clean.
-    nearest_BT = np.maximum.accumulate(np.where(clean_BT, positions_T[None, :], 0), axis=1)
-    moved_BT = np.take_along_axis(nearest_BT, raw_BT, axis=1)
-    return np.where(moved_BT + chunk_tokens > positions_T[None, :], moved_BT, raw_BT)
+@dataclass(frozen=True)
+class _Peaks:
+    """The scores that are still to be had, and the highest of each block of them.
 
+    The next peak of a row is the highest of its blocks' highest; after it is taken, only the few blocks around it are
+    looked through again. So M peaks cost one pass over the tokens, not M.
 
-def _peaks(
-    scores_BT: NDArray[np.float64], starts_BT: NDArray[np.int64], chunks: int, chunk_tokens: int, *, skip_overlaps: bool
-) -> NDArray[np.int64]:
-    """Anchors in falling order of score [B, M], -1 where a row has no more."""
-    scores_BT = scores_BT.copy()
-    rows_B = np.arange(len(scores_BT))
-    anchors_BM = np.full((len(scores_BT), chunks), -1, dtype=np.int64)
-    for m in range(chunks if scores_BT.shape[1] else 0):
-        anchors_B = scores_BT.argmax(axis=1)
-        found_B = scores_BT[rows_B, anchors_B] > -np.inf
-        if not found_B.any():
-            break
-        anchors_BM[found_B, m] = anchors_B[found_B]
-        if skip_overlaps:
-            starts_B = starts_BT[rows_B, anchors_B]
-            scores_BT[np.abs(starts_BT - starts_B[:, None]) < chunk_tokens] = -np.inf
-        else:
-            scores_BT[rows_B, anchors_B] = -np.inf
-    return anchors_BM
+    Shapes: P padded tokens (a margin on both sides, so that windows may reach over the ends), K blocks of P, N
+    neighbouring tokens.
+    """
+
+    scores_BP: NDArray[np.floating]
+    clean_BP: NDArray[np.bool_]
+    highest_BK: NDArray[np.floating]
+    lengths_B: NDArray[np.int64]
+    chunk_tokens: int
+    margin: int
+
+    @classmethod
+    def of(
+        cls,
+        scores_BT: NDArray[np.floating],
+        lengths_B: NDArray[np.int64],
+        clean_BT: NDArray[np.bool_],
+        chunk_tokens: int,
+    ) -> "_Peaks":
+        rows, width = scores_BT.shape
+        margin = 2 * chunk_tokens
+        # The block after the last is there to be looked into beside it.
+        padded = (width + 2 * margin) // _BLOCK * _BLOCK + 2 * _BLOCK
+        scores_BP = np.full((rows, padded), -np.inf, dtype=scores_BT.dtype)
+        scores_BP[:, margin : margin + width] = scores_BT
+        scores_BP[:, margin : margin + width][np.arange(width) >= lengths_B[:, None]] = -np.inf
+        clean_BP = np.zeros((rows, padded), dtype=np.bool_)
+        clean_BP[:, margin : margin + width] = clean_BT
+        clean_BP[:, margin] = True  # a text may always be cut before its first token
+        highest_BK = scores_BP.reshape(rows, -1, _BLOCK).max(axis=2)
+        return cls(scores_BP, clean_BP, highest_BK, lengths_B, chunk_tokens, margin)
+
+    def take(self, chunks: int, *, skip_overlaps: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Anchors in falling order of score and the starts of their windows [B, M], -1 where a row has no more."""
+        anchors_BM = np.full((len(self.lengths_B), chunks), -1, dtype=np.int64)
+        starts_BM = anchors_BM.copy()
+        for m in range(chunks):
+            anchors_B, scores_B = self._highest()
+            found_B = scores_B > -np.inf
+            if not found_B.any():
+                break
+            starts_B = self._starts(anchors_B, 1)[:, 0]
+            anchors_BM[found_B, m] = anchors_B[found_B]
+            starts_BM[found_B, m] = starts_B[found_B]
+            if skip_overlaps:
+                # Windows start at their anchor or less than C tokens before it.
+                first_B, count = starts_B - self.chunk_tokens + 1, 3 * self.chunk_tokens - 2
+                overlaps_BN = np.abs(self._starts(first_B, count) - starts_B[:, None]) < self.chunk_tokens
+                self._strike(first_B, overlaps_BN)
+            else:
+                self._strike(anchors_B, np.ones((len(anchors_B), 1), dtype=np.bool_))
+        return anchors_BM, starts_BM
+
+    def _highest(self) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+        """Position and score of the highest score of each row, the first of equals."""
+        rows_B = np.arange(len(self.lengths_B))
+        blocks_B = self.highest_BK.argmax(axis=1)
+        inside_B = self.scores_BP.reshape(len(rows_B), -1, _BLOCK)[rows_B, blocks_B].argmax(axis=1)
+        return blocks_B * _BLOCK + inside_B - self.margin, self.highest_BK[rows_B, blocks_B]
+
+    def _starts(self, first_B: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """Starts of the windows of `count` neighbouring anchors, from `first_B` on [B, N].
+
+        An anchor that lies outside of the response gets some number.
+        """
+        offsets_N: NDArray[np.int64] = np.arange(count, dtype=np.int64)
+        anchors_BN = first_B[:, None] + offsets_N
+        raw_BN = np.minimum(anchors_BN, np.maximum(self.lengths_B - self.chunk_tokens, 0)[:, None])
+        # The nearest clean token, looked for as far back as a window that keeps the anchor may start.
+        origin_B = first_B - self.chunk_tokens + 1
+        around_BN = origin_B[:, None] + np.arange(count + self.chunk_tokens - 1, dtype=np.int64)
+        clean_BN = np.take_along_axis(self.clean_BP, self._padded(around_BN), axis=1)
+        nearest_BN = np.maximum.accumulate(np.where(clean_BN, around_BN, _NOWHERE), axis=1)
+        at_BN = np.clip(raw_BN - origin_B[:, None], 0, around_BN.shape[1] - 1)
+        moved_BN = np.take_along_axis(nearest_BN, at_BN, axis=1)
+        return np.where(moved_BN + self.chunk_tokens > anchors_BN, moved_BN, raw_BN)
+
+    def _strike(self, first_B: NDArray[np.int64], struck_BN: NDArray[np.bool_]) -> None:
+        """Take scores out, from position `first_B` of each row on."""
+        rows_B1 = np.arange(len(first_B))[:, None]
+        at_BN = self._padded(first_B[:, None] + np.arange(struck_BN.shape[1], dtype=np.int64))
+        self.scores_BP[rows_B1, at_BN] = np.where(struck_BN, -np.inf, self.scores_BP[rows_B1, at_BN])
+        blocks = struck_BN.shape[1] // _BLOCK + 2
+        near_BK = at_BN[:, :1] // _BLOCK + np.arange(blocks, dtype=np.int64)
+        blocks_BK = np.minimum(near_BK, self.highest_BK.shape[1] - 1)
+        scores_BKP = self.scores_BP.reshape(len(first_B), -1, _BLOCK)
+        self.highest_BK[rows_B1, blocks_BK] = scores_BKP[rows_B1, blocks_BK].max(axis=2)
+
+    def _padded(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.clip(positions + self.margin, 0, self.scores_BP.shape[1] - 1)
 
 
 def _merge(chunks: Chunks) -> Chunks:

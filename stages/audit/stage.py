@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import polars as pl
+import pyarrow as pa
 import uvloop
 
 from ...store.config import Config, made_with
@@ -17,13 +18,14 @@ from ...store.ledger import Budget, Ledger
 from ...store.policy import resolve_model
 from ..progress import progress
 from ..student import load_tokenizer, stop_ids
-from .chunks import chunks_of
+from .boundaries import clean_start_table
+from .chunks import COLUMNS, chunks_of
 from .client import find_teacher, open_session
 from .flow import Flow, Work, drain
 from .group_commit import GroupCommit
 from .teacher import max_tokens_for
 
-_TRAJECTORIES_AT_A_TIME = 1024
+_TRAJECTORIES_AT_A_TIME = 512
 
 
 def audit(run: RunDir, index: int, config: Config) -> str:
@@ -79,11 +81,11 @@ def _select(run: RunDir, round_: RoundDir, config: Config) -> None:
     folder = resolve_model(run.policy_for(round_.index, config))
     tokenizer = load_tokenizer(folder)
     stops = stop_ids(folder, tokenizer, config)
+    clean_V = clean_start_table(tokenizer, config.select.boundary)
     present = {key for (key,) in table.existing_keys()}
-    columns = ["trajectory_id", "round", "response_ids", "logprobs", "entropies"]
-    for batch in round_.trajectories.batches(_TRAJECTORIES_AT_A_TIME, columns):
-        rows = chunks_of(batch, config.select, tokenizer, stops)
-        table.append([row for row in rows if row["chunk_id"] not in present])
+    for batch in round_.trajectories.batches(_TRAJECTORIES_AT_A_TIME, COLUMNS):
+        rows = chunks_of(batch, config.select, tokenizer, clean_V, stops)
+        table.append(rows.filter(pa.array([name not in present for name in rows["chunk_id"].to_pylist()], pa.bool_())))
     if table.manifest.rows == 0:
         raise InputError(
             f"No trajectory of {round_.path} has a token to audit.", "Look at them with `omniopd inspect`."

@@ -1,5 +1,7 @@
-"""What an engine must do. `transformers` is the one that runs everywhere."""
+"""What an engine must do, and which one a config means."""
 
+import importlib.util
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,17 +49,58 @@ class Response:
 class Engine(Protocol):
     """Samples responses. Responses come in any order, each as soon as the engine can give it."""
 
-    entropy_source: str
-    """Recorded with every trajectory."""
+    @property
+    def name(self) -> str:
+        """Engine, version and precision."""
+        ...
+
+    @property
+    def entropy_source(self) -> str:
+        """The name, and which way the entropies came. Recorded with every trajectory."""
+        ...
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]: ...
 
+    def close(self) -> None:
+        """Give the device back: the trainer may want it next."""
+        ...
 
-def make_engine(folder: str, config: Config) -> Engine:
-    """The engine that the config names, with the model of `folder` loaded."""
-    from .transformers_engine import TransformersEngine
 
-    return TransformersEngine(folder, config.student.dtype, config.generate.batch_size)
+def make_engine(folder: str, config: Config, longest_prompt: int) -> Engine:
+    """The engine that the config names, with the model of `folder` loaded.
+
+    Args:
+        longest_prompt: Tokens of the longest prompt that it will be given.
+
+    Raises:
+        InputError: the engine is not installed, or cannot load the model.
+    """
+    # Each engine brings in seconds of imports.
+    from .rescore import Rescored, Rescorer
+
+    rescore = config.generate.entropy == "rescore"
+    if _name(config) == "transformers":
+        from .transformers_engine import TransformersEngine
+
+        engine = TransformersEngine(folder, config.student.dtype, config.generate.batch_size)
+        return Rescored(engine, Rescorer(folder, config.train.precision)) if rescore else engine
+    from .vllm_engine import VllmEngine
+
+    if not rescore:
+        engine = VllmEngine(folder, config, longest_prompt, decode_entropies=True)
+        problem = engine.check_entropies()
+        if not problem:
+            return engine
+        engine.close()
+        sys.stderr.write(f"{problem}: falling back to generate.entropy = rescore\n")
+    engine = VllmEngine(folder, config, longest_prompt, decode_entropies=False)
+    return Rescored(engine, Rescorer(folder, config.train.precision))
+
+
+def _name(config: Config) -> str:
+    if config.student.engine != "auto":
+        return config.student.engine
+    return "vllm" if importlib.util.find_spec("vllm") else "transformers"
 
 
 def check_fits(requests: Sequence[Request], context: int) -> None:
@@ -70,5 +113,5 @@ def check_fits(requests: Sequence[Request], context: int) -> None:
     if len(longest.prompt_ids) >= context:
         raise InputError(
             f"A prompt has {len(longest.prompt_ids)} tokens, and the student's context is {context}.",
-            "Drop the longest prompts, or shorten data.template.",
+            f"Drop the longest ones with data.max_prompt_tokens (below {context}), or shorten data.template.",
         )

@@ -12,6 +12,9 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from .engine import Request, Response, Sampling, check_fits
 from .sampling import log_probs_and_entropy, sample, uniforms
 
+_BATCH_SIZE = 64
+"""Responses decoded together, unless the config says otherwise."""
+
 _STEPS_OF_UNIFORMS = 64
 """Random numbers are drawn this many steps at a time."""
 
@@ -19,17 +22,21 @@ _STEPS_OF_UNIFORMS = 64
 class TransformersEngine:
     """Decodes `batch_size` responses together; rows that have stopped leave the batch once they are its half."""
 
-    entropy_source = "transformers"
-
-    def __init__(self, folder: str, dtype: str, batch_size: int) -> None:
+    def __init__(self, folder: str, dtype: str, batch_size: int | None) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         auto = torch.bfloat16 if self._device.type == "cuda" else torch.float32
         precision = auto if dtype == "auto" else getattr(torch, dtype)
         transformers.logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision)
         self._model = model.to(self._device).eval()  # pyright: ignore[reportArgumentType]
-        self._batch_size = batch_size
+        self._batch_size = batch_size or _BATCH_SIZE
         self._context = int(model.config.max_position_embeddings)
+        self.name = f"transformers {transformers.__version__} {str(precision).removeprefix('torch.')}"
+        self.entropy_source = f"{self.name} decode"
+
+    def close(self) -> None:
+        del self._model
+        torch.cuda.empty_cache()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
         """Sample every request, prompts of like length together.

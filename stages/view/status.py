@@ -29,10 +29,14 @@ class RoundStatus:
     requests: int
     teacher_tokens: int
     cost_usd: float
+    cut_off: float | None
+    """Share of the trajectories that ended at the limit; None without trajectories."""
+    repetition: float | None
+    """Mean of the trajectories' repetition; None where it was not measured."""
 
 
 def read_status(run: RunDir, config: Config) -> list[RoundStatus]:
-    """The state of every round that exists, from the manifests and the ledger alone."""
+    """The state of every round that exists, from the manifests, the ledger and two small columns."""
     return [_round_status(run, round_, config) for round_ in run.rounds()]
 
 
@@ -69,7 +73,20 @@ def _round_status(run: RunDir, round_: RoundDir, config: Config) -> RoundStatus:
     started = round_.checkpoint.is_dir()
     stages.append(StageStatus("train", "done" if trained else "partial" if started else "missing", int(trained), 1))
     totals = read_totals(run.ledger, round_.index)
-    return RoundStatus(round_.index, stages, totals.requests, totals.charged_tokens, totals.charged_nusd / NANO)
+    return RoundStatus(
+        round_.index, stages, totals.requests, totals.charged_tokens, totals.charged_nusd / NANO, *_quality(round_)
+    )
+
+
+def _quality(round_: RoundDir) -> tuple[float | None, float | None]:
+    """Share cut off at the limit, and mean repetition: what tells of a student that has gone astray."""
+    import pyarrow.compute as pc
+
+    table = round_.trajectories.read(["finish_reason", "repetition"])
+    if table.num_rows == 0:
+        return None, None
+    repetition = pc.mean(table["repetition"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+    return table["finish_reason"].to_pylist().count("length") / table.num_rows, repetition
 
 
 def _state(rows: int, complete: bool) -> str:
@@ -84,14 +101,20 @@ def as_table(run: RunDir, config: Config) -> Any:
 
     totals = read_totals(run.ledger)
     table = Table(title=str(run.path), title_justify="left", caption=_caption(config, totals), caption_justify="left")
-    for heading in ("round", "generate", "audit", "score", "train", "requests", "teacher tokens", "USD"):
+    headings = ("round", "generate", "cut off", "repetition", "audit", "score", "train", "requests", "teacher tokens")
+    for heading in (*headings, "USD"):
         table.add_column(heading, justify="right")
     for status in read_status(run, config):
         table.add_row(
-            str(status.round), *(_cell(stage) for stage in status.stages),
+            str(status.round), _cell(status.stages[0]), _share(status.cut_off), _share(status.repetition),
+            *(_cell(stage) for stage in status.stages[1:]),
             str(status.requests), f"{status.teacher_tokens:,}", f"{status.cost_usd:.4f}",
         )  # fmt: skip
     return table
+
+
+def _share(value: float | None) -> str:
+    return "[dim]-[/]" if value is None else f"{value:.1%}"
 
 
 def _cell(stage: StageStatus) -> str:

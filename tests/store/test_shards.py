@@ -1,0 +1,170 @@
+"""Several workers fill one table: the union is whole, nothing doubles, and nobody touches what another one writes."""
+
+import contextlib
+import multiprocessing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omniopd.store.errors import BusyError, ConfigChangedError, TableError, UsageError
+from omniopd.store.layout import RoundDir
+from omniopd.store.schema import SCORES
+from omniopd.store.shard import Shard
+from omniopd.store.table import Table
+
+SETTINGS = {"score.phi": "edit"}
+
+
+def rows(*ids):
+    return [
+        {"chunk_id": i, "phi": "edit", "unit": "word", "k_sem": 1.0, "n": 2, "prior": 0.5, "pi_freq": 0.5,
+         "pi_teacher": 0.5, "phi_var": None}
+        for i in ids
+    ]  # fmt: skip
+
+
+def worker(folder, index=0, count=1):
+    table = Table(folder, SCORES, Shard(index, count))
+    table.begin(SETTINGS)
+    return table
+
+
+def test_a_table_is_complete_when_all_its_shards_are(tmp_path):
+    workers = [worker(tmp_path, i, 3) for i in range(3)]
+    reader = Table(tmp_path, SCORES)
+    for i, table in enumerate(workers):
+        assert not reader.complete
+        table.append(rows(f"r{i}"))
+        table.finish()
+    assert reader.complete
+    assert reader.existing_keys() == {("r0",), ("r1",), ("r2",)}
+    assert sorted(path.name for path in tmp_path.glob("manifest*")) == [
+        f"manifest.shard-000{i}-of-0003.json" for i in range(3)
+    ]
+
+
+def test_an_unfinished_union_says_which_shards_are_missing(tmp_path):
+    for i in (0, 2):
+        worker(tmp_path, i, 4).append(rows(f"r{i}"))
+    worker(tmp_path, 0, 4).finish()
+    with pytest.raises(TableError, match=r"holds 2 rows and is not finished \(missing: shard 1, 2, 3 of 4\)"):
+        Table(tmp_path, SCORES).require("omniopd generate run")
+
+
+def test_a_single_worker_keeps_the_plain_layout_and_finishes_what_shards_began(tmp_path):
+    worker(tmp_path, 1, 2).append(rows("a"))
+    alone = worker(tmp_path)
+    assert alone.existing_keys() == {("a",)}
+    alone.append(rows("b"))
+    alone.finish()
+    assert alone.complete
+    assert (tmp_path / "manifest.json").is_file()
+
+
+def test_a_shard_does_not_adopt_or_delete_what_another_one_is_writing(tmp_path):
+    first, second = worker(tmp_path, 0, 2), worker(tmp_path, 1, 2)
+    before = {path: path.read_text() for path in tmp_path.glob("manifest*")}
+    first.append(rows("a"))
+    second.append(rows("b"))
+    for path, text in before.items():  # both were killed between the rename and the manifest
+        path.write_text(text)
+    half = tmp_path / ".part-1.shard-0001-of-0002.parquet.tmp"
+    half.write_bytes(b"half a part of the other one")
+    first.begin(SETTINGS)
+    assert first.existing_keys() == {("a",)}
+    assert half.exists()
+    second.begin(SETTINGS)
+    assert first.existing_keys() == {("a",), ("b",)}
+    assert not half.exists()
+
+
+def test_a_left_part_whose_rows_were_written_again_is_not_adopted_twice(tmp_path):
+    left = worker(tmp_path, 0, 3)
+    before = (tmp_path / "manifest.shard-0000-of-0003.json").read_text()
+    left.append(rows("a", "b"))
+    (tmp_path / "manifest.shard-0000-of-0003.json").write_text(before)
+    worker(tmp_path, 1, 2).append(rows("b"))  # another count of workers went on
+    table = worker(tmp_path)
+    assert sorted(table.read(["chunk_id"])["chunk_id"].to_pylist()) == ["a", "b"]
+
+
+def test_other_settings_under_another_shards_rows_are_refused(tmp_path):
+    worker(tmp_path, 0, 2).append(rows("a"))
+    with pytest.raises(ConfigChangedError, match=r"score\.phi from 'edit' to 'char'"):
+        Table(tmp_path, SCORES, Shard(1, 2)).begin({"score.phi": "char"})
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3), st.booleans()), max_size=12),
+    st.integers(1, 4),
+)
+def test_any_sequence_of_workers_and_crashes_fills_the_table_once(tmp_path_factory, steps, last):
+    """Each step: a worker of some count writes a part of what is missing from its share, and perhaps is killed before
+    the manifest. Then a full set of workers finishes."""
+    folder = tmp_path_factory.mktemp("t")
+    wanted = [f"r{i:02d}" for i in range(12)]
+
+    def missing(table):
+        present = table.existing_keys()
+        share = wanted[table.shard.index :: table.shard.count]
+        return [key for key in share if (key,) not in present]
+
+    for count, index, killed in steps:
+        table = worker(folder, index % count, count)
+        path = folder / f"manifest{table.shard.suffix}.json"
+        before = path.read_text()
+        table.append(rows(*missing(table)[:3]))
+        if killed:
+            path.write_text(before)
+    for index in range(last):
+        table = worker(folder, index, last)
+        table.append(rows(*missing(table)))
+        table.finish()
+    assert sorted(table.read(["chunk_id"])["chunk_id"].to_pylist()) == wanted
+    assert table.complete
+
+
+def hold(path, shard, ready, leave):
+    with RoundDir(path, 0).lock("generate", shard):
+        ready.set()
+        leave.wait(30)
+
+
+@contextlib.contextmanager
+def running(path, shard):
+    context = multiprocessing.get_context("spawn")
+    ready, leave = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(path, shard, ready, leave))
+    process.start()
+    assert ready.wait(60)
+    try:
+        yield
+    finally:
+        leave.set()
+        process.join(30)
+
+
+def test_shards_of_one_count_run_side_by_side_and_keep_all_others_out(tmp_path):
+    round_ = RoundDir(tmp_path, 0)
+    with running(tmp_path, Shard(0, 2)):
+        with round_.lock("generate", Shard(1, 2)):
+            pass
+        for other in (Shard(0, 2), Shard(), Shard(1, 3)):
+            with pytest.raises(BusyError, match="shard 0/2"), round_.lock("generate", other):
+                pass
+    with round_.lock("generate"):
+        pass
+
+
+@pytest.mark.parametrize("text", ["4/4", "1", "a/b", "-1/2", "0/0", ""])
+def test_a_shard_that_does_not_exist_is_refused(text):
+    with pytest.raises(UsageError, match="--shard"):
+        Shard.parse(text)
+
+
+def test_a_shard_is_read_back_from_the_names_it_gives():
+    assert Shard.of_file(f"manifest{Shard(3, 12).suffix}.json") == Shard(3, 12)
+    assert Shard.of_file("manifest.json") == Shard()
+    assert Shard.parse("3/12") == Shard(3, 12)
