@@ -97,17 +97,22 @@ class Price(_Section):
 
 
 class TeacherConfig(_Section):
-    kind: Literal["openai"] = "openai"
-    """Dialect of the API: any OpenAI-compatible server."""
-    base_url: str = "http://127.0.0.1:8000/v1"
-    """Where the server is, up to and including /v1."""
+    kind: str = "openai"
+    """Dialect of the API: openai (any OpenAI-compatible server), anthropic, gemini, or one that an installed package
+    registers under the entry point group omniopd.teachers."""
+    base_url: str | tuple[str, ...] = ""
+    """Where the server is, up to and including /v1; several servers of the same model share the trajectories. Unset:
+    the provider's own address, and http://127.0.0.1:8000/v1 for openai."""
     model: str = ""
     """Model id that the server knows."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; no key is sent where it is not set."""
-    continuation: Literal["auto", "completion", "prefill"] = "auto"
-    """How the teacher is made to continue the student's prefix: the completions endpoint on the raw text, or a chat
-    whose last assistant message is left open; auto is completion where the server has it."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the key; no key is sent where it is not set. Unset: OPENAI_API_KEY,
+    ANTHROPIC_API_KEY or GEMINI_API_KEY, by kind."""
+    api_key_file: str = ""
+    """File that holds the key and nothing else; it goes before the environment."""
+    continuation: Literal["auto", "completion", "prefill", "instruct"] = "auto"
+    """How the teacher is made to continue the student's prefix: the completions endpoint on the raw text, a chat whose
+    last assistant message is left open, or a chat that is told to go on; auto is the first that the server can do."""
     rollouts: int = Field(default=10, gt=0)
     """N, continuations of each chunk's prefix."""
     temperature: float = Field(default=1.0, ge=0)

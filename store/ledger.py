@@ -72,6 +72,8 @@ class Usage:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    cache_write_tokens: int = 0
+    """Of the prompt tokens: written to the cache, which some providers charge extra."""
 
     @property
     def tokens(self) -> int:

@@ -7,8 +7,11 @@ rollouts table part by part.
 import asyncio
 import hashlib
 import math
+import re
+import sys
 import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,11 +41,14 @@ class Work:
     """A chunk, and which of its N rollouts are missing."""
 
     chunk_id: str
+    trajectory_id: str
     question: str
     prompt_text: str
     prefix: str
     missing: tuple[int, ...]
     max_tokens: int
+    cuts: tuple[int, ...] = ()
+    """Lengths of the trajectory's shorter prefixes."""
 
 
 class Flow:
@@ -58,7 +64,7 @@ class Flow:
         self._commit = commit
         self._advance = advance
         self._stop: OmniopdError | None = None
-        self._choices = config.rollouts
+        self._choices = min(config.rollouts, teacher.most_choices or config.rollouts)
         """How many continuations one request may ask for; some servers ignore `n`."""
         self._in_flight = 0
         self._settled = asyncio.Event()
@@ -69,6 +75,7 @@ class Flow:
         self._deferred: list[Work] = []
         """Chunks that ran out of attempts; they have a second turn at the end."""
         self._charged_nusd = self._charged_tokens = 0
+        self._warned = False
 
     async def run(self, session: aiohttp.ClientSession, works: Iterable[Work]) -> None:
         """Ask for everything that is missing.
@@ -126,12 +133,13 @@ class Flow:
         while missing and self._stop is None:
             n = min(len(missing), self._choices)
             seed = _seed(self._config.seed, work.chunk_id, missing[0])
-            ask = Ask(work.question, work.prompt_text, work.prefix, n, work.max_tokens, seed)
+            ask = Ask(work.question, work.prompt_text, work.prefix, n, work.max_tokens, seed, work.cuts)
             request_id = await self._reserve(ask)
             if request_id is None:
                 return
             sent = time.monotonic()
-            result = self._read(await post(session, self._teacher.base_url, self._teacher.request(ask)))
+            url = _server(self._teacher.base_urls, work.trajectory_id)
+            result = self._read(await post(session, url, self._teacher.request(ask)), ask)
             attempts += 1
             receipt = _Receipt(work.chunk_id, request_id, time.monotonic() - sent, attempts, self._teacher.continuation)
             if isinstance(result, Answer):
@@ -172,8 +180,7 @@ class Flow:
         Raises:
             BudgetReached: it does not fit, and no request is open that could free a part of its reservation.
         """
-        worst = self._teacher.worst_case(ask)
-        usage = Usage(worst.prompt_tokens, 0, worst.completion_tokens)
+        usage = self._teacher.worst_case(ask)
         nusd = price_nusd(usage, self._config.price)
         while self._stop is None:
             seen = self._settlements
@@ -197,15 +204,26 @@ class Flow:
         self._charged_tokens += settlement.usage.tokens
         self._advance(rows, f"{self._charged_tokens} tokens, ${self._charged_nusd / NANO:.2f}")
 
-    def _read(self, outcome: Outcome) -> Answer | Outcome:
+    def _read(self, outcome: Outcome, ask: Ask) -> Answer | Outcome:
         """The answer; where it cannot be read, nobody knows what the server did."""
         if outcome.kind != "answered":
             return outcome
         try:
-            answer = self._teacher.parse(outcome.body)
+            answer = self._teacher.parse(outcome.body, ask)
         except (ValueError, KeyError, TypeError) as error:
             return replace(outcome, kind="unknown", reason=f"unreadable answer: {error}")
-        return answer if answer.rollouts else replace(outcome, kind="unknown", reason="an answer without a choice")
+        if not answer.rollouts:
+            return replace(outcome, kind="unknown", reason="an answer without a choice")
+        self._compare_models(answer.model)
+        return answer
+
+    def _compare_models(self, answered: str) -> None:
+        """Say so, once, when another model answers; its id is in each row."""
+        if not self._warned and answered and not same_model(self._config.model, answered):
+            self._warned = True
+            sys.stderr.write(
+                f"asked for {self._config.model}, and {answered} answers; the rollouts' column `teacher` tells which\n"
+            )
 
     def _bill(self, receipt: "_Receipt", answer: Answer, indices: Sequence[int]) -> Settlement:
         nusd = 0 if answer.usage is None else price_nusd(answer.usage, self._config.price)
@@ -216,7 +234,7 @@ class Flow:
 
     def _fatal(self, outcome: Outcome) -> TeacherError | None:
         """The error that ends the stage where asking on is senseless."""
-        url = self._teacher.base_url
+        url = ", ".join(self._teacher.base_urls)
         if outcome.status in (401, 403, 404):
             return TeacherError(
                 f"The teacher at {url} refuses: {outcome.problem}.", "Check the key, the URL and the model id."
@@ -283,6 +301,7 @@ def rollout_rows(receipt: _Receipt, answer: Answer, indices: Sequence[int], nusd
         | {
             "prompt_tokens": _share(usage.prompt_tokens, n, i),
             "cached_tokens": _share(usage.cached_tokens, n, i),
+            "cache_write_tokens": _share(usage.cache_write_tokens, n, i),
             "completion_tokens": _share(usage.completion_tokens, n, i),
             "cost_usd": _share(nusd, n, i) / NANO,
         }
@@ -321,6 +340,16 @@ def _seed(seed: int | None, chunk_id: str, first: int) -> int | None:
         return None
     digest = hashlib.blake2b(f"{seed}|{chunk_id}|{first}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def same_model(asked: str, answered: str) -> bool:
+    """Whether an answer's model id is the one asked for, or a dated version of it."""
+    return re.fullmatch(re.escape(asked) + r"([-@:](\d[\w.-]*|latest))?", answered) is not None
+
+
+def _server(base_urls: tuple[str, ...], trajectory_id: str) -> str:
+    """All requests of a trajectory go to one server, whose cache holds their common prefix."""
+    return base_urls[zlib.crc32(trajectory_id.encode()) % len(base_urls)]
 
 
 def _share(total: int, n: int, i: int) -> int:

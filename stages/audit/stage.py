@@ -54,6 +54,7 @@ def audit(run: RunDir, index: int, config: Config) -> str:
 
 async def _audit(run: RunDir, round_: RoundDir, config: Config) -> None:
     teacher = await find_teacher(config.teacher)
+    sys.stderr.write(f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why})\n")
     _select(run, round_, config)
     table = round_.rollouts
     table.begin(made_with(config, table.spec.name))
@@ -100,13 +101,17 @@ def missing_work(round_: RoundDir, config: Config) -> Iterator[Work]:
     chunks = pl.LazyFrame(round_.chunks.read(["chunk_id", "trajectory_id", "start", "end", "prefix_text"]))
     prompts = pl.LazyFrame(round_.trajectories.read(["trajectory_id", "question", "prompt_text"]))
     frame = chunks.join(prompts, on="trajectory_id").sort("trajectory_id", "start").collect()
+    trajectory_id, cuts = "", ()
     for row in frame.iter_rows(named=True):
+        if row["trajectory_id"] != trajectory_id:
+            trajectory_id, cuts = row["trajectory_id"], ()
         missing = tuple(i for i in range(config.teacher.rollouts) if i not in present[row["chunk_id"]])
         if missing:
             yield Work(
-                row["chunk_id"], row["question"], row["prompt_text"], row["prefix_text"], missing,
-                max_tokens_for(config, row["end"] - row["start"]),
+                row["chunk_id"], trajectory_id, row["question"], row["prompt_text"], row["prefix_text"], missing,
+                max_tokens_for(config, row["end"] - row["start"]), cuts,
             )  # fmt: skip
+        cuts = (*cuts, len(row["prefix_text"]))
 
 
 @contextlib.contextmanager
