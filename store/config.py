@@ -94,6 +94,8 @@ class Price(_Section):
     """USD per million completion tokens."""
     cached_input: float | None = Field(default=None, ge=0)
     """USD per million prompt tokens read from the provider's cache; unset: the input price."""
+    cache_write: float | None = Field(default=None, ge=0)
+    """USD per million prompt tokens written to the provider's cache; unset: the input price."""
 
 
 class TeacherConfig(_Section):
@@ -122,23 +124,21 @@ class TeacherConfig(_Section):
     max_tokens: int | None = Field(default=None, gt=0)
     """Longest rollout in teacher tokens; unset: half again the chunk's student tokens, plus 8."""
     budget_usd: float | None = Field(default=None, ge=0)
-    """Hard cap on the run's spend. Needs a price."""
+    """Hard cap on the run's spend. Needs a price, of teacher.price or of a model that genai-prices knows."""
     budget_tokens: int | None = Field(default=None, ge=0)
     """Hard cap on the run's teacher tokens, prompt and completion together."""
+    round_budget_usd: float | None = Field(default=None, ge=0)
+    """Hard cap on the spend of each round."""
+    round_budget_tokens: int | None = Field(default=None, ge=0)
+    """Hard cap on the teacher tokens of each round."""
     price: Price | None = None
-    """Price of the model; unset: requests are counted as free of charge."""
+    """Price of the model; unset: that of genai-prices, and where it knows none, requests are counted as free."""
     max_concurrency: int = Field(default=64, gt=0)
     """Requests in flight."""
     timeout_s: float = Field(default=120.0, gt=0)
     """Longest wait for one answer, seconds."""
     max_attempts: int = Field(default=5, gt=0)
     """Attempts at one request before its rollouts are recorded as failed."""
-
-    @model_validator(mode="after")
-    def _a_dollar_budget_has_a_price(self) -> "TeacherConfig":
-        if self.budget_usd is not None and self.price is None:
-            raise ValueError("budget_usd needs teacher.price = { input = ..., output = ... } in USD per million tokens")
-        return self
 
 
 class ScoreConfig(_Section):

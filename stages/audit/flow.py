@@ -6,7 +6,6 @@ rollouts table part by part.
 
 import asyncio
 import hashlib
-import math
 import re
 import sys
 import time
@@ -19,13 +18,14 @@ from typing import Any
 import aiohttp
 import orjson
 
-from ...store.config import Price, TeacherConfig
+from ...store.config import TeacherConfig
 from ...store.errors import BudgetReached, Interrupted, OmniopdError, TeacherError
 from ...store.ledger import NANO, Reservation, Settlement, Usage
 from ...store.table import Table
 from ..progress import Advance
 from .client import Outcome, pause_s, post
 from .group_commit import GroupCommit
+from .price import Rates
 from .teacher import Answer, Ask, Rollout, Teacher
 
 _PART_REQUESTS = 4096
@@ -55,12 +55,14 @@ class Flow:
     """One round's audit. After `run`, every answer that came is in the table, however it ended."""
 
     def __init__(
-        self, table: Table, index: int, config: TeacherConfig, teacher: Teacher, commit: GroupCommit, advance: Advance
-    ) -> None:
+        self, table: Table, index: int, config: TeacherConfig, teacher: Teacher, rates: Rates, commit: GroupCommit,
+        advance: Advance,
+    ) -> None:  # fmt: skip
         self._table = table
         self._index = index
         self._config = config
         self._teacher = teacher
+        self._rates = rates
         self._commit = commit
         self._advance = advance
         self._stop: OmniopdError | None = None
@@ -181,10 +183,12 @@ class Flow:
             BudgetReached: it does not fit, and no request is open that could free a part of its reservation.
         """
         usage = self._teacher.worst_case(ask)
-        nusd = price_nusd(usage, self._config.price)
+        nusd = self._rates.nusd(usage)
         while self._stop is None:
             seen = self._settlements
-            reservation = Reservation(uuid.uuid4().hex, self._index, self._config.model, nusd, usage.tokens)
+            reservation = Reservation(
+                uuid.uuid4().hex, self._index, self._config.model, nusd, usage.tokens, self._rates.source
+            )
             if await self._commit.reserve(reservation):
                 self._in_flight += 1
                 return reservation.request_id
@@ -226,7 +230,7 @@ class Flow:
             )
 
     def _bill(self, receipt: "_Receipt", answer: Answer, indices: Sequence[int]) -> Settlement:
-        nusd = 0 if answer.usage is None else price_nusd(answer.usage, self._config.price)
+        nusd = 0 if answer.usage is None else self._rates.nusd(answer.usage)
         rows = rollout_rows(receipt, answer, indices, nusd)
         # A server that reports no usage cannot be settled; the worst case stands.
         state = "unknown" if answer.usage is None else "settled"
@@ -278,19 +282,6 @@ class _Receipt:
     latency_s: float
     attempts: int
     continuation: str
-
-
-def price_nusd(usage: Usage, price: Price | None) -> int:
-    """Price of a request in whole nano-dollars, rounded up."""
-    if price is None:
-        return 0
-    cached = price.input if price.cached_input is None else price.cached_input
-    dollars_per_million = (
-        (usage.prompt_tokens - usage.cached_tokens) * price.input
-        + usage.cached_tokens * cached
-        + usage.completion_tokens * price.output
-    )
-    return math.ceil(dollars_per_million * NANO / 1_000_000)
 
 
 def rollout_rows(receipt: _Receipt, answer: Answer, indices: Sequence[int], nusd: int) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from .chunks import chunks_of
 from .client import find_teacher, open_session
 from .flow import Flow, Work, drain
 from .group_commit import GroupCommit
+from .price import Rates, find_rates
 from .teacher import max_tokens_for
 
 _TRAJECTORIES_AT_A_TIME = 1024
@@ -53,22 +54,32 @@ def audit(run: RunDir, index: int, config: Config) -> str:
 
 
 async def _audit(run: RunDir, round_: RoundDir, config: Config) -> None:
+    rates = find_rates(config.teacher)
     teacher = await find_teacher(config.teacher)
-    sys.stderr.write(f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why})\n")
+    sys.stderr.write(
+        f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why}); {_priced(rates)}\n"
+    )
     _select(run, round_, config)
     table = round_.rollouts
     table.begin(made_with(config, table.spec.name))
     total = round_.chunks.manifest.rows * config.teacher.rollouts
     budget = Budget.of(config.teacher.budget_usd, config.teacher.budget_tokens)
-    with contextlib.closing(Ledger(run.ledger, budget)) as ledger:
+    round_budget = Budget.of(config.teacher.round_budget_usd, config.teacher.round_budget_tokens)
+    with contextlib.closing(Ledger(run.ledger, budget, round_.index, round_budget)) as ledger:
         commit = GroupCommit(ledger)
         # What a crash left in the outbox goes into the table first, so that it counts as present.
         await drain(table, round_.index, commit, table.existing_keys())
         with progress("audit", total, table.manifest.rows) as advance:
-            flow = Flow(table, round_.index, config.teacher, teacher, commit, advance)
+            flow = Flow(table, round_.index, config.teacher, teacher, rates, commit, advance)
             async with open_session(config.teacher, teacher.headers) as session:
                 with _interruptible(flow):
                     await flow.run(session, missing_work(round_, config))
+
+
+def _priced(rates: Rates) -> str:
+    if rates.source == "unknown":
+        return "price unknown, counted as free of charge (teacher.price sets it)"
+    return f"${rates.input:g} in and ${rates.output:g} out per million tokens ({rates.source})"
 
 
 def _select(run: RunDir, round_: RoundDir, config: Config) -> None:
