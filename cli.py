@@ -279,7 +279,10 @@ def _config(run: Path, overrides: list[str]) -> Config:
 
 def _begin(run: Path, overrides: list[str]) -> Config:
     """The config of a command that writes; what runs is written down."""
+    from .stages.audit.teachers.registry import check_kind
+
     config = _config(run, overrides)
+    check_kind(config.teacher.kind)
     RunDir(run).record(config)
     return config
 

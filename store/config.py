@@ -117,20 +117,27 @@ class Price(_Section):
     """USD per million completion tokens."""
     cached_input: float | None = Field(default=None, ge=0)
     """USD per million prompt tokens read from the provider's cache; unset: the input price."""
+    cache_write: float | None = Field(default=None, ge=0)
+    """USD per million prompt tokens written to the provider's cache; unset: the input price."""
 
 
 class TeacherConfig(_Section):
-    kind: Literal["openai"] = "openai"
-    """Dialect of the API: any OpenAI-compatible server."""
-    base_url: str = "http://127.0.0.1:8000/v1"
-    """Where the server is, up to and including /v1."""
+    kind: str = "openai"
+    """Dialect of the API: openai (any OpenAI-compatible server), anthropic, gemini, or one that an installed package
+    registers under the entry point group omniopd.teachers."""
+    base_url: str | tuple[str, ...] = ""
+    """Where the server is, up to and including /v1; several servers of the same model share the trajectories. Unset:
+    the provider's own address, and http://127.0.0.1:8000/v1 for openai."""
     model: str = ""
     """Model id that the server knows."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; no key is sent where it is not set."""
-    continuation: Literal["auto", "completion", "prefill"] = "auto"
-    """How the teacher is made to continue the student's prefix: the completions endpoint on the raw text, or a chat
-    whose last assistant message is left open; auto is completion where the server has it."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the key; no key is sent where it is not set. Unset: OPENAI_API_KEY,
+    ANTHROPIC_API_KEY or GEMINI_API_KEY, by kind."""
+    api_key_file: str = ""
+    """File that holds the key and nothing else; it goes before the environment."""
+    continuation: Literal["auto", "completion", "prefill", "instruct"] = "auto"
+    """How the teacher is made to continue the student's prefix: the completions endpoint on the raw text, a chat whose
+    last assistant message is left open, or a chat that is told to go on; auto is the first that the server can do."""
     rollouts: int = Field(default=10, gt=0)
     """N, continuations of each chunk's prefix."""
     temperature: float = Field(default=1.0, ge=0)
@@ -140,23 +147,21 @@ class TeacherConfig(_Section):
     max_tokens: int | None = Field(default=None, gt=0)
     """Longest rollout in teacher tokens; unset: half again the chunk's student tokens, plus 8."""
     budget_usd: float | None = Field(default=None, ge=0)
-    """Hard cap on the run's spend. Needs a price."""
+    """Hard cap on the run's spend. Needs a price, of teacher.price or of a model that genai-prices knows."""
     budget_tokens: int | None = Field(default=None, ge=0)
     """Hard cap on the run's teacher tokens, prompt and completion together."""
+    round_budget_usd: float | None = Field(default=None, ge=0)
+    """Hard cap on the spend of each round."""
+    round_budget_tokens: int | None = Field(default=None, ge=0)
+    """Hard cap on the teacher tokens of each round."""
     price: Price | None = None
-    """Price of the model; unset: requests are counted as free of charge."""
+    """Price of the model; unset: that of genai-prices, and where it knows none, requests are counted as free."""
     max_concurrency: int = Field(default=64, gt=0)
     """Requests in flight."""
     timeout_s: float = Field(default=120.0, gt=0)
     """Longest wait for one answer, seconds."""
     max_attempts: int = Field(default=5, gt=0)
     """Attempts at one request before its rollouts are recorded as failed."""
-
-    @model_validator(mode="after")
-    def _a_dollar_budget_has_a_price(self) -> "TeacherConfig":
-        if self.budget_usd is not None and self.price is None:
-            raise ValueError("budget_usd needs teacher.price = { input = ..., output = ... } in USD per million tokens")
-        return self
 
 
 class ScoreConfig(_Section):

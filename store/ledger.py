@@ -35,11 +35,16 @@ CREATE TABLE IF NOT EXISTS requests (
     prompt_tokens     INTEGER NOT NULL DEFAULT 0,
     cached_tokens     INTEGER NOT NULL DEFAULT 0,
     completion_tokens INTEGER NOT NULL DEFAULT 0,
+    cache_write_tokens INTEGER NOT NULL DEFAULT 0,
+    price_source      TEXT NOT NULL DEFAULT '',
     reserved_at       REAL NOT NULL,
     closed_at         REAL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS outbox (request_id TEXT PRIMARY KEY, round INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
 """
+
+_ADDED = {"cache_write_tokens": "INTEGER NOT NULL DEFAULT 0", "price_source": "TEXT NOT NULL DEFAULT ''"}
+"""Columns that the first ledgers did not have."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Reservation:
     teacher: str
     nusd: int
     tokens: int
+    price_source: str = ""
+    """Whose price the dollars are: a table with its version, or the user."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,8 @@ class Usage:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    cache_write_tokens: int = 0
+    """Of the prompt tokens: written to the cache, which some providers charge extra."""
 
     @property
     def tokens(self) -> int:
@@ -105,24 +114,33 @@ class Totals:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    cache_write_tokens: int
     unknown: int
 
 
 class Ledger:
     """The ledger of one run. One process writes at a time (the audit stage holds the lock)."""
 
-    def __init__(self, path: Path, budget: Budget) -> None:
-        self.budget = budget
+    def __init__(self, path: Path, budget: Budget, round_index: int = 0, round_budget: Budget = Budget()) -> None:
+        """`budget` caps the run, and `round_budget` what the round `round_index` adds to it."""
         self._db = _open(path)
         self._db.executescript(_SCHEMA)
+        _add_columns(self._db)
         with self._db:
             self._db.execute(
                 "UPDATE requests SET state = 'unknown', charged_nusd = reserved_nusd,"
                 " charged_tokens = reserved_tokens, closed_at = ? WHERE state = 'reserved'",
                 (time.time(),),
             )
-        totals = self.totals()
-        self._nusd, self._tokens = totals.charged_nusd, totals.charged_tokens
+        run, round_ = self.totals(), self.totals(round_index)
+        self._nusd, self._tokens = run.charged_nusd, run.charged_tokens
+        # The round's cap, moved to where it lies on the run's scale: of the two, the lower holds, since only this round
+        # spends from here on.
+        before_nusd, before_tokens = self._nusd - round_.charged_nusd, self._tokens - round_.charged_tokens
+        self.budget = Budget(
+            _lower(budget.nusd, round_budget.nusd, before_nusd),
+            _lower(budget.tokens, round_budget.tokens, before_tokens),
+        )
 
     def close(self) -> None:
         self._db.close()
@@ -146,8 +164,8 @@ class Ledger:
                     nusd, tokens = nusd + r.nusd, tokens + r.tokens
                     self._db.execute(
                         "INSERT INTO requests (request_id, round, teacher, state, reserved_nusd, reserved_tokens,"
-                        " reserved_at) VALUES (?, ?, ?, 'reserved', ?, ?, ?)",
-                        (r.request_id, r.round, r.teacher, r.nusd, r.tokens, now),
+                        " price_source, reserved_at) VALUES (?, ?, ?, 'reserved', ?, ?, ?, ?)",
+                        (r.request_id, r.round, r.teacher, r.nusd, r.tokens, r.price_source, now),
                     )
         self._nusd, self._tokens = nusd, tokens
         return granted
@@ -168,10 +186,11 @@ class Ledger:
         usage = settlement.usage
         self._db.execute(
             "UPDATE requests SET state = ?, charged_nusd = ?, charged_tokens = ?, prompt_tokens = ?,"
-            " cached_tokens = ?, completion_tokens = ?, closed_at = ? WHERE request_id = ?",
+            " cached_tokens = ?, completion_tokens = ?, cache_write_tokens = ?, closed_at = ? WHERE request_id = ?",
             (
                 *(settlement.state, charged_nusd, charged_tokens, usage.prompt_tokens),
-                *(usage.cached_tokens, usage.completion_tokens, now, settlement.request_id),
+                *(usage.cached_tokens, usage.completion_tokens, usage.cache_write_tokens, now),
+                settlement.request_id,
             ),
         )
         if settlement.payload is not None:
@@ -193,6 +212,12 @@ class Ledger:
         with self._db:
             self._db.executemany("DELETE FROM outbox WHERE request_id = ?", [(r,) for r in request_ids])
 
+    @property
+    def left(self) -> Budget:
+        """What the budget still covers; None is no cap."""
+        nusd, tokens = self.budget.nusd, self.budget.tokens
+        return Budget(None if nusd is None else nusd - self._nusd, None if tokens is None else tokens - self._tokens)
+
     def totals(self, round_index: int | None = None) -> Totals:
         """Sums over a round, or over the run."""
         return _totals(self._db, round_index)
@@ -201,12 +226,26 @@ class Ledger:
 def read_totals(path: Path, round_index: int | None = None) -> Totals:
     """Sums of a ledger that another process may be writing; zeros where there is none yet."""
     if not path.is_file():
-        return Totals(0, 0, 0, 0, 0, 0, 0, 0, 0)
+        return Totals(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     db = _open(path)
     try:
+        _add_columns(db)
         return _totals(db, round_index)
     finally:
         db.close()
+
+
+def read_price_sources(path: Path) -> list[str]:
+    """Whose prices the requests of a ledger were counted at."""
+    if not path.is_file():
+        return []
+    db = _open(path)
+    try:
+        _add_columns(db)
+        rows = db.execute("SELECT DISTINCT price_source FROM requests WHERE price_source <> '' ORDER BY 1").fetchall()
+    finally:
+        db.close()
+    return [str(source) for (source,) in rows]
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -234,11 +273,26 @@ def _totals(db: sqlite3.Connection, round_index: int | None) -> Totals:
             f"sum(reserved_nusd) {reserved}",
             f"sum(reserved_tokens) {reserved}",
         ),
-        *("sum(prompt_tokens)", "sum(cached_tokens)", "sum(completion_tokens)", "sum(state = 'unknown')"),
+        *("sum(prompt_tokens)", "sum(cached_tokens)", "sum(completion_tokens)", "sum(cache_write_tokens)"),
+        "sum(state = 'unknown')",
     )
     columns = ", ".join(f"coalesce({expression}, 0)" for expression in sums)
     row = db.execute(f"SELECT count(*), {columns} FROM requests{where}", values).fetchone()
     return Totals(*(int(value) for value in row))
+
+
+def _add_columns(db: sqlite3.Connection) -> None:
+    """Bring a ledger of an earlier version up to date."""
+    present = {str(row[1]) for row in db.execute("PRAGMA table_info(requests)")}
+    for name, declaration in _ADDED.items():
+        if name not in present:
+            db.execute(f"ALTER TABLE requests ADD COLUMN {name} {declaration}")
+
+
+def _lower(run: int | None, round_: int | None, before: int) -> int | None:
+    """The cap that holds: the run's, or the round's on top of what was spent before it."""
+    caps = [cap for cap in (run, None if round_ is None else before + round_) if cap is not None]
+    return min(caps, default=None)
 
 
 def _fits(amount: int, cap: int | None) -> bool:

@@ -92,11 +92,12 @@ ROLLOUTS = TableSpec(
             _column("finish_reason", _str, "as the server said"),
             _column("prompt_tokens", _i32, "this rollout's share of the request's prompt tokens", "teacher tokens"),
             _column("cached_tokens", _i32, "of these, read from the server's cache", "teacher tokens"),
+            _column("cache_write_tokens", _i32, "of these, written to the server's cache", "teacher tokens"),
             _column("completion_tokens", _i32, "this rollout's share of the completion tokens", "teacher tokens"),
             _column("cost_usd", _f64, "this rollout's share of the request's price", "USD"),
             _column("latency_s", _f32, "from sending the request to its last byte", "s"),
             _column("attempts", _i32, "requests sent until this one"),
-            _column("continuation", _str, "completion | prefill"),
+            _column("continuation", _str, "completion | prefill | instruct"),
             _column("request_id", _str, "key of the request in ledger.sqlite"),
         ]
     ),

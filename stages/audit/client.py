@@ -10,8 +10,8 @@ import orjson
 
 from ...store.config import TeacherConfig
 from ...store.errors import TeacherError
-from .openai_teacher import OpenAITeacher, auth_headers
-from .teacher import HttpRequest, Teacher
+from .teacher import HttpRequest, Reply, Teacher
+from .teachers.registry import find_dialect
 
 _LARGEST_ANSWER = 16 << 20
 _LONGEST_WAIT_S = 60.0
@@ -93,43 +93,40 @@ async def find_teacher(config: TeacherConfig) -> Teacher:
     """Check, without spending a token, that the teacher is there, and choose how it continues a prefix.
 
     Raises:
-        TeacherError: nobody answers at the base URL, the key is refused, or the server does not have the model.
+        ConfigError: there is no such kind of teacher.
+        TeacherError: as `Dialect` says.
     """
-    base_url = config.base_url.rstrip("/")
-    async with open_session(config, auth_headers(config)) as session:
-        models = await _get_models(session, base_url)
-        if models and config.model not in models:
+    dialect = find_dialect(config.kind)
+    async with open_session(config, {}) as session:
+        return await dialect(config, _SessionHttp(session))
+
+
+class _SessionHttp:
+    """`Http` over one session."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def get(self, url: str, headers: Mapping[str, str]) -> Reply:
+        return await self._ask("GET", url, headers, None)
+
+    async def post(self, url: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Reply:
+        return await self._ask("POST", url, headers, orjson.dumps(body))
+
+    async def _ask(self, method: str, url: str, headers: Mapping[str, str], data: bytes | None) -> Reply:
+        typed = {**headers, "Content-Type": "application/json"}
+        try:
+            async with self._session.request(method, url, headers=typed, data=data, allow_redirects=False) as response:
+                status, raw = response.status, await _read(response)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise TeacherError(
-                f"The server at {base_url} has no model {config.model!r} (it has {', '.join(sorted(models)[:5])}).",
-                "Set teacher.model to one of its models.",
-            )
-        if config.continuation != "auto":
-            return OpenAITeacher(config, config.continuation)
-        # An empty request is refused by an endpoint that exists, and is not found on one that does not.
-        probe = await post(session, base_url, HttpRequest("/completions", {}))
-        return OpenAITeacher(config, "prefill" if probe.status in (404, 405) else "completion")
-
-
-async def _get_models(session: aiohttp.ClientSession, base_url: str) -> set[str]:
-    """Ids that the server lists; empty where it lists none."""
-    try:
-        async with session.get(base_url + "/models", allow_redirects=False) as response:
-            if response.status in (401, 403):
-                raise TeacherError(
-                    f"The teacher at {base_url} refused the key ({response.status}).",
-                    "Put a valid key into the environment variable that teacher.api_key_env names.",
-                )
-            if response.status != 200:
-                return set()
-            listing = orjson.loads(await response.read())
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise TeacherError(
-            f"No teacher answers at {base_url} ({type(error).__name__}).", "Start the server or set teacher.base_url."
-        ) from error
-    except orjson.JSONDecodeError:
-        return set()
-    data = listing.get("data", []) if isinstance(listing, dict) else []
-    return {str(model["id"]) for model in data if isinstance(model, dict) and "id" in model}
+                f"No teacher answers at {url.split('/models')[0]} ({type(error).__name__}).",
+                "Start the server or set teacher.base_url.",
+            ) from error
+        try:
+            return Reply(status, orjson.loads(raw))
+        except orjson.JSONDecodeError:
+            return Reply(status, None)
 
 
 def _error_message(raw: bytes) -> str:

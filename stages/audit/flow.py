@@ -7,9 +7,11 @@ rollouts table part by part.
 import asyncio
 import contextlib
 import hashlib
-import math
+import re
+import sys
 import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,13 +19,14 @@ from typing import Any
 import aiohttp
 import orjson
 
-from ...store.config import Price, TeacherConfig
+from ...store.config import TeacherConfig
 from ...store.errors import BudgetReached, Interrupted, OmniopdError, TeacherError
 from ...store.ledger import NANO, Reservation, Settlement, Usage
 from ...store.table import Table
 from ..progress import Advance
 from .client import Outcome, pause_s, post
 from .group_commit import GroupCommit
+from .price import Rates
 from .teacher import Answer, Ask, Rollout, Teacher
 
 _PART_REQUESTS = 4096
@@ -39,27 +42,32 @@ class Work:
     """A chunk, and which of its N rollouts are missing."""
 
     chunk_id: str
+    trajectory_id: str
     question: str
     prompt_text: str
     prefix: str
     missing: tuple[int, ...]
     max_tokens: int
+    cuts: tuple[int, ...] = ()
+    """Lengths of the trajectory's shorter prefixes."""
 
 
 class Flow:
     """One round's audit. After `run`, every answer that came is in the table, however it ended."""
 
     def __init__(
-        self, table: Table, index: int, config: TeacherConfig, teacher: Teacher, commit: GroupCommit, advance: Advance
-    ) -> None:
+        self, table: Table, index: int, config: TeacherConfig, teacher: Teacher, rates: Rates, commit: GroupCommit,
+        advance: Advance,
+    ) -> None:  # fmt: skip
         self._table = table
         self._index = index
         self._config = config
         self._teacher = teacher
+        self._rates = rates
         self._commit = commit
         self._advance = advance
         self._stop: OmniopdError | None = None
-        self._choices = config.rollouts
+        self._choices = min(config.rollouts, teacher.most_choices or config.rollouts)
         """How many continuations one request may ask for; some servers ignore `n`."""
         self._in_flight = 0
         self._settled = asyncio.Event()
@@ -71,6 +79,7 @@ class Flow:
         self._deferred: list[Work] = []
         """Chunks that ran out of attempts; they have a second turn at the end."""
         self._charged_nusd = self._charged_tokens = 0
+        self._warned = False
 
     async def run(self, session: aiohttp.ClientSession, works: Iterable[Work]) -> None:
         """Ask for everything that is missing.
@@ -129,12 +138,13 @@ class Flow:
         while missing and self._stop is None:
             n = min(len(missing), self._choices)
             seed = _seed(self._config.seed, work.chunk_id, missing[0])
-            ask = Ask(work.question, work.prompt_text, work.prefix, n, work.max_tokens, seed)
+            ask = Ask(work.question, work.prompt_text, work.prefix, n, work.max_tokens, seed, work.cuts)
             request_id = await self._reserve(ask)
             if request_id is None:
                 return
             sent = time.monotonic()
-            result = self._read(await post(session, self._teacher.base_url, self._teacher.request(ask)))
+            url = _server(self._teacher.base_urls, work.trajectory_id)
+            result = self._read(await post(session, url, self._teacher.request(ask)), ask)
             attempts += 1
             receipt = _Receipt(work.chunk_id, request_id, time.monotonic() - sent, attempts, self._teacher.continuation)
             if isinstance(result, Answer):
@@ -175,12 +185,13 @@ class Flow:
         Raises:
             BudgetReached: it does not fit, and no request is open that could free a part of its reservation.
         """
-        worst = self._teacher.worst_case(ask)
-        usage = Usage(worst.prompt_tokens, 0, worst.completion_tokens)
-        nusd = price_nusd(usage, self._config.price)
+        usage = self._teacher.worst_case(ask)
+        nusd = self._rates.nusd(usage)
         while self._stop is None:
             seen = self._settlements
-            reservation = Reservation(uuid.uuid4().hex, self._index, self._config.model, nusd, usage.tokens)
+            reservation = Reservation(
+                uuid.uuid4().hex, self._index, self._config.model, nusd, usage.tokens, self._rates.source
+            )
             if await self._commit.reserve(reservation):
                 self._in_flight += 1
                 return reservation.request_id
@@ -200,18 +211,29 @@ class Flow:
         self._charged_tokens += settlement.usage.tokens
         self._advance(rows, f"{self._charged_tokens} tokens, ${self._charged_nusd / NANO:.2f}")
 
-    def _read(self, outcome: Outcome) -> Answer | Outcome:
+    def _read(self, outcome: Outcome, ask: Ask) -> Answer | Outcome:
         """The answer; where it cannot be read, nobody knows what the server did."""
         if outcome.kind != "answered":
             return outcome
         try:
-            answer = self._teacher.parse(outcome.body)
+            answer = self._teacher.parse(outcome.body, ask)
         except (ValueError, KeyError, TypeError) as error:
             return replace(outcome, kind="unknown", reason=f"unreadable answer: {error}")
-        return answer if answer.rollouts else replace(outcome, kind="unknown", reason="an answer without a choice")
+        if not answer.rollouts:
+            return replace(outcome, kind="unknown", reason="an answer without a choice")
+        self._compare_models(answer.model)
+        return answer
+
+    def _compare_models(self, answered: str) -> None:
+        """Say so, once, when another model answers; its id is in each row."""
+        if not self._warned and answered and not same_model(self._config.model, answered):
+            self._warned = True
+            sys.stderr.write(
+                f"asked for {self._config.model}, and {answered} answers; the rollouts' column `teacher` tells which\n"
+            )
 
     def _bill(self, receipt: "_Receipt", answer: Answer, indices: Sequence[int]) -> Settlement:
-        nusd = 0 if answer.usage is None else price_nusd(answer.usage, self._config.price)
+        nusd = 0 if answer.usage is None else self._rates.nusd(answer.usage)
         rows = rollout_rows(receipt, answer, indices, nusd)
         # A server that reports no usage cannot be settled; the worst case stands.
         state = "unknown" if answer.usage is None else "settled"
@@ -219,7 +241,7 @@ class Flow:
 
     def _fatal(self, outcome: Outcome) -> TeacherError | None:
         """The error that ends the stage where asking on is senseless."""
-        url = self._teacher.base_url
+        url = ", ".join(self._teacher.base_urls)
         if outcome.status in (401, 403, 404):
             return TeacherError(
                 f"The teacher at {url} refuses: {outcome.problem}.", "Check the key, the URL and the model id."
@@ -265,19 +287,6 @@ class _Receipt:
     continuation: str
 
 
-def price_nusd(usage: Usage, price: Price | None) -> int:
-    """Price of a request in whole nano-dollars, rounded up."""
-    if price is None:
-        return 0
-    cached = price.input if price.cached_input is None else price.cached_input
-    dollars_per_million = (
-        (usage.prompt_tokens - usage.cached_tokens) * price.input
-        + usage.cached_tokens * cached
-        + usage.completion_tokens * price.output
-    )
-    return math.ceil(dollars_per_million * NANO / 1_000_000)
-
-
 def rollout_rows(receipt: _Receipt, answer: Answer, indices: Sequence[int], nusd: int) -> list[dict[str, Any]]:
     """Rows of an answer; the request's tokens and price are shared out so that the rows add up to the bill."""
     usage, n = answer.usage or Usage(), len(indices)
@@ -286,6 +295,7 @@ def rollout_rows(receipt: _Receipt, answer: Answer, indices: Sequence[int], nusd
         | {
             "prompt_tokens": _share(usage.prompt_tokens, n, i),
             "cached_tokens": _share(usage.cached_tokens, n, i),
+            "cache_write_tokens": _share(usage.cache_write_tokens, n, i),
             "completion_tokens": _share(usage.completion_tokens, n, i),
             "cost_usd": _share(nusd, n, i) / NANO,
         }
@@ -324,6 +334,16 @@ def _seed(seed: int | None, chunk_id: str, first: int) -> int | None:
         return None
     digest = hashlib.blake2b(f"{seed}|{chunk_id}|{first}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def same_model(asked: str, answered: str) -> bool:
+    """Whether an answer's model id is the one asked for, or a dated version of it."""
+    return re.fullmatch(re.escape(asked) + r"([-@:](\d[\w.-]*|latest))?", answered) is not None
+
+
+def _server(base_urls: tuple[str, ...], trajectory_id: str) -> str:
+    """All requests of a trajectory go to one server, whose cache holds their common prefix."""
+    return base_urls[zlib.crc32(trajectory_id.encode()) % len(base_urls)]
 
 
 def _share(total: int, n: int, i: int) -> int:

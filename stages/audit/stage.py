@@ -23,6 +23,7 @@ from .chunks import COLUMNS, chunks_of
 from .client import find_teacher, open_session
 from .flow import Flow, Work, drain
 from .group_commit import GroupCommit
+from .price import Rates, find_rates
 from .teacher import max_tokens_for
 
 _TRAJECTORIES_AT_A_TIME = 512
@@ -55,21 +56,32 @@ def audit(run: RunDir, index: int, config: Config) -> str:
 
 
 async def _audit(run: RunDir, round_: RoundDir, config: Config) -> None:
+    rates = find_rates(config.teacher)
     teacher = await find_teacher(config.teacher)
+    sys.stderr.write(
+        f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why}); {_priced(rates)}\n"
+    )
     _select(run, round_, config)
     table = round_.rollouts
     table.begin(made_with(config, table.spec.name))
     total = round_.chunks.manifest.rows * config.teacher.rollouts
     budget = Budget.of(config.teacher.budget_usd, config.teacher.budget_tokens)
-    with contextlib.closing(Ledger(run.ledger, budget)) as ledger:
+    round_budget = Budget.of(config.teacher.round_budget_usd, config.teacher.round_budget_tokens)
+    with contextlib.closing(Ledger(run.ledger, budget, round_.index, round_budget)) as ledger:
         commit = GroupCommit(ledger)
         # What a crash left in the outbox goes into the table first, so that it counts as present.
         await drain(table, round_.index, commit, table.existing_keys())
         with progress("audit", total, table.manifest.rows) as advance:
-            flow = Flow(table, round_.index, config.teacher, teacher, commit, advance)
+            flow = Flow(table, round_.index, config.teacher, teacher, rates, commit, advance)
             async with open_session(config.teacher, teacher.headers) as session:
                 with _interruptible(flow):
                     await flow.run(session, missing_work(round_, config))
+
+
+def _priced(rates: Rates) -> str:
+    if rates.source == "unknown":
+        return "price unknown, counted as free of charge (teacher.price sets it)"
+    return f"${rates.input:g} in and ${rates.output:g} out per million tokens ({rates.source})"
 
 
 def _select(run: RunDir, round_: RoundDir, config: Config) -> None:
@@ -102,13 +114,17 @@ def missing_work(round_: RoundDir, config: Config) -> Iterator[Work]:
     chunks = pl.LazyFrame(round_.chunks.read(["chunk_id", "trajectory_id", "start", "end", "prefix_text"]))
     prompts = pl.LazyFrame(round_.trajectories.read(["trajectory_id", "question", "prompt_text"]))
     frame = chunks.join(prompts, on="trajectory_id").sort("trajectory_id", "start").collect()
+    trajectory_id, cuts = "", ()
     for row in frame.iter_rows(named=True):
+        if row["trajectory_id"] != trajectory_id:
+            trajectory_id, cuts = row["trajectory_id"], ()
         missing = tuple(i for i in range(config.teacher.rollouts) if i not in present[row["chunk_id"]])
         if missing:
             yield Work(
-                row["chunk_id"], row["question"], row["prompt_text"], row["prefix_text"], missing,
-                max_tokens_for(config, row["end"] - row["start"]),
+                row["chunk_id"], trajectory_id, row["question"], row["prompt_text"], row["prefix_text"], missing,
+                max_tokens_for(config, row["end"] - row["start"]), cuts,
             )  # fmt: skip
+        cuts = (*cuts, len(row["prefix_text"]))
 
 
 @contextlib.contextmanager

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ...store.config import Config
+from ...store.config import Config, TeacherConfig
 from ...store.ledger import Usage
 
-Continuation = Literal["completion", "prefill"]
+Continuation = Literal["completion", "prefill", "instruct"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Ask:
     n: int
     max_tokens: int
     seed: int | None = None
+    cuts: tuple[int, ...] = ()
+    """Lengths, in characters and rising, of the shorter prefixes of the same response that are audited too."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +56,23 @@ class Answer:
     """None where the server said nothing about it."""
 
 
-@dataclass(frozen=True)
-class WorstCase:
-    """An upper bound of what a request can be billed for, in teacher tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
 class Teacher(Protocol):
     """One dialect, for one model, with one way to continue a prefix."""
 
     continuation: Continuation
-    base_url: str
+    why: str
+    """Why it is continued so, for a person to read."""
+    base_urls: tuple[str, ...]
+    """Servers of the same model, without a slash at the end."""
     headers: Mapping[str, str]
+    most_choices: int | None
+    """How many continuations one request may ask for; None where the API names no limit."""
+    caches_after_first: bool
+    """Whether a prompt can be read from a cache only once the first request with it was answered."""
 
     def request(self, ask: Ask) -> HttpRequest: ...
 
-    def parse(self, body: Any) -> Answer:
+    def parse(self, body: Any, ask: Ask) -> Answer:
         """Read the decoded JSON of a 200 answer.
 
         Raises:
@@ -79,7 +80,42 @@ class Teacher(Protocol):
         """
         ...
 
-    def worst_case(self, ask: Ask) -> WorstCase: ...
+    def worst_case(self, ask: Ask) -> Usage:
+        """An upper bound of what a request can be billed for, in teacher tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server says to a question that costs nothing."""
+
+    status: int
+    body: Any
+    """Decoded JSON; None where the answer is not JSON."""
+
+
+class Http(Protocol):
+    """How a dialect looks at its server before the first request.
+
+    Both raise TeacherError where nobody answers.
+    """
+
+    async def get(self, url: str, headers: Mapping[str, str]) -> Reply: ...
+
+    async def post(self, url: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Reply: ...
+
+
+class Dialect(Protocol):
+    """What the registry holds for each kind of teacher."""
+
+    async def __call__(self, config: TeacherConfig, http: Http) -> Teacher:
+        """Check, without spending a token, that the teacher is there, and choose how it continues a prefix.
+
+        Raises:
+            TeacherError: nobody answers, the key is refused, the model is not there, or the config asks for what the
+                API cannot do.
+        """
+        ...
 
 
 def max_tokens_for(config: Config, chunk_tokens: int) -> int:

@@ -8,7 +8,7 @@ from ...store.config import Config
 from ...store.layout import RunDir
 from ...store.ledger import NANO, Usage
 from ...store.policy import resolve_model
-from ..audit.flow import price_nusd
+from ..audit.price import Rates, find_rates
 from ..audit.teacher import max_tokens_for
 from ..generate.prompts import questions_of_round, read_questions, render
 from ..student import load_tokenizer
@@ -36,8 +36,8 @@ class Plan:
     completion_tokens: int
     """At most: rollouts are asked for somewhat longer than a chunk."""
 
-    def usd(self, config: Config, prompt_tokens: int) -> float:
-        return price_nusd(Usage(prompt_tokens, 0, self.completion_tokens), config.teacher.price) / NANO
+    def usd(self, rates: Rates, prompt_tokens: int) -> float:
+        return rates.nusd(Usage(prompt_tokens, 0, self.completion_tokens)) / NANO
 
 
 def plan(run: RunDir, config: Config) -> Plan:
@@ -85,13 +85,15 @@ def describe(plan: Plan, config: Config) -> str:
         f" {plan.prompt_tokens_each:,} where it returns one",
         f"  output   {plan.completion_tokens:,} teacher tokens at most",
     ]
-    if config.teacher.price is None:
+    rates = find_rates(config.teacher)
+    if rates.source == "unknown":
         lines.append("  price    unknown: set teacher.price = { input = ..., output = ... } to see dollars")
     else:
-        low, high = (plan.usd(config, tokens) for tokens in (plan.prompt_tokens, plan.prompt_tokens_each))
-        lines.append(f"  price    ${low:,.2f} to ${high:,.2f} without any caching")
+        low, high = (plan.usd(rates, tokens) for tokens in (plan.prompt_tokens, plan.prompt_tokens_each))
+        lines.append(f"  price    ${low:,.2f} to ${high:,.2f} without any caching ({rates.source})")
     rounds = config.run.rounds
-    lines.append(
-        f"{rounds} round{'s' if rounds > 1 else ''} in all. The hard cap is teacher.budget_usd or budget_tokens."
-    )
+    lines += [
+        f"{rounds} round{'s' if rounds > 1 else ''} in all. The hard caps are teacher.budget_usd and budget_tokens,"
+        " and round_budget_usd and round_budget_tokens for each round.",
+    ]
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...store.config import Config
 from ...store.layout import RoundDir, RunDir
-from ...store.ledger import NANO, read_totals
+from ...store.ledger import NANO, read_price_sources, read_totals
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ def as_json(run: RunDir, config: Config) -> dict[str, Any]:
         "reserved_tokens": totals.reserved_tokens,
         "requests": totals.requests,
         "unknown_requests": totals.unknown,
+        "cached_tokens": totals.cached_tokens,
+        "cache_write_tokens": totals.cache_write_tokens,
+        "prices": read_price_sources(run.ledger),
         "budget_usd": config.teacher.budget_usd,
         "budget_tokens": config.teacher.budget_tokens,
     }
@@ -100,7 +103,9 @@ def as_table(run: RunDir, config: Config) -> Any:
     from rich.table import Table
 
     totals = read_totals(run.ledger)
-    table = Table(title=str(run.path), title_justify="left", caption=_caption(config, totals), caption_justify="left")
+    table = Table(
+        title=str(run.path), title_justify="left", caption=_caption(run, config, totals), caption_justify="left"
+    )
     headings = ("round", "generate", "cut off", "repetition", "audit", "score", "train", "requests", "teacher tokens")
     for heading in (*headings, "USD"):
         table.add_column(heading, justify="right")
@@ -125,8 +130,12 @@ def _cell(stage: StageStatus) -> str:
     return f"{mark} {stage.rows}{of}"
 
 
-def _caption(config: Config, totals: Any) -> str:
+def _caption(run: RunDir, config: Config, totals: Any) -> str:
     usd = "" if config.teacher.budget_usd is None else f" of {config.teacher.budget_usd:.2f}"
     tokens = "" if config.teacher.budget_tokens is None else f" of {config.teacher.budget_tokens:,}"
     unknown = f", {totals.unknown} requests without an answer charged in full" if totals.unknown else ""
-    return f"spent ${totals.charged_nusd / NANO:.4f}{usd}, {totals.charged_tokens:,}{tokens} teacher tokens{unknown}"
+    prices = ", ".join(read_price_sources(run.ledger))
+    by = f" by {prices}" if prices else ""
+    return (
+        f"spent ${totals.charged_nusd / NANO:.4f}{usd}{by}, {totals.charged_tokens:,}{tokens} teacher tokens{unknown}"
+    )

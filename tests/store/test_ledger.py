@@ -168,3 +168,30 @@ class LedgerMachine(RuleBasedStateMachine):
 
 TestLedgerMachine = LedgerMachine.TestCase
 TestLedgerMachine.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+
+
+def test_a_rounds_cap_holds_for_what_the_round_adds(path):
+    ledger = Ledger(path, Budget(tokens=100))
+    reserve(ledger, "a", 30)
+    settle(ledger, "a", usage=Usage(30, 0, 0))
+    ledger.close()
+    capped = Ledger(path, Budget(tokens=100), round_index=1, round_budget=Budget(tokens=40))
+    assert capped.left.tokens == 40
+    assert not capped.commit([Reservation("b", 1, "teacher", 0, 41)], [])[0]
+    assert capped.commit([Reservation("c", 1, "teacher", 0, 40)], [])[0]
+    capped.close()
+    again = Ledger(path, Budget(tokens=100), round_index=1, round_budget=Budget(tokens=90))
+    assert again.left.tokens == 30, "of the two caps the lower one holds"
+
+
+def test_a_ledger_of_the_first_version_is_read_and_goes_on(path):
+    ledger = Ledger(path, Budget())
+    reserve(ledger, "a", 30)
+    settle(ledger, "a", usage=Usage(30, 0, 0))
+    ledger.close()
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE requests DROP COLUMN price_source")
+        db.execute("ALTER TABLE requests DROP COLUMN cache_write_tokens")
+    db.close()
+    assert read_totals(path).charged_tokens == 30
+    assert Ledger(path, Budget()).totals().cache_write_tokens == 0

@@ -1,0 +1,1 @@
+"""The dialects of teacher API, one file each. Which there are: registry.py."""
