@@ -9,8 +9,7 @@ from typing import Any
 
 from ...store.config import TeacherConfig
 from ...store.errors import InputError, TeacherError
-from ..audit.client import open_session, post
-from ..audit.openai_teacher import auth_headers
+from ..audit.client import find_teacher, open_session, post
 from ..audit.teacher import HttpRequest
 from .oracle import Text, Truth
 
@@ -42,13 +41,14 @@ class EchoServer:
 
     async def _ask_all(self, texts: Sequence[Text]) -> list[Truth]:
         slots = asyncio.Semaphore(self._config.max_concurrency)
-        async with open_session(self._config, auth_headers(self._config)) as session:
+        teacher = await find_teacher(self._config)
+        async with open_session(self._config, teacher.headers) as session:
 
             async def ask(text: Text) -> Truth:
                 body = {"model": self._config.model, "prompt": text.before + text.chunk, "max_tokens": 1,
                         "temperature": 0, "echo": True, "logprobs": 1}  # fmt: skip
                 async with slots:
-                    outcome = await post(session, self._config.base_url.rstrip("/"), HttpRequest("/completions", body))
+                    outcome = await post(session, teacher.base_urls[0], HttpRequest("/completions", body))
                 if outcome.kind == "refused":
                     raise _without_logprobs(self._config, outcome.problem)
                 if outcome.kind != "answered":
