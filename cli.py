@@ -217,12 +217,14 @@ def demo(
 study = typer.Typer(no_args_is_help=True, help="Find out what the estimator is worth on a run's own rollouts.")
 app.add_typer(study, name="study")
 
+StudiedRound = Annotated[int, typer.Option("--round", min=0, help="Which round.")]
+
 
 @study.command("estimator")
 def study_estimator(
     run: Run,
     teacher: Annotated[str, typer.Option(help="Folder or hub id of the teacher's weights, or `server`.")],
-    round_: Round = None,
+    round_: StudiedRound = 0,
     set_: Set = [],
 ) -> None:
     """Compare both estimators with the teacher's true probabilities, for every phi and N (Table 3).
@@ -233,14 +235,14 @@ def study_estimator(
     """
     from .stages.study.stage import study_estimator
 
-    _say(study_estimator(RunDir(run), round_ or 0, _config(run, set_), teacher))
+    _say(study_estimator(RunDir(run), round_, _config(run, set_), teacher))
 
 
 @study.command("alpha")
 def study_alpha(
     run: Run,
     teacher: Annotated[str | None, typer.Option(help="Also against this teacher's true probabilities.")] = None,
-    round_: Round = None,
+    round_: StudiedRound = 0,
     set_: Set = [],
 ) -> None:
     """Find the prior strength with the least error on a round's scores (Theorem 4.1c).
@@ -249,7 +251,7 @@ def study_alpha(
     """
     from .stages.study.stage import study_alpha
 
-    _say(study_alpha(RunDir(run), round_ or 0, _config(run, set_), teacher))
+    _say(study_alpha(RunDir(run), round_, _config(run, set_), teacher))
 
 
 def main() -> None:
