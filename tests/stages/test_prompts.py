@@ -30,7 +30,9 @@ def tokenizer(student):
     return AutoTokenizer.from_pretrained(student)
 
 
-@pytest.mark.parametrize(("thinking", "ending"), [(None, "assistant\n"), (True, "assistant\n"), (False, "</think>\n\n")])
+@pytest.mark.parametrize(
+    ("thinking", "ending"), [(None, "assistant\n"), (True, "assistant\n"), (False, "</think>\n\n")]
+)
 def test_thinking_is_a_switch_of_the_chat_template(tokenizer, thinking, ending):
     tokenizer.chat_template = THINKING_TEMPLATE
     (prompt,) = render(["2+2"], DataConfig(enable_thinking=thinking), tokenizer)
