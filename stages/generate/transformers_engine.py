@@ -9,6 +9,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from .cache import growing_cache
 from .engine import Request, Response, Sampling, check_fits
 from .sampling import log_probs_and_entropy, sample, uniforms
 
@@ -86,7 +87,7 @@ class TransformersEngine:
         for i, row in enumerate(rows):
             ids_BS[i, width - len(row.request.prompt_ids) :] = torch.tensor(row.request.prompt_ids)
             mask_BS[i, width - len(row.request.prompt_ids) :] = 1
-        batch = _Batch(list(rows), DynamicCache(config=self._model.config), mask_BS.to(self._device))
+        batch = _Batch(list(rows), growing_cache(self._model.config), mask_BS.to(self._device), not bool(mask_BS.all()))
         positions_BS = (batch.mask_BS.cumsum(dim=1) - 1).clamp(min=0)
         self._forward(batch, ids_BS.to(self._device), positions_BS)
         return batch
@@ -99,7 +100,8 @@ class TransformersEngine:
 
     def _forward(self, batch: "_Batch", ids_BS: Tensor, positions_BS: Tensor) -> None:
         output = self._model(
-            input_ids=ids_BS, attention_mask=batch.mask_BS, position_ids=positions_BS,
+            # Without padding, causal attention needs no mask, and then no copy of the keys for grouped queries either.
+            input_ids=ids_BS, attention_mask=batch.mask_BS if batch.padded else None, position_ids=positions_BS,
             past_key_values=batch.cache, use_cache=True, logits_to_keep=1,
         )  # fmt: skip
         batch.logits_BV = output.logits[:, -1]
@@ -147,6 +149,7 @@ class _Batch:
     rows: list[_Row]
     cache: DynamicCache
     mask_BS: Tensor
+    padded: bool
     logits_BV: Tensor = field(init=False)
 
     def keep(self, indices: list[int]) -> None:
