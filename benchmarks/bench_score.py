@@ -1,7 +1,7 @@
 """The score stage: pairs a second for each φ, Parquet in and out, and memory and time up to ten million rollouts.
 
-    python benchmarks/bench_score.py                          each φ, beside rouge-score and plain Python loops
-    python benchmarks/bench_score.py --rows 1000000 10000000  growth
+    python benchmarks/bench_score.py                        each φ beside its references, then growth
+    python benchmarks/bench_score.py --pairs 20000 --rows 100000 300000   a short one
 
 A pair is a chunk of 50 units and a rollout of 45 to 55, words Zipf-distributed over 5,000; ten rollouts a chunk, ten
 chunks a trajectory of 600 tokens. Every figure for the stage is the whole of `omniopd score`: checks, φ, aggregation,
@@ -243,9 +243,9 @@ def show_growth(folder: Path, sizes: list[int], phi: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", help="Rollouts whose growth to show.")
-    parser.add_argument("--pairs", type=int, default=200_000, help="Pairs of the comparison.")
+    parser.add_argument("--pairs", type=int, default=200_000, help="Pairs of the comparison; 0: none.")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000, 3_000_000, 10_000_000], help="Of growth.")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--phi", default="edit", help="Metric of --rows.")
     args = parser.parse_args()
@@ -253,10 +253,10 @@ def main() -> None:
         child(args.child, args.phi)
         return
     with tempfile.TemporaryDirectory() as folder:
+        if args.pairs:
+            compare_metrics(Path(folder), args.pairs, args.repeats)
         if args.rows:
             show_growth(Path(folder), args.rows, args.phi)
-        else:
-            compare_metrics(Path(folder), args.pairs, args.repeats)
 
 
 if __name__ == "__main__":

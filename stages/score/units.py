@@ -1,9 +1,9 @@
 """Texts as sequences of units: words and symbols, characters, or student tokens; whole columns at a time. Pure.
 
 Each distinct unit becomes one code point, so that rapidfuzz compares sequences of units as it compares strings, and
-NumPy counts them as integers. A text that occurs often (a chunk beside each of its rollouts) is read once.
+NumPy counts them as integers. A chunk, which occurs beside each of its rollouts, is read once.
 
-Shapes: P pairs, D distinct texts, U units of all distinct texts together.
+Shapes: P pairs, D texts (each chunk once, and all rollouts), U units of all texts together.
 """
 
 import functools
@@ -91,12 +91,12 @@ class Pairs:
 def pairs_of(chunks: pa.StringArray, rollouts: pa.StringArray, encoder: Encoder) -> Pairs:
     """Cut two columns of equal length into units; a null is an empty text."""
     # DuckDB may evaluate a function on rows that it filters out afterwards, whose text is null.
-    both = _compute.fill_null(pa.concat_arrays([chunks, rollouts]), "").dictionary_encode()
-    texts = _nfc(both.dictionary)
+    distinct = _compute.fill_null(chunks, "").dictionary_encode()
+    texts = _nfc(pa.concat_arrays([distinct.dictionary, _compute.fill_null(rollouts, "")]))
     codes_U, length_D = encoder.encode(texts)
     start_D = np.cumsum(length_D) - length_D
-    index = both.indices.to_numpy()
-    chunk_P, rollout_P = index[: len(chunks)], index[len(chunks) :]
+    chunk_P = distinct.indices.to_numpy()
+    rollout_P = np.arange(len(distinct.dictionary), len(texts))
     chunk_length_P = length_D[chunk_P]
     rollout_length_P = np.minimum(length_D[rollout_P], chunk_length_P)
 
