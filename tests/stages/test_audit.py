@@ -332,3 +332,18 @@ def test_a_first_answer_comes_before_the_other_samples_of_a_prefix_where_n_is_ig
         answered_first[body["prompt"]].append(before)
     for times in answered_first.values():
         assert times[1] > times[0], "an answer lies between the first request of a prefix and the second"
+
+
+def test_the_proxy_of_the_environment_is_used(make_run, teacher, monkeypatch):
+    """Plain HTTP through a proxy is a request for the whole address: the scripted server plays the proxy."""
+    from omniopd.stages.audit.client import proxy_of
+
+    monkeypatch.setenv("http_proxy", teacher.base_url.removesuffix("/v1"))
+    monkeypatch.setenv("no_proxy", "internal.test")
+    assert proxy_of("http://teacher.test/v1") == teacher.base_url.removesuffix("/v1")
+    assert proxy_of("http://internal.test/v1") is None
+    run = make_run(questions=2, teacher={"base_url": "http://teacher.test/v1"})
+    generate(run, 0, run.config())
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    assert set(teacher.hosts) == {"teacher.test"}
