@@ -157,7 +157,11 @@ class TeacherConfig(_Section):
     price: Price | None = None
     """Price of the model; unset: that of genai-prices, and where it knows none, requests are counted as free."""
     max_concurrency: int = Field(default=64, gt=0)
-    """Requests in flight."""
+    """Most requests in flight; how many there are is found out from the server's answers."""
+    rpm: float | None = Field(default=None, gt=0)
+    """Most requests a minute."""
+    tpm: float | None = Field(default=None, gt=0)
+    """Most teacher tokens a minute, prompt and completion together."""
     timeout_s: float = Field(default=120.0, gt=0)
     """Longest wait for one answer, seconds."""
     max_attempts: int = Field(default=5, gt=0)

@@ -85,7 +85,7 @@ def worst_difference() -> Callable[..., tuple[float, float]]:
 
 
 Behaviour = Callable[[dict[str, Any], int], Any]
-"""(body, which request this is, from 0) -> None for a good answer, a web.Response, or "hang up"."""
+"""(body, which request this is, from 0) -> None for a good answer, a web.Response, "hang up", or a handler."""
 
 
 class ScriptedTeacher:
@@ -97,6 +97,9 @@ class ScriptedTeacher:
         self.most_choices = 1000
         self.chat_only = False
         self.bodies: list[dict[str, Any]] = []
+        self.hosts: list[str] = []
+        self.answered_at: list[int] = []
+        self.in_flight = 0
         self.answered = 0
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -144,11 +147,17 @@ class ScriptedTeacher:
             return web.json_response({"error": {"message": "prompt is missing"}}, status=400)
         number = self.requests
         self.bodies.append(body)
+        self.hosts.append(request.host.partition(":")[0])
+        self.answered_at.append(self.answered)
+        self.in_flight += 1
         await asyncio.sleep(0.005)
         verdict = self.behave(body, number)
+        self.in_flight -= 1
         if verdict == "hang up":
             request.transport.close()
             return web.Response()
+        if callable(verdict):
+            return await verdict(request)
         if verdict is not None:
             return verdict
         self.answered += 1

@@ -1,9 +1,16 @@
 """Sending requests: one attempt, its outcome, and when to try again."""
 
+import functools
 import random
+import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
@@ -13,7 +20,7 @@ from ...store.errors import TeacherError
 from .teacher import HttpRequest, Reply, Teacher
 from .teachers.registry import find_dialect
 
-_LARGEST_ANSWER = 16 << 20
+_LARGEST_ANSWER = 4 << 20
 _LONGEST_WAIT_S = 60.0
 
 
@@ -36,34 +43,50 @@ class Outcome:
         return f"{self.status or self.kind}: {self.reason}"
 
     @property
+    def known(self) -> bool:
+        """Whether the server is known not to have done the work."""
+        return self.kind in ("unsent", "refused")
+
+    @property
+    def throttled(self) -> bool:
+        return self.status in (429, 529)
+
+    @property
     def worth_retrying(self) -> bool:
         return self.kind in ("unsent", "unknown") or self.status in (408, 409, 425, 429) or self.status >= 500
 
 
 def open_session(config: TeacherConfig, headers: Mapping[str, str]) -> aiohttp.ClientSession:
-    """One pool of connections for a stage. Proxies come from the environment."""
+    """One pool of connections for a stage."""
     return aiohttp.ClientSession(
         headers=headers,
         connector=aiohttp.TCPConnector(limit=config.max_concurrency),
         timeout=aiohttp.ClientTimeout(total=config.timeout_s),
-        trust_env=True,
     )
+
+
+@functools.cache
+def proxy_of(base_url: str) -> str | None:
+    """The environment's proxy for a server. Looked up once: aiohttp's own `trust_env` asks two threads before each
+    request, which costs as much as the request, and would send passwords of a .netrc."""
+    parts = urlsplit(base_url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 async def post(session: aiohttp.ClientSession, base_url: str, request: HttpRequest) -> Outcome:
     """One attempt. Redirects are not followed: they would carry the key elsewhere."""
     try:
         async with session.post(
-            base_url + request.path, data=orjson.dumps(request.body), allow_redirects=False,
+            base_url + request.path, data=orjson.dumps(request.body), allow_redirects=False, proxy=proxy_of(base_url),
             headers={"Content-Type": "application/json"},
         ) as response:  # fmt: skip
             raw = await _read(response)
-            status, retry_after_s = response.status, _seconds(response.headers.get("Retry-After"))
+            status, wait_s = response.status, retry_after_s(response.headers)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         kind = "unsent" if isinstance(error, aiohttp.ClientConnectorError) else "unknown"
         return Outcome(kind, reason=f"{type(error).__name__}: {error}".rstrip(": "))
     if status != 200:
-        return Outcome("refused", status=status, reason=_error_message(raw), retry_after_s=retry_after_s)
+        return Outcome("refused", status=status, reason=_error_message(raw), retry_after_s=wait_s)
     try:
         return Outcome("answered", body=orjson.loads(raw), status=status)
     except orjson.JSONDecodeError as error:
@@ -82,10 +105,10 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(pieces)
 
 
-def pause_s(attempt: int, retry_after_s: float | None) -> float:
+def pause_s(attempt: int, asked_s: float | None) -> float:
     """Seconds before the next attempt: what the server asked for, else doubling from half a second, with jitter."""
-    if retry_after_s is not None:
-        return min(retry_after_s, _LONGEST_WAIT_S)
+    if asked_s is not None:
+        return min(asked_s, _LONGEST_WAIT_S)
     return min(0.5 * 2 ** (attempt - 1), _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
 
 
@@ -116,7 +139,9 @@ class _SessionHttp:
     async def _ask(self, method: str, url: str, headers: Mapping[str, str], data: bytes | None) -> Reply:
         typed = {**headers, "Content-Type": "application/json"}
         try:
-            async with self._session.request(method, url, headers=typed, data=data, allow_redirects=False) as response:
+            async with self._session.request(
+                method, url, headers=typed, data=data, allow_redirects=False, proxy=proxy_of(url)
+            ) as response:
                 status, raw = response.status, await _read(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise TeacherError(
@@ -138,5 +163,36 @@ def _error_message(raw: bytes) -> str:
     return str(error.get("message", error) if isinstance(error, dict) else error)[:200]
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    return float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdigit() else None
+_RESET = re.compile(r"(x-ratelimit-reset-[a-z]+|anthropic-ratelimit-[a-z-]+-reset)$", re.IGNORECASE)
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:([\d.]+)s)?(?:([\d.]+)ms)?")
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds for which the server wants to be left alone: Retry-After, else until its limits are reset."""
+    given = headers.get("Retry-After", "")
+    if given.replace(".", "", 1).isdigit():
+        return min(float(given), _LONGEST_WAIT_S)
+    milliseconds = headers.get("retry-after-ms", "")
+    if milliseconds.isdigit():
+        return min(float(milliseconds) / 1000, _LONGEST_WAIT_S)
+    resets = [_from_now(value) for name, value in headers.items() if _RESET.match(name)]
+    known = [wait for wait in (_http_date(given), *resets) if wait is not None]
+    return min(max(known), _LONGEST_WAIT_S) if known else None
+
+
+def _from_now(value: str) -> float | None:
+    """A duration as OpenAI writes it (`6m0s`), or a time as Anthropic does (RFC 3339)."""
+    if (match := _DURATION.fullmatch(value)) and value:
+        hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
+        return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+    try:
+        return max(0.0, datetime.fromisoformat(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _http_date(value: str) -> float | None:
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -7,13 +7,14 @@ rollouts table part by part.
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import re
 import sys
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -21,13 +22,16 @@ import orjson
 
 from ...store.config import TeacherConfig
 from ...store.errors import BudgetReached, Interrupted, OmniopdError, TeacherError
-from ...store.ledger import NANO, Reservation, Settlement, Usage
+from ...store.ledger import NANO, Reservation, Settlement
 from ...store.table import Table
 from ..progress import Advance
 from .client import Outcome, pause_s, post
 from .group_commit import GroupCommit
+from .pace import Gate
 from .price import Rates
-from .teacher import Answer, Ask, Rollout, Teacher
+from .rows import Receipt, billed, unbilled
+from .teacher import Answer, Ask, Teacher
+from .work import Work
 
 _PART_REQUESTS = 4096
 _SECONDS_BETWEEN_PARTS = 10.0
@@ -35,21 +39,8 @@ _REFUSED_BEFORE_GIVING_UP = 10
 """Chunks that may be refused for good before the first request has succeeded."""
 _EXHAUSTED_BEFORE_GIVING_UP = 3
 """Chunks in a row, without a success between, that may run out of attempts: then it is the teacher, not the prompt."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A chunk, and which of its N rollouts are missing."""
-
-    chunk_id: str
-    trajectory_id: str
-    question: str
-    prompt_text: str
-    prefix: str
-    missing: tuple[int, ...]
-    max_tokens: int
-    cuts: tuple[int, ...] = ()
-    """Lengths of the trajectory's shorter prefixes."""
+_THROTTLED_PER_ATTEMPT = 4
+"""Being told to come back later says nothing against a prompt: so many of these count as one failed attempt."""
 
 
 class Flow:
@@ -66,10 +57,12 @@ class Flow:
         self._rates = rates
         self._commit = commit
         self._advance = advance
+        self._gate = Gate(config.max_concurrency, config.rpm, config.tpm)
         self._stop: OmniopdError | None = None
         self._choices = min(config.rollouts, teacher.most_choices or config.rollouts)
         """How many continuations one request may ask for; some servers ignore `n`."""
-        self._in_flight = 0
+        self._open = 0
+        """Requests that are reserved and not settled."""
         self._settled = asyncio.Event()
         self._asked = asyncio.Event()
         self._settlements = 0
@@ -82,7 +75,7 @@ class Flow:
         self._warned = False
 
     async def run(self, session: aiohttp.ClientSession, works: Iterable[Work]) -> None:
-        """Ask for everything that is missing.
+        """Ask for everything that is missing. Chunks of one trajectory have to follow each other.
 
         Raises:
             BudgetReached: the budget does not cover what is left.
@@ -91,8 +84,9 @@ class Flow:
         """
         writer = asyncio.create_task(self._write_now_and_then())
         try:
-            await self._ask_all(session, iter(works), last_turn=False)
-            await self._ask_all(session, iter(self._deferred), last_turn=True)
+            await self._ask_all(session, works, last_turn=False)
+            deferred, self._deferred = self._deferred, []
+            await self._ask_all(session, deferred, last_turn=True)
         finally:
             # Not cancelled: a part that is being written must be finished before the rest is moved.
             self._asked.set()
@@ -100,6 +94,13 @@ class Flow:
             await drain(self._table, self._index, self._commit)
         if self._stop is not None:
             raise self._stop
+
+    def worst_case(self, work: Work) -> tuple[int, int]:
+        """Most that a chunk can cost if every request is answered: nano-dollars and tokens."""
+        n = len(work.missing)
+        sizes = [min(self._choices, n - done) for done in range(0, n, self._choices)]
+        usages = [self._teacher.worst_case(self._ask(work, work.missing[:size])) for size in sizes]
+        return sum(map(self._rates.nusd, usages)), sum(usage.tokens for usage in usages)
 
     def interrupt(self) -> None:
         """Send nothing new; wait for what was sent, since it will be billed."""
@@ -109,7 +110,7 @@ class Flow:
         while not self._asked.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._asked.wait(), _SECONDS_BETWEEN_PARTS)
-            await _move_part(self._table, self._index, self._commit, frozenset())
+            await _move_part(self._table, self._index, self._commit, _nothing_present)
 
     def _end(self, reason: OmniopdError) -> None:
         if self._stop is None:
@@ -118,50 +119,109 @@ class Flow:
 
     # -- asking
 
-    async def _ask_all(self, session: aiohttp.ClientSession, queue: Iterator[Work], last_turn: bool) -> None:
-        workers = [self._worker(session, queue, last_turn) for _ in range(self._config.max_concurrency)]
+    async def _ask_all(self, session: aiohttp.ClientSession, works: Iterable[Work], last_turn: bool) -> None:
+        trajectories = (list(group) for _, group in itertools.groupby(works, lambda work: work.trajectory_id))
+        workers = [self._worker(session, trajectories, last_turn) for _ in range(self._config.max_concurrency)]
         await asyncio.gather(*workers)
 
-    async def _worker(self, session: aiohttp.ClientSession, queue: Iterator[Work], last_turn: bool) -> None:
-        for work in queue:
-            if self._stop is not None:
-                return
-            try:
+    async def _worker(self, session: aiohttp.ClientSession, queue: Iterator[list[Work]], last_turn: bool) -> None:
+        """Take trajectories one after the other. A trajectory's prefixes are asked in turn, since the longer one finds
+        the shorter one in the server's cache only when that was answered."""
+        for trajectory in queue:
+            for work in trajectory:
                 await self._complete(session, work, last_turn)
-            except OmniopdError as error:
-                self._end(error)
 
     async def _complete(self, session: aiohttp.ClientSession, work: Work, last_turn: bool) -> None:
-        """Ask until no rollout of the chunk is missing, or there is no sense in asking on."""
-        missing = list(work.missing)
-        attempts = 0
+        """Ask until no rollout of the chunk is missing, or there is no sense in asking on. The first request goes
+        alone: it fills the cache for the others, shows what the server makes of `n`, and meets a poisoned prompt."""
+        first, rest = work.missing[: self._choices], work.missing[self._choices :]
+        left = await self._ask_for(session, work, first, work.missing, last_turn)
+        missing = () if left is None else (*left, *rest)
         while missing and self._stop is None:
-            n = min(len(missing), self._choices)
-            seed = _seed(self._config.seed, work.chunk_id, missing[0])
-            ask = Ask(work.question, work.prompt_text, work.prefix, n, work.max_tokens, seed, work.cuts)
-            request_id = await self._reserve(ask)
+            size = self._choices
+            batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+            answers = await asyncio.gather(*(self._ask_for(session, work, b, b, last_turn) for b in batches))
+            missing = tuple(index for answer in answers for index in answer or ())
+
+    async def _ask_for(
+        self,
+        session: aiohttp.ClientSession,
+        work: Work,
+        indices: tuple[int, ...],
+        at_stake: tuple[int, ...],
+        last_turn: bool,
+    ) -> tuple[int, ...] | None:
+        """One request, tried until it is answered or given up. Returns the rollouts that the answer left out; None: it
+        was given up, and those `at_stake` with it, or the flow ends."""
+        try:
+            return await self._attempts(session, work, indices, at_stake, last_turn)
+        except OmniopdError as error:
+            self._end(error)
+            return None
+
+    async def _attempts(
+        self,
+        session: aiohttp.ClientSession,
+        work: Work,
+        indices: tuple[int, ...],
+        at_stake: tuple[int, ...],
+        last_turn: bool,
+    ) -> tuple[int, ...] | None:
+        ask = self._ask(work, indices)
+        failures = 0.0
+        for attempt in itertools.count(1):
+            sent = await self._attempt(session, work, ask, attempt)
+            if sent is None:
+                break
+            result, receipt = sent
+            if isinstance(result, Answer):
+                got = len(result.rollouts[: ask.n])
+                nusd = 0 if result.usage is None else self._rates.nusd(result.usage)
+                await self._settle(billed(receipt, result, indices[:got], nusd), got)
+                self._choices = min(self._choices, got) if got < ask.n else self._choices
+                self._succeeded, self._exhausted_in_a_row = True, 0
+                return indices[got:]
+            failures += 1 / _THROTTLED_PER_ATTEMPT if result.throttled else 1
+            if not result.worth_retrying or failures >= self._config.max_attempts:
+                await self._give_up(work, at_stake, result, receipt, last_turn)
+                break
+            await self._settle(unbilled(receipt, result.known))
+            if not result.throttled or result.retry_after_s is None:  # else the gate holds everyone back
+                await asyncio.sleep(pause_s(attempt, result.retry_after_s))
+        return None
+
+    async def _attempt(
+        self, session: aiohttp.ClientSession, work: Work, ask: Ask, attempt: int
+    ) -> tuple[Answer | Outcome, Receipt] | None:
+        """Reserve and send once. None: the flow ends."""
+        worst = self._teacher.worst_case(ask)
+        await self._gate.enter(worst.tokens)
+        used = 0
+        try:
+            request_id = await self._reserve(self._rates.nusd(worst), worst.tokens)
             if request_id is None:
-                return
+                return None
             sent = time.monotonic()
             url = _server(self._teacher.base_urls, work.trajectory_id)
-            result = self._read(await post(session, url, self._teacher.request(ask)), ask)
-            attempts += 1
-            receipt = _Receipt(work.chunk_id, request_id, time.monotonic() - sent, attempts, self._teacher.continuation)
+            outcome = await post(session, url, self._teacher.request(ask))
+            latency_s = time.monotonic() - sent
+            result = self._read(outcome, ask)
+            used = worst.tokens
             if isinstance(result, Answer):
-                got = len(result.rollouts[:n])
-                await self._settle(self._bill(receipt, result, missing[:got]), got)
-                missing = missing[got:]
-                self._choices = min(self._choices, got) if got < n else self._choices
-                self._succeeded, self._exhausted_in_a_row, attempts = True, 0, 0
-            elif result.worth_retrying and attempts < self._config.max_attempts:
-                await self._settle(_unbilled(result, receipt, []))
-                await asyncio.sleep(pause_s(attempts, result.retry_after_s))
-            else:
-                await self._give_up(work, tuple(missing), result, receipt, last_turn)
-                return
+                self._gate.answered()
+                used = used if result.usage is None else result.usage.tokens
+            elif result.throttled:
+                self._gate.throttled(sent, result.retry_after_s)
+            return result, Receipt(work.chunk_id, request_id, latency_s, attempt, self._teacher.continuation)
+        finally:
+            self._gate.leave(worst.tokens - used)
+
+    def _ask(self, work: Work, indices: Sequence[int]) -> Ask:
+        seed = _seed(self._config.seed, work.chunk_id, indices[0])
+        return Ask(work.question, work.prompt_text, work.prefix, len(indices), work.max_tokens, seed, work.cuts)
 
     async def _give_up(
-        self, work: Work, missing: tuple[int, ...], outcome: Outcome, receipt: "_Receipt", last_turn: bool
+        self, work: Work, missing: tuple[int, ...], outcome: Outcome, receipt: Receipt, last_turn: bool
     ) -> None:
         """Record rollouts as failed, or put the chunk back, or end the stage.
 
@@ -170,41 +230,37 @@ class Flow:
         """
         fatal = self._fatal(outcome)
         if fatal or (outcome.worth_retrying and not last_turn):
-            await self._settle(_unbilled(outcome, receipt, []))
+            await self._settle(unbilled(receipt, outcome.known))
             self._deferred.append(replace(work, missing=missing))
         else:
-            await self._settle(
-                _unbilled(outcome, receipt, _failed_rows(receipt, missing, outcome.problem)), len(missing)
-            )
+            await self._settle(unbilled(receipt, outcome.known, missing, outcome.problem), len(missing))
         if fatal:
             raise fatal
 
-    async def _reserve(self, ask: Ask) -> str | None:
+    async def _reserve(self, nusd: int, tokens: int) -> str | None:
         """A request id whose worst case is reserved; None when the flow ends first.
 
         Raises:
             BudgetReached: it does not fit, and no request is open that could free a part of its reservation.
         """
-        usage = self._teacher.worst_case(ask)
-        nusd = self._rates.nusd(usage)
         while self._stop is None:
             seen = self._settlements
             reservation = Reservation(
-                uuid.uuid4().hex, self._index, self._config.model, nusd, usage.tokens, self._rates.source
+                uuid.uuid4().hex, self._index, self._config.model, nusd, tokens, self._rates.source
             )
             if await self._commit.reserve(reservation):
-                self._in_flight += 1
+                self._open += 1
                 return reservation.request_id
             if seen == self._settlements:
-                if self._in_flight == 0:
-                    raise BudgetReached("The teacher's budget is reached.", "Raise teacher.budget_* to audit more.")
+                if self._open == 0:
+                    raise budget_reached()
                 self._settled.clear()
                 await self._settled.wait()
         return None
 
     async def _settle(self, settlement: Settlement, rows: int = 0) -> None:
         await self._commit.settle(settlement)
-        self._in_flight -= 1
+        self._open -= 1
         self._settlements += 1
         self._settled.set()
         self._charged_nusd += settlement.nusd
@@ -232,13 +288,6 @@ class Flow:
                 f"asked for {self._config.model}, and {answered} answers; the rollouts' column `teacher` tells which\n"
             )
 
-    def _bill(self, receipt: "_Receipt", answer: Answer, indices: Sequence[int]) -> Settlement:
-        nusd = 0 if answer.usage is None else self._rates.nusd(answer.usage)
-        rows = rollout_rows(receipt, answer, indices, nusd)
-        # A server that reports no usage cannot be settled; the worst case stands.
-        state = "unknown" if answer.usage is None else "settled"
-        return Settlement(receipt.request_id, state, answer.usage or Usage(), nusd, orjson.dumps(rows))
-
     def _fatal(self, outcome: Outcome) -> TeacherError | None:
         """The error that ends the stage where asking on is senseless."""
         url = ", ".join(self._teacher.base_urls)
@@ -260,72 +309,36 @@ class Flow:
         return TeacherError(f"The teacher at {url} refuses every request: {outcome.problem}.", "Mend [teacher].")
 
 
-async def drain(table: Table, index: int, commit: GroupCommit, present: Set[tuple[Any, ...]] = frozenset()) -> None:
-    """Move the whole outbox into the rollouts table. `present`: keys that a crash may have left in both."""
-    while await _move_part(table, index, commit, present):
+PresentOf = Callable[[set[str]], Set[tuple[Any, ...]]]
+"""Keys of the rollouts table, of the given chunks."""
+
+
+def _nothing_present(chunk_ids: set[str]) -> Set[tuple[Any, ...]]:
+    return frozenset()
+
+
+async def drain(table: Table, index: int, commit: GroupCommit, present_of: PresentOf = _nothing_present) -> None:
+    """Move the whole outbox into the rollouts table. `present_of`: what a crash may have left in both."""
+    while await _move_part(table, index, commit, present_of):
         pass
 
 
-async def _move_part(table: Table, index: int, commit: GroupCommit, present: Set[tuple[Any, ...]]) -> bool:
+async def _move_part(table: Table, index: int, commit: GroupCommit, present_of: PresentOf) -> bool:
     """Move what is in the outbox, up to a part's size. False: there was nothing."""
     entries = await commit.call(commit.ledger.outbox, index, _PART_REQUESTS)
+    if not entries:
+        return False
     rows: list[dict[str, Any]] = [row for _, payload in entries for row in orjson.loads(payload)]
+    present = present_of({row["chunk_id"] for row in rows})
     new = [row for row in rows if (row["chunk_id"], row["rollout_index"]) not in present]
     await asyncio.to_thread(table.append, new)
     await commit.call(commit.ledger.clear_outbox, [request_id for request_id, _ in entries])
-    return bool(entries)
+    return True
 
 
-@dataclass(frozen=True)
-class _Receipt:
-    """What is known about a request beside its answer."""
-
-    chunk_id: str
-    request_id: str
-    latency_s: float
-    attempts: int
-    continuation: str
-
-
-def rollout_rows(receipt: _Receipt, answer: Answer, indices: Sequence[int], nusd: int) -> list[dict[str, Any]]:
-    """Rows of an answer; the request's tokens and price are shared out so that the rows add up to the bill."""
-    usage, n = answer.usage or Usage(), len(indices)
-    return [
-        _row(receipt, rollout, index, answer.model)
-        | {
-            "prompt_tokens": _share(usage.prompt_tokens, n, i),
-            "cached_tokens": _share(usage.cached_tokens, n, i),
-            "cache_write_tokens": _share(usage.cache_write_tokens, n, i),
-            "completion_tokens": _share(usage.completion_tokens, n, i),
-            "cost_usd": _share(nusd, n, i) / NANO,
-        }
-        for i, (index, rollout) in enumerate(zip(indices, answer.rollouts, strict=False))
-    ]
-
-
-def _failed_rows(receipt: _Receipt, indices: Sequence[int], problem: str) -> list[dict[str, Any]]:
-    return [_row(receipt, Rollout("failed", None, problem), index, None) for index in indices]
-
-
-def _row(receipt: _Receipt, rollout: Rollout, index: int, model: str | None) -> dict[str, Any]:
-    return {
-        "chunk_id": receipt.chunk_id,
-        "rollout_index": index,
-        "teacher": model,
-        "text": rollout.text,
-        "status": rollout.status,
-        "finish_reason": rollout.finish_reason,
-        "latency_s": receipt.latency_s,
-        "attempts": receipt.attempts,
-        "continuation": receipt.continuation,
-        "request_id": receipt.request_id,
-    }
-
-
-def _unbilled(outcome: Outcome, receipt: _Receipt, rows: list[dict[str, Any]]) -> Settlement:
-    """The end of a request without a usable answer."""
-    state = "released" if outcome.kind in ("unsent", "refused") else "unknown"
-    return Settlement(receipt.request_id, state, payload=orjson.dumps(rows) if rows else None)
+def budget_reached(left_out: int = 0) -> BudgetReached:
+    chunks = f" The {left_out} chunks of the lowest entropy are left out." if left_out else ""
+    return BudgetReached(f"The teacher's budget is reached.{chunks}", "Raise teacher.budget_* to audit more.")
 
 
 def _seed(seed: int | None, chunk_id: str, first: int) -> int | None:
@@ -344,7 +357,3 @@ def same_model(asked: str, answered: str) -> bool:
 def _server(base_urls: tuple[str, ...], trajectory_id: str) -> str:
     """All requests of a trajectory go to one server, whose cache holds their common prefix."""
     return base_urls[zlib.crc32(trajectory_id.encode()) % len(base_urls)]
-
-
-def _share(total: int, n: int, i: int) -> int:
-    return total // n + (i < total % n)

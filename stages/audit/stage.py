@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import signal
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import aiohttp
 import polars as pl
 import pyarrow as pa
 import uvloop
@@ -21,10 +22,10 @@ from ..student import load_tokenizer, stop_ids
 from .boundaries import clean_start_table
 from .chunks import COLUMNS, chunks_of
 from .client import find_teacher, open_session
-from .flow import Flow, Work, drain
+from .flow import Flow, budget_reached, drain
 from .group_commit import GroupCommit
 from .price import Rates, find_rates
-from .teacher import max_tokens_for
+from .work import Todo, keys_present, open_todo
 
 _TRAJECTORIES_AT_A_TIME = 512
 
@@ -70,12 +71,38 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config) -> None:
     with contextlib.closing(Ledger(run.ledger, budget, round_.index, round_budget)) as ledger:
         commit = GroupCommit(ledger)
         # What a crash left in the outbox goes into the table first, so that it counts as present.
-        await drain(table, round_.index, commit, table.existing_keys())
+        await drain(table, round_.index, commit, lambda chunk_ids: keys_present(round_, chunk_ids))
+        todo = functools.partial(open_todo, round_, config, run.path / ".spill")
         with progress("audit", total, table.manifest.rows) as advance:
             flow = Flow(table, round_.index, config.teacher, teacher, rates, commit, advance)
             async with open_session(config.teacher, teacher.headers) as session:
                 with _interruptible(flow):
-                    await flow.run(session, missing_work(round_, config))
+                    await _ask_within_budget(flow, session, ledger, todo)
+
+
+async def _ask_within_budget(
+    flow: Flow,
+    session: aiohttp.ClientSession,
+    ledger: Ledger,
+    open_todo: Callable[[], contextlib.AbstractContextManager[Todo]],
+) -> None:
+    """Ask for the chunks of the highest entropy in the whole round that the budget covers at their worst case; then for
+    those that it covers with what the bills have left of it, and so on: what the budget does not reach are the chunks
+    of the lowest entropy.
+
+    Raises:
+        BudgetReached: chunks are left out.
+    """
+    while True:
+        with open_todo() as todo:
+            missing = todo.chunks
+            left = ledger.left
+            covered = missing if left == Budget() else todo.affordable(left, flow.worst_case)
+            if missing and not covered:
+                raise budget_reached(missing)
+            await flow.run(session, todo.most_uncertain(covered))
+        if covered == missing:
+            return
 
 
 def _priced(rates: Rates) -> str:
@@ -103,28 +130,6 @@ def _select(run: RunDir, round_: RoundDir, config: Config) -> None:
             f"No trajectory of {round_.path} has a token to audit.", "Look at them with `omniopd inspect`."
         )
     table.finish()
-
-
-def missing_work(round_: RoundDir, config: Config) -> Iterator[Work]:
-    """What is still to be asked. A trajectory's prefixes are nested: they come together and shortest first, so that a
-    prefix cache reads the trajectory once instead of M times."""
-    present: dict[str, set[int]] = defaultdict(set)
-    for chunk_id, rollout_index in round_.rollouts.existing_keys():
-        present[chunk_id].add(rollout_index)
-    chunks = pl.LazyFrame(round_.chunks.read(["chunk_id", "trajectory_id", "start", "end", "prefix_text"]))
-    prompts = pl.LazyFrame(round_.trajectories.read(["trajectory_id", "question", "prompt_text"]))
-    frame = chunks.join(prompts, on="trajectory_id").sort("trajectory_id", "start").collect()
-    trajectory_id, cuts = "", ()
-    for row in frame.iter_rows(named=True):
-        if row["trajectory_id"] != trajectory_id:
-            trajectory_id, cuts = row["trajectory_id"], ()
-        missing = tuple(i for i in range(config.teacher.rollouts) if i not in present[row["chunk_id"]])
-        if missing:
-            yield Work(
-                row["chunk_id"], trajectory_id, row["question"], row["prompt_text"], row["prefix_text"], missing,
-                max_tokens_for(config, row["end"] - row["start"]), cuts,
-            )  # fmt: skip
-        cuts = (*cuts, len(row["prefix_text"]))
 
 
 @contextlib.contextmanager

@@ -277,3 +277,89 @@ def test_a_seed_is_sent_with_each_request_and_differs_from_chunk_to_chunk(run, t
     seeds = [body["seed"] for body in teacher.bodies]
     assert len(set(seeds)) == len(seeds) == 2 * run.round(0).chunks.manifest.rows
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def by_entropy(run):
+    """Chunk ids, the most uncertain first."""
+    chunks = run.round(0).chunks.read(["chunk_id", "anchor_entropy"]).to_pylist()
+    return [c["chunk_id"] for c in sorted(chunks, key=lambda c: (-c["anchor_entropy"], c["chunk_id"]))]
+
+
+def test_what_the_budget_does_not_reach_are_the_least_uncertain_chunks_of_the_round(run, teacher):
+    with pytest.raises(BudgetReached, match=r"The (\d+) chunks of the lowest entropy are left out"):
+        audit(run, 0, run.config(("teacher.budget_tokens=1500",)))
+    asked = {row["chunk_id"] for row in rollouts(run)}
+    order = by_entropy(run)
+    assert 0 < len(asked) < len(order)
+    assert asked == set(order[: len(asked)])
+
+
+def test_a_rounds_budget_ends_the_round_like_the_runs(run, teacher):
+    with pytest.raises(BudgetReached):
+        audit(run, 0, run.config(("teacher.round_budget_tokens=900", "teacher.budget_tokens=1000000")))
+    assert 0 < read_totals(run.ledger).charged_tokens <= 900
+
+
+def test_a_trajectory_stays_at_one_of_several_servers(run, teacher):
+    urls = [teacher.base_url, teacher.base_url.replace("127.0.0.1", "localhost")]
+    hosts = collections.defaultdict(set)
+    trajectories = {t["prompt_text"]: t["trajectory_id"] for t in run.round(0).trajectories.read().to_pylist()}
+
+    def behave(body, number):
+        prompt = body["prompt"].partition("\n")[0] + "\n"
+        hosts[trajectories[prompt]].add(teacher.hosts[number])
+
+    teacher.behave = behave
+    audit(run, 0, run.config((f"teacher.base_url={urls}",)))
+    assert_every_rollout_is_there_once(run)
+    assert {len(seen) for seen in hosts.values()} == {1}
+    assert len(set.union(*hosts.values())) == 2
+
+
+def test_a_server_that_is_overrun_is_asked_less_at_a_time_until_it_can_follow(run, teacher, monkeypatch):
+    no_pauses(monkeypatch)
+    most = 2
+
+    def behave(body, number):
+        if teacher.in_flight > most:
+            return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "0.01"})
+
+    teacher.behave = behave
+    audit(run, 0, run.config(("teacher.max_concurrency=64",)))
+    assert_every_rollout_is_there_once(run)
+    assert {row["status"] for row in rollouts(run)} == {"ok"}
+
+
+def test_redirects_are_not_followed_with_the_key(run, teacher, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    elsewhere = {"Location": teacher.base_url + "/completions"}
+    teacher.behave = lambda body, number: web.json_response({}, status=307, headers=elsewhere)
+    with pytest.raises(TeacherError, match="refuses every request: 307"):
+        audit(run, 0, run.config())
+    assert teacher.answered == 0
+
+
+def test_a_first_answer_comes_before_the_other_samples_of_a_prefix_where_n_is_ignored(run, teacher):
+    teacher.most_choices = 1
+    audit(run, 0, run.config(("teacher.max_concurrency=4",)))
+    assert_every_rollout_is_there_once(run)
+    answered_first = collections.defaultdict(list)
+    for body, before in zip(teacher.bodies, teacher.answered_at, strict=True):
+        answered_first[body["prompt"]].append(before)
+    for times in answered_first.values():
+        assert times[1] > times[0], "an answer lies between the first request of a prefix and the second"
+
+
+def test_the_proxy_of_the_environment_is_used(make_run, teacher, monkeypatch):
+    """Plain HTTP through a proxy is a request for the whole address: the scripted server plays the proxy."""
+    from omniopd.stages.audit.client import proxy_of
+
+    monkeypatch.setenv("http_proxy", teacher.base_url.removesuffix("/v1"))
+    monkeypatch.setenv("no_proxy", "internal.test")
+    assert proxy_of("http://teacher.test/v1") == teacher.base_url.removesuffix("/v1")
+    assert proxy_of("http://internal.test/v1") is None
+    run = make_run(questions=2, teacher={"base_url": "http://teacher.test/v1"})
+    generate(run, 0, run.config())
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    assert set(teacher.hosts) == {"teacher.test"}

@@ -112,7 +112,7 @@ class AnthropicTeacher:
         return Answer(str(answer.get("model", "")), [one], None if usage is None else _usage(mapping(usage)))
 
     def worst_case(self, ask: Ask) -> Usage:
-        tokens = prompt_bytes(ask)
+        tokens = prompt_bytes(ask, self.continuation)
         return Usage(tokens, 0, ask.max_tokens, cache_write_tokens=tokens)
 
 

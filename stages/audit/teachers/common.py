@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from ....store.config import TeacherConfig
 from ....store.errors import TeacherError
-from ..teacher import Ask, Rollout
+from ..teacher import Ask, Continuation, Rollout
 
 TEMPLATE_TOKENS = 256
 """Room for what a chat template and special tokens add to a prompt."""
@@ -65,9 +65,10 @@ def cannot(kind: str, what: str, cure: str) -> TeacherError:
     return TeacherError(f"teacher.kind {kind!r} cannot {what}.", cure)
 
 
-def prompt_bytes(ask: Ask) -> int:
+def prompt_bytes(ask: Ask, continuation: Continuation) -> int:
     """Most tokens that a prompt can have: a tokenizer makes at most one token of a byte."""
-    text = ask.prompt_text + ask.question + ask.prefix + CONTINUE
+    start = ask.prompt_text if continuation == "completion" else ask.question
+    text = start + ask.prefix + (CONTINUE if continuation == "instruct" else "")
     return len(text.encode()) + TEMPLATE_TOKENS
 
 

@@ -107,7 +107,7 @@ class GeminiTeacher:
         return Answer(model, rollouts, None if usage is None else _usage(mapping(usage)))
 
     def worst_case(self, ask: Ask) -> Usage:
-        return Usage(prompt_bytes(ask), 0, ask.n * ask.max_tokens)
+        return Usage(prompt_bytes(ask, self.continuation), 0, ask.n * ask.max_tokens)
 
 
 def _turn(role: str, text: str) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class OpenAITeacher:
         return Answer(str(answer.get("model", "")), rollouts, None if usage is None else _usage(mapping(usage)))
 
     def worst_case(self, ask: Ask) -> Usage:
-        return Usage(prompt_bytes(ask), 0, ask.n * ask.max_tokens)
+        return Usage(prompt_bytes(ask, self.continuation), 0, ask.n * ask.max_tokens)
 
     def _shown(self, ask: Ask) -> str:
         """The part of the prefix that is sent."""

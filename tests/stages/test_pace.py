@@ -1,0 +1,104 @@
+"""The window finds its own size, the rates spread requests evenly, and the server's wishes are understood."""
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from omniopd.stages.audit.client import retry_after_s
+from omniopd.stages.audit.pace import Gate, Rate, Window
+
+
+def turn(window):
+    """A full window is answered, and each place that is free is taken again."""
+    for _ in range(window.size):
+        window.answered(window.size)
+
+
+def test_the_window_doubles_until_it_is_cut_and_then_grows_by_one_a_turn():
+    window = Window(1000)
+    sizes = []
+    for _ in range(4):
+        sizes.append(window.size)
+        turn(window)
+    assert sizes == [8, 16, 32, 64]
+    window.throttled(sent=1.0, now=2.0)
+    sizes = [window.size]
+    for _ in range(3):
+        turn(window)
+        sizes.append(round(window._size))
+    assert sizes == [64, 65, 66, 67]
+
+
+def test_requests_that_were_sent_under_the_old_window_cut_it_once():
+    window = Window(64)
+    turn(window)
+    for _ in range(10):
+        window.throttled(sent=1.0, now=2.0)
+    assert window.size == 8
+    window.throttled(sent=3.0, now=4.0)
+    assert window.size == 4
+
+
+def test_a_window_that_is_not_full_does_not_grow_and_none_leaves_its_bounds():
+    window = Window(9)
+    window.answered(3)
+    assert window.size == 8
+    for _ in range(5):
+        turn(window)
+    assert window.size == 9
+    for sent in range(10):
+        window.throttled(float(sent), float(sent))
+    assert window.size == 1
+    assert Window(3).size == 3
+
+
+def test_a_rate_spreads_what_it_lets_through_and_takes_back_what_was_not_used():
+    rate = Rate(60)
+    assert [rate.wait_s(1, 100.0) for _ in range(3)] == [0.0, 1.0, 2.0]
+    rate.give_back(2)
+    assert rate.wait_s(1, 100.0) == 1.0
+    assert rate.wait_s(1, 200.0) == 0.0, "an idle minute is not saved up"
+    assert Rate(None).wait_s(1e9, 0.0) == 0.0
+
+
+def test_a_pause_holds_for_everyone_and_places_are_given_in_order():
+    async def main():
+        gate = Gate(2, None, None)
+        entered = []
+
+        async def one(name):
+            await gate.enter(10)
+            entered.append(name)
+            await asyncio.sleep(0)
+            gate.leave(0)
+
+        start = time.monotonic()
+        gate.throttled(start, 0.05)
+        await asyncio.gather(*(one(name) for name in range(6)))
+        assert entered == list(range(6))
+        assert time.monotonic() - start >= 0.05
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "9999"}, 60),
+        ({"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=30))}, 30),
+        ({"retry-after-ms": "250"}, 0.25),
+        ({"x-ratelimit-reset-requests": "1m3s", "x-ratelimit-reset-tokens": "20ms"}, 60),
+        ({"x-ratelimit-reset-requests": "2s"}, 2),
+        ({"anthropic-ratelimit-input-tokens-reset": (datetime.now(UTC) + timedelta(seconds=30)).isoformat()}, 30),
+        ({"Retry-After": "soon"}, None),
+        ({"x-ratelimit-reset-requests": "whenever"}, None),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_all_ways_to_ask_for_a_pause_are_understood(headers, seconds):
+    found = retry_after_s(headers)
+    assert found == (None if seconds is None else pytest.approx(seconds, abs=10 if seconds == 30 else 0.01))
