@@ -25,6 +25,8 @@ class _GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
             self._key_buffer, self._value_buffer = self.keys, self.values
+        assert self.keys is not None
+        assert self.values is not None
         self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states)
         self._value_buffer, self.values = _append(self._value_buffer, self.values, value_states)
         return self.keys, self.values

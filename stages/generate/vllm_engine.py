@@ -66,6 +66,7 @@ class VllmEngine:
                 f"vLLM does not start: {_last_line(error)}.",
                 "Change generate.vllm (arguments of its LLM), or see the lines above with VLLM_LOGGING_LEVEL=INFO.",
             ) from error
+        self.llm.collective_rpc("omniopd_make_rewindable")
         self.name = f"vllm {vllm.__version__} {arguments['dtype']}"
         self.entropy_source = f"{self.name} decode"
 

@@ -1,4 +1,6 @@
-"""What runs inside vLLM's workers: the entropy of each sampled token, handed out through vLLM's own log-prob path.
+"""What runs inside vLLM's workers.
+
+`omniopd_install`: the entropy of each sampled token, handed out through vLLM's own log-prob path.
 
 A request that asks for one log-prob beside the sampled token's gets the entropy in that place. So vLLM itself keeps
 the values beside their tokens through chunked prefill, preemption, prefix caching and asynchronous scheduling, and
@@ -6,6 +8,9 @@ nothing more than one number a token leaves the device.
 
 vLLM has two model runners whose samplers meet at different functions, and neither is a stable interface. Where the
 functions are not there, `omniopd_install` says so, and the caller rescores instead.
+
+`omniopd_make_rewindable`: seeded requests on a CPU. When a prompt is read in several chunks, vLLM samples after each
+and takes the draw back for all but the last, by the generator's offset. A CPU generator has none: the engine would die.
 """
 
 import importlib.util
@@ -16,6 +21,9 @@ from torch import Tensor
 
 _ROWS = 256
 """Rows for which exp(log-probs) is held at a time."""
+
+_OFFSET_OF_A_DRAW = 4
+"""By which vLLM rewinds a generator."""
 
 _V2_USERS = (
     "vllm.v1.worker.gpu.sample.sampler",
@@ -47,6 +55,41 @@ class EntropyWorker(_Worker):
         if absent:
             return f"there is no module {absent[0]}"
         return _hook_v2()
+
+    def omniopd_make_rewindable(self) -> None:
+        """Let draws from seeded generators be taken back where the device cannot do it by itself."""
+        sampler = getattr(getattr(self.model_runner, "sampler", None), "topk_topp_sampler", None)
+        if self.model_runner.device.type == "cpu" and sampler is not None:
+            torch.Generator = RewindableGenerator  # in this worker process; vLLM makes one for each seeded request
+            sampler.forward = _remembering(sampler.forward)
+
+
+class RewindableGenerator(torch.Generator):
+    """A CPU generator whose last draw can be taken back, through the two methods that vLLM uses for it on GPUs."""
+
+    _before: Tensor
+
+    def remember(self) -> None:
+        """The next draw may be taken back."""
+        self._before = self.get_state()
+
+    def get_offset(self) -> int:
+        return _OFFSET_OF_A_DRAW
+
+    def set_offset(self, offset: int) -> torch.Generator:
+        """Only back to before the last draw, which is what vLLM asks for."""
+        assert offset == 0
+        return self.set_state(self._before)
+
+
+def _remembering(plain: Any) -> Any:
+    def forward(logits: Tensor, generators: dict[int, Any], *args: Any, **kwargs: Any) -> Any:
+        for generator in generators.values():
+            if isinstance(generator, RewindableGenerator):
+                generator.remember()
+        return plain(logits, generators, *args, **kwargs)
+
+    return forward
 
 
 def entropies(log_probs_NV: Tensor) -> Tensor:

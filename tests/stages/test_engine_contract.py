@@ -1,5 +1,6 @@
 """What every engine must do, whichever way its entropies come. The vllm engine takes part where vLLM is installed."""
 
+import hashlib
 import importlib.util
 import os
 
@@ -49,7 +50,8 @@ def engine(request, short_student):
 
 def requests(count):
     prompts = [tuple(range(5, 8 + i % 4)) for i in range(count)]
-    return [Request(f"{i * 7919 + 1:x}".rjust(32, "3")[::-1], prompt) for i, prompt in enumerate(prompts)]
+    names = [hashlib.blake2b(bytes([i]), digest_size=16).hexdigest() for i in range(count)]
+    return [Request(name, prompt) for name, prompt in zip(names, prompts, strict=True)]
 
 
 def sample(engine, asked, **changes):

@@ -4,6 +4,7 @@ With OMNIOPD_TEST_STUDENT=FOLDER (benchmarks/smollm2.py writes one) the same on 
 """
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 
@@ -25,8 +26,8 @@ MODES = {
     "preemption": {"num_gpu_blocks_override": 14, "max_num_seqs": 16, "async_scheduling": True},
     "tensor parallel": {},
 }
-PROMPT_TOKENS = 150
-"""More than one block of the cache, which has 128 tokens on a CPU."""
+PROMPT_TOKENS, TOKENS = 150, 120
+"""A prompt is more than one block of the cache (128 tokens on a CPU), and a response grows into a third."""
 
 
 def config(folder, vllm=None, **generate):
@@ -40,7 +41,7 @@ def config(folder, vllm=None, **generate):
 
 def asked(prompts, samples):
     return [
-        Request(f"{(p * 64 + s) * 2654435761 + 12345:032x}"[::-1], prompt)
+        Request(hashlib.blake2b(f"{p} {s}".encode(), digest_size=16).hexdigest(), prompt)
         for p, prompt in enumerate(prompts)
         for s in range(samples)
     ]
@@ -68,12 +69,12 @@ def test_entropies_stay_exact(mode, real_student: Path, worst_difference, closin
     engine = make_engine(str(real_student), made, longest_prompt=PROMPT_TOKENS)
     closing.callback(engine.close)
     assert engine.entropy_source.endswith("decode")
-    sampling = Sampling(96, 0.8, 0.9, frozenset({10**6}))
+    sampling = Sampling(TOKENS, 0.8, 0.9, frozenset({10**6}))
     found = {r.trajectory_id: r for r in engine.generate(requests, sampling)}
     preempted, hits = metric(engine, "num_preemptions"), metric(engine, "prefix_cache_hits")
     closing.close()
     logprob, entropy = worst_difference(real_student, [(r.prompt_ids, found[r.trajectory_id]) for r in requests])
-    print(f"\n{mode}, TP {parallel}, top_p 0.9, 4 samples a prompt: {len(requests) * 96} tokens, "
+    print(f"\n{mode}, TP {parallel}, top_p 0.9, 4 samples a prompt: {len(requests) * TOKENS} tokens, "
           f"max |dlogp| {logprob:.1e}, max |dH| {entropy:.1e}, "
           f"{preempted:.0f} preemptions, {hits:.0f} cached tokens")  # fmt: skip
     assert logprob < TOLERANCE
