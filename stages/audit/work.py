@@ -11,7 +11,7 @@ import duckdb
 from ...store.config import Config
 from ...store.layout import RoundDir
 from ...store.ledger import Budget
-from ...store.sql import connect
+from ...store.sql import connect, limit
 from .teacher import max_tokens_for
 
 _ROWS_AT_A_TIME = 1024
@@ -103,7 +103,8 @@ def open_todo(round_: RoundDir, config: Config, spill: Path) -> Iterator[Todo]:
     Args:
         spill: Folder for what does not fit into memory.
     """
-    with contextlib.closing(connect([round_], spill)) as db:
+    with contextlib.closing(connect([round_])) as db:
+        limit(db, config.score.memory_gb, config.score.threads, spill)
         yield Todo(db, config)
 
 
