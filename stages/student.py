@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""One of these a tokenizer of transformers has."""
+
+
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder.
 
@@ -18,6 +22,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        # transformers would make an empty one.
+        raise InputError(f"{folder} has no tokenizer.", "Save it there too: tokenizer.save_pretrained(folder).")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         vocab_size = AutoConfig.from_pretrained(folder).vocab_size

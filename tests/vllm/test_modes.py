@@ -14,6 +14,7 @@ pytest.importorskip("vllm")
 
 from omniopd.stages.generate.engine import Request, Sampling, make_engine
 from omniopd.stages.generate.vllm_engine import VllmEngine
+from omniopd.stages.student import load_tokenizer
 from omniopd.store.config import Config
 
 TOLERANCE = 1e-4
@@ -29,6 +30,12 @@ MODES = {
 PROMPT_TOKENS, TOKENS = 150, 120
 """A prompt is more than one block of the cache (128 tokens on a CPU), and a response grows into a third."""
 
+QUESTION = "Somebody asked {} friends to go on with this story, and they did so together. "
+STORY = (
+    "The quick brown fox jumps over the lazy dog, and then it wanders into the forest to find food. It was late in the"
+    " year, and there was little to be found between the old trees, so it walked on until it came to a small river. "
+) * 5
+
 
 def config(folder, vllm=None, **generate):
     return Config.model_validate(
@@ -37,6 +44,13 @@ def config(folder, vllm=None, **generate):
             "generate": {"max_new_tokens": 200, "vllm": vllm or {}} | generate,
         }
     )
+
+
+def natural_prompts(folder):
+    """Text of the kind that the model was trained on: on noise, float32 itself is no better than 1e-4."""
+    tokenizer = load_tokenizer(folder)
+    texts = [QUESTION.format(number) + STORY for number in range(3, 7)]
+    return [tuple(tokenizer(text, add_special_tokens=False)["input_ids"][:PROMPT_TOKENS]) for text in texts]
 
 
 def asked(prompts, samples):
@@ -62,7 +76,7 @@ def metric(engine, name):
 def test_entropies_stay_exact(mode, real_student: Path, worst_difference, closing):
     heads = json.loads((real_student / "config.json").read_text())["num_attention_heads"]
     parallel = 3 if mode == "tensor parallel" and heads % 3 == 0 else 2 if mode == "tensor parallel" else 1
-    prompts = [tuple(range(5 + p, 5 + p + PROMPT_TOKENS)) for p in range(4)]
+    prompts = natural_prompts(real_student)
     requests = asked(prompts, samples=4)
     options = MODES[mode] | {"disable_log_stats": False}
     made = config(real_student, options, tensor_parallel=parallel)
