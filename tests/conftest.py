@@ -11,12 +11,21 @@ from typing import Any
 # Models of a megabyte are fastest on one thread; said before torch is imported, and to every process a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 from aiohttp import web
 
 import omniopd
 from omniopd.demo.task import problems
 from omniopd.store.layout import RunDir
+
+# Examples that touch the disk are slow on a busy machine, which says nothing about the code.
+hypothesis.settings.register_profile(
+    "busy",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.load_profile("busy")
 
 STUDENT = Path(omniopd.__file__).parent / "demo" / "models" / "student"
 
