@@ -1,7 +1,8 @@
 """Several workers fill one table: the union is whole, nothing doubles, and nobody touches what another one writes."""
 
 import contextlib
-import multiprocessing
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -126,24 +127,25 @@ def test_any_sequence_of_workers_and_crashes_fills_the_table_once(tmp_path_facto
     assert table.complete
 
 
-def hold(path, shard, ready, leave):
-    with RoundDir(path, 0).lock("generate", shard):
-        ready.set()
-        leave.wait(30)
+HOLD = """
+import sys
+from pathlib import Path
+from omniopd.store.layout import RoundDir
+from omniopd.store.shard import Shard
+with RoundDir(Path(sys.argv[1]), 0).lock("generate", Shard(int(sys.argv[2]), int(sys.argv[3]))):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 @contextlib.contextmanager
 def running(path, shard):
-    context = multiprocessing.get_context("spawn")
-    ready, leave = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(path, shard, ready, leave))
-    process.start()
-    assert ready.wait(60)
-    try:
+    """Another process that holds a shard's lock until the `with` ends."""
+    command = [sys.executable, "-c", HOLD, str(path), str(shard.index), str(shard.count)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
         yield
-    finally:
-        leave.set()
-        process.join(30)
+        process.stdin.close()
 
 
 def test_shards_of_one_count_run_side_by_side_and_keep_all_others_out(tmp_path):
