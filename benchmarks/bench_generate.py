@@ -25,7 +25,6 @@ from statistics import median, quantiles
 from typing import Any
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
 
 import numpy as np
@@ -123,6 +122,8 @@ def main() -> None:
         names = list(ways)[turn % 3 :] + list(ways)[: turn % 3]
         for name in names:
             seen[name].append(bench.timed(ways[name]))
+        last = ", ".join(f"{name} {1000 * seen[name][-1][1]:.2f}" for name in ways)
+        print(f"run {turn + 1}/{runs}, CPU-ms a token: {last}", file=sys.stderr, flush=True)
     seen["full"] = [bench.timed(lambda: bench.bare(-1, FULL_TOKENS)) for _ in range(3)]
     short = [bench.timed(lambda: bench.bare(0, FULL_TOKENS)) for _ in range(3)]
     bench.engine.close()
