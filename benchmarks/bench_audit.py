@@ -27,9 +27,9 @@ from omniopd.stages.audit.group_commit import GroupCommit
 from omniopd.stages.audit.price import Rates
 from omniopd.stages.audit.teachers.openai import Host, OpenAITeacher
 from omniopd.stages.audit.work import Work
-from omniopd.store.config import TeacherConfig
 from omniopd.store.ledger import Budget, Ledger
 from omniopd.store.schema import ROLLOUTS
+from omniopd.store.sections import TeacherConfig
 from omniopd.store.table import Table
 
 PREFIX = "The next step is to add the two numbers and to carry one. " * 220  # 13 kB

@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from omniopd.store.config import Config, ScoreConfig
+from omniopd.store.config import Config
 from omniopd.store.layout import RunDir
+from omniopd.store.sections import ScoreConfig
 from omniopd.store.table import Table
 
 METRICS = ("edit", "rouge1", "rougeL", "jaccard", "bleu1", "bleu2", "exact")

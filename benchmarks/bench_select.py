@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from omniopd.stages.audit.chunks import COLUMNS, _Lists, find_chunks, priors
-from omniopd.store.config import SelectConfig
 from omniopd.store.schema import TRAJECTORIES
+from omniopd.store.sections import SelectConfig
 from omniopd.store.table import Table
 
 TOKENS, VOCABULARY, PART = 6000, 152_000, 512

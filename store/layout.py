@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import files
-from .config import Config, ScoreConfig, load_config
+from .config import Config, load_config
 from .schema import CHUNKS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES, TableSpec
+from .sections import ScoreConfig
 from .shard import ALONE, Shard
 from .table import Table
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..store.config import TrainConfig
 from ..store.errors import ConfigError, InputError
+from ..store.sections import TrainConfig
 
 SUPPORTED = ("llama", "qwen2", "qwen3")
 

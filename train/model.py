@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..store.config import TrainConfig
+from ..store.sections import TrainConfig
 from . import mcore
 from .architecture import Architecture
 from .attention import CausalAttention, RMSNorm

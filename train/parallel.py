@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from ..store.config import TrainConfig
 from ..store.errors import OmniopdError
+from ..store.sections import TrainConfig
 from . import mcore
 from .cpu import cuda_means_cpu
 from .mcore import parallel_state as mpu

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..store.config import TrainConfig
 from ..store.layout import RunDir
+from ..store.sections import TrainConfig
 from .metrics import MetricsLog
 
 Progress = Callable[[int, int, dict[str, Any]], None]

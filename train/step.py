@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..store.config import TrainConfig
+from ..store.sections import TrainConfig
 from . import mcore
 from .cpu import without_stand_ins
 from .data import MicroBatch

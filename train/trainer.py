@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 
 from ..store import files
-from ..store.config import Config, TrainConfig, made_with
+from ..store.config import Config, made_with
 from ..store.errors import InputError
 from ..store.layout import RoundDir, RunDir
 from ..store.policy import resolve_model, weights_hash
+from ..store.sections import TrainConfig
 from .architecture import Architecture, check_layout, check_tokenizer, check_weights, read_architecture
 from .checkpoint import Checkpoints, Position, sync_files
 from .data import Shards, micro_batches, plan_steps, read_shards

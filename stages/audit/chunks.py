@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ...store.config import SelectConfig
+from ...store.sections import SelectConfig
 from .select import Chunks, select_chunks
 
 if TYPE_CHECKING:

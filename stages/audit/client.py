@@ -15,8 +15,8 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import orjson
 
-from ...store.config import TeacherConfig
 from ...store.errors import TeacherError
+from ...store.sections import TeacherConfig
 from .teacher import HttpRequest, Reply, Teacher
 from .teachers.registry import find_dialect
 

@@ -20,9 +20,9 @@ from typing import Any
 import aiohttp
 import orjson
 
-from ...store.config import TeacherConfig
 from ...store.errors import BudgetReached, Interrupted, OmniopdError, TeacherError
 from ...store.ledger import NANO, Reservation, Settlement
+from ...store.sections import TeacherConfig
 from ...store.table import Table
 from ..progress import Advance
 from .client import Outcome, pause_s, post

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ...store.config import TeacherConfig
 from ...store.errors import ConfigError
 from ...store.ledger import NANO, Usage
+from ...store.sections import TeacherConfig
 
 _PROVIDERS = {"anthropic": "anthropic", "gemini": "google"}
 """Whose price list holds for a kind at its own address; elsewhere the address says who it is."""

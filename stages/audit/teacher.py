@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from ...store.config import Config, TeacherConfig
+from ...store.config import Config
 from ...store.ledger import Usage
+from ...store.sections import TeacherConfig
 
 Continuation = Literal["completion", "prefill", "instruct"]
 

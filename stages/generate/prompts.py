@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...store.config import DataConfig
 from ...store.errors import InputError
+from ...store.sections import DataConfig
 
 if TYPE_CHECKING:
     import polars as pl

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq, Levenshtein
 from rapidfuzz.process import cpdist
 
-from ...store.config import METRIC_GROUP, ScoreConfig
 from ...store.errors import InputError
+from ...store.sections import METRIC_GROUP, ScoreConfig
 from .units import Encoder, Pairs, pairs_of
 
 Metric = Callable[[Pairs], NDArray[np.float64]]

@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...store.config import TeacherConfig
 from ...store.errors import InputError, TeacherError
+from ...store.sections import TeacherConfig
 from ..audit.client import find_teacher, open_session, post
 from ..audit.teacher import HttpRequest
 from .oracle import Text, Truth

@@ -12,8 +12,8 @@ from omniopd.stages.generate.prompts import questions_of_round, read_questions
 from omniopd.stages.generate.sampling import log_probs_and_entropy, sample, uniforms
 from omniopd.stages.generate.stage import generate
 from omniopd.stages.generate.transformers_engine import TransformersEngine
-from omniopd.store.config import DataConfig
 from omniopd.store.errors import ConfigChangedError, InputError
+from omniopd.store.sections import DataConfig
 
 SAMPLING = Sampling(max_new_tokens=56, temperature=1.0, top_p=1.0, stop_ids=frozenset({2}))
 

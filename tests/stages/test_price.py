@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from omniopd.stages.audit.price import find_rates, table_version
-from omniopd.store.config import TeacherConfig
 from omniopd.store.errors import ConfigError
 from omniopd.store.ledger import NANO, Usage
+from omniopd.store.sections import TeacherConfig
 
 
 def rates(**teacher):

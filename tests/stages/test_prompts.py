@@ -9,8 +9,9 @@ from transformers import AutoTokenizer
 
 from omniopd.stages.generate.prompts import read_questions, render
 from omniopd.store import recipes
-from omniopd.store.config import Config, DataConfig, commented_toml, load_config
+from omniopd.store.config import Config, commented_toml, load_config
 from omniopd.store.errors import ConfigError, InputError, UsageError
+from omniopd.store.sections import DataConfig
 
 THINKING_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from omniopd.stages.score.similarity import METRICS
 from omniopd.stages.score.stage import score
 from omniopd.stages.view.sql import query
-from omniopd.store.config import Config, ScoreConfig, StudentConfig
+from omniopd.store.config import Config
 from omniopd.store.errors import InputError, TableError
 from omniopd.store.layout import RunDir
 from omniopd.store.schema import SHARDS
+from omniopd.store.sections import ScoreConfig, StudentConfig
 
 
 def phi_char(chunk, rollout):

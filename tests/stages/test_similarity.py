@@ -14,8 +14,8 @@ from sacrebleu.metrics import BLEU
 
 from omniopd.stages.score.similarity import METRICS, find_metric, similarities
 from omniopd.stages.score.units import CharUnits, WordUnits, pairs_of
-from omniopd.store.config import METRIC_NAMES, ScoreConfig
 from omniopd.store.errors import InputError
+from omniopd.store.sections import METRIC_NAMES, ScoreConfig
 
 SCRIPTS = [
     ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"],

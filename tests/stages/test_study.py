@@ -14,9 +14,9 @@ from omniopd.stages.study.optimum import Evidence, optimum
 from omniopd.stages.study.oracle import Text
 from omniopd.stages.study.server import EchoServer, read_truth
 from omniopd.stages.study.white_box import WhiteBox
-from omniopd.store.config import Price, TeacherConfig
 from omniopd.store.errors import InputError
 from omniopd.store.schema import ESTIMATOR_STUDY, TRUTH
+from omniopd.store.sections import Price, TeacherConfig
 
 
 def simulated(rng, chunks=3000, rollouts=20, spread=0.25):

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from omniopd.stages.score.similarity import METRICS, similarities
 from omniopd.stages.score.stage import score
 from omniopd.stages.score.units import WordUnits
-from omniopd.store.config import Config, ScoreConfig
+from omniopd.store.config import Config
 from omniopd.store.layout import RunDir
+from omniopd.store.sections import ScoreConfig
 
 unit = st.floats(0, 1)
 positive = st.floats(1e-6, 1)

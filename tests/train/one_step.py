@@ -15,8 +15,8 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from omniopd.store.config import TrainConfig
 from omniopd.store.schema import SHARDS
+from omniopd.store.sections import TrainConfig
 from omniopd.train.architecture import check_layout, read_architecture
 from omniopd.train.data import micro_batches, read_shards
 from omniopd.train.hf_weights import WeightFiles

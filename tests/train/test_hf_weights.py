@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from omniopd.store.config import TrainConfig
 from omniopd.store.errors import ConfigError, InputError
+from omniopd.store.sections import TrainConfig
 from omniopd.train.architecture import (
     Architecture,
     check_layout,

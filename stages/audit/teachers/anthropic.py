@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, cast
 
-from ....store.config import TeacherConfig
 from ....store.ledger import Usage
+from ....store.sections import TeacherConfig
 from ..teacher import Answer, Ask, Continuation, Http, HttpRequest, Rollout
 from .common import (
     CONTINUE,

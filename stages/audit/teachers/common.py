@@ -7,8 +7,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
-from ....store.config import TeacherConfig
 from ....store.errors import TeacherError
+from ....store.sections import TeacherConfig
 from ..teacher import Ask, Continuation, Rollout
 
 TEMPLATE_TOKENS = 256

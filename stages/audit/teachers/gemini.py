@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ....store.config import TeacherConfig
 from ....store.ledger import Usage
+from ....store.sections import TeacherConfig
 from ..teacher import Answer, Ask, Continuation, Http, HttpRequest, Rollout
 from .common import (
     CONTINUE,

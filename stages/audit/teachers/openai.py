@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from ....store.config import TeacherConfig
 from ....store.errors import TeacherError
 from ....store.ledger import Usage
+from ....store.sections import TeacherConfig
 from ..teacher import Answer, Ask, Continuation, Http, HttpRequest, Rollout
 from .common import (
     CONTINUE,

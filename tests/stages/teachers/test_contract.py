@@ -15,9 +15,9 @@ from omniopd.stages.audit.teacher import Ask, Reply
 from omniopd.stages.audit.teachers import openai
 from omniopd.stages.audit.teachers.registry import BUILT_IN, find_dialect
 from omniopd.stages.generate.stage import generate
-from omniopd.store.config import TeacherConfig
 from omniopd.store.errors import ConfigError, TeacherError
 from omniopd.store.ledger import read_totals
+from omniopd.store.sections import TeacherConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 vendors = importlib.import_module("vendors")

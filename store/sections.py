@@ -1,0 +1,253 @@
+# pyright: strict
+"""The sections of a run's configuration, one frozen model each.
+
+The docstring under each field is what `omniopd init` writes beside it, so this file is the reference.
+"""
+
+import importlib.metadata
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+METRIC_NAMES = ("edit", "rouge1", "rougeL", "jaccard", "bleu1", "bleu2", "exact", "embedding")
+"""The values of score.phi that the package brings itself."""
+
+METRIC_GROUP = "omniopd.metrics"
+"""Entry point group under which an installed package adds another."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class StudentConfig(Section):
+    model: str = ""
+    """Hub id or folder of the initial student (also the frozen reference of Eq. 8)."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """What samples the trajectories; auto is vllm where it is installed. Column entropy_source says what it was."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of generation; auto is bfloat16 on a GPU and float32 on a CPU."""
+
+
+class DataConfig(Section):
+    prompts: str = ""
+    """A .jsonl, .parquet or .csv file, or the hub id of a dataset."""
+    subset: str | None = None
+    """Configuration of a hub dataset that has several."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    field: str = "question"
+    """Column that holds the question: a text, or a chat, of which the last user message is taken."""
+    filter: str | None = None
+    """Use only rows that meet this SQL condition over the data set's columns, such as "length(answer) < 9"."""
+    template: str = "{question}"
+    """Text of the user message; {question} is replaced."""
+    chat_template: Literal["auto", "on", "off"] = "auto"
+    """Wrap the message in the tokenizer's chat template; auto does so where the tokenizer has one (base models have
+    none)."""
+    enable_thinking: bool | None = None
+    """Qwen3's switch of that name in the chat template; unset: what the template does by itself."""
+    max_prompt_tokens: int | None = Field(default=None, gt=0)
+    """Drop prompts of more student tokens, templates included."""
+    limit: int | None = Field(default=None, gt=0)
+    """Use only the first so many prompts after the shuffle."""
+    per_round: int | None = Field(default=None, gt=0)
+    """Prompts a round takes, in turn and starting over at the end; unset: every round takes all."""
+    seed: int = 0
+    """Seed of the shuffle."""
+
+    @model_validator(mode="after")
+    def _template_has_a_place_for_the_question(self) -> "DataConfig":
+        if "{question}" not in self.template:
+            raise ValueError("template has no {question}: put it where the question's text belongs")
+        return self
+
+
+class GenerateConfig(Section):
+    samples_per_prompt: int = Field(default=1, gt=0)
+    """Trajectories for each prompt."""
+    max_new_tokens: int = Field(default=4096, gt=0)
+    """Longest response, tokens."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature. The stored log-probs and entropies are those at temperature 1 whatever this is."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of the sampling distribution."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a response, beside those of the model's generation_config.json."""
+    seed: int = 0
+    """Seed of the sampling; each trajectory has its own random stream."""
+    entropy: Literal["decode", "rescore"] = "decode"
+    """Where log-probs and entropies come from: the sampler itself, or a second, teacher-forced pass in the trainer's
+    precision (train.precision), which costs about as much as the sampling and a second copy of the model."""
+    batch_size: int | None = Field(default=None, gt=0)
+    """Sequences decoded together; unset: 64 for transformers, and what vLLM chooses for vLLM."""
+    tensor_parallel: int = Field(default=1, gt=0)
+    """GPUs that share the model (vLLM). For data parallelism start several workers: --shard, torchrun or srun."""
+    vllm: dict[str, Any] = {}
+    """More arguments of vLLM's LLM, such as gpu_memory_utilization or max_num_batched_tokens."""
+    part_rows: int = Field(default=512, gt=0)
+    """Trajectories committed together; a crash loses at most these."""
+
+
+class SelectConfig(Section):
+    chunks: int = Field(default=10, gt=0)
+    """M, audited chunks for each trajectory."""
+    chunk_tokens: int = Field(default=50, gt=0)
+    """C, student tokens in a chunk."""
+    strategy: Literal["peak_entropy", "uniform"] = "peak_entropy"
+    """Anchors: the M highest entropies (Eq. 7), or uniform at random (the ablation of Table 6)."""
+    overlap: Literal["resample", "merge"] = "resample"
+    """A chunk that would overlap an earlier one: take the next anchor instead, or merge the two."""
+    boundary: Literal["char", "word"] = "char"
+    """Move a chunk's start left to the nearest whole character, or to the nearest word."""
+    seed: int = 0
+    """Seed of the uniform strategy."""
+
+
+class Price(Section):
+    input: float = Field(ge=0)
+    """USD per million prompt tokens."""
+    output: float = Field(ge=0)
+    """USD per million completion tokens."""
+    cached_input: float | None = Field(default=None, ge=0)
+    """USD per million prompt tokens read from the provider's cache; unset: the input price."""
+    cache_write: float | None = Field(default=None, ge=0)
+    """USD per million prompt tokens written to the provider's cache; unset: the input price."""
+
+
+class TeacherConfig(Section):
+    kind: str = "openai"
+    """Dialect of the API: openai (any OpenAI-compatible server), anthropic, gemini, or one that an installed package
+    registers under the entry point group omniopd.teachers."""
+    base_url: str | tuple[str, ...] = ""
+    """Where the server is, up to and including /v1; several servers of the same model share the trajectories. Unset:
+    the provider's own address, and http://127.0.0.1:8000/v1 for openai."""
+    model: str = ""
+    """Model id that the server knows."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the key; no key is sent where it is not set. Unset: OPENAI_API_KEY,
+    ANTHROPIC_API_KEY or GEMINI_API_KEY, by kind."""
+    api_key_file: str = ""
+    """File that holds the key and nothing else; it goes before the environment."""
+    continuation: Literal["auto", "completion", "prefill", "instruct"] = "auto"
+    """How the teacher is made to continue the student's prefix: the completions endpoint on the raw text, a chat whose
+    last assistant message is left open, or a chat that is told to go on; auto is the first that the server can do."""
+    rollouts: int = Field(default=10, gt=0)
+    """N, continuations of each chunk's prefix."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature of the teacher."""
+    seed: int | None = None
+    """Sent with each request, mixed with the chunk's id: makes rollouts repeatable where the server honours it."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Longest rollout in teacher tokens; unset: half again the chunk's student tokens, plus 8."""
+    budget_usd: float | None = Field(default=None, ge=0)
+    """Hard cap on the run's spend. Needs a price, of teacher.price or of a model that genai-prices knows."""
+    budget_tokens: int | None = Field(default=None, ge=0)
+    """Hard cap on the run's teacher tokens, prompt and completion together."""
+    round_budget_usd: float | None = Field(default=None, ge=0)
+    """Hard cap on the spend of each round."""
+    round_budget_tokens: int | None = Field(default=None, ge=0)
+    """Hard cap on the teacher tokens of each round."""
+    price: Price | None = None
+    """Price of the model; unset: that of genai-prices, and where it knows none, requests are counted as free."""
+    max_concurrency: int = Field(default=64, gt=0)
+    """Most requests in flight; how many there are is found out from the server's answers."""
+    rpm: float | None = Field(default=None, gt=0)
+    """Most requests a minute."""
+    tpm: float | None = Field(default=None, gt=0)
+    """Most teacher tokens a minute, prompt and completion together."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Longest wait for one answer, seconds."""
+    max_attempts: int = Field(default=5, gt=0)
+    """Attempts at one request before its rollouts are recorded as failed."""
+
+
+class ScoreConfig(Section):
+    weights: Literal["teacher", "constant"] = "teacher"
+    """Where the weights come from. constant does not ask the teacher and gives every audited token the weight 1: the
+    control against which a claim of learning is made."""
+    phi: str = "edit"
+    """Similarity of a chunk and a rollout (Eq. 3), in [0, 1]: edit, rouge1, rougeL, jaccard, bleu1, bleu2, exact,
+    embedding, or the name of an entry point in the group omniopd.metrics."""
+    unit: Literal["word", "char", "token"] = "word"
+    """What the similarity counts: words and symbols, characters, or tokens of the student."""
+    embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Folder or hub id of the sentence-transformers model that the metric embedding uses (extra: embedding)."""
+    alpha: float = Field(default=1.0, ge=0)
+    """Prior strength (Eq. 5); 0 is the frequentist estimate."""
+    min_rollouts: int = Field(default=1, gt=0)
+    """A chunk with fewer usable rollouts is treated as un-audited."""
+    centre: Literal["none", "batch_mean"] = "none"
+    """Subtract the global batch's mean weight from the weights: none is the paper, batch_mean has less variance."""
+    memory_gb: float = Field(default=1.0, gt=0)
+    """Memory that DuckDB may use, GB; what does not fit goes to a spill folder in the run directory."""
+    threads: int | None = Field(default=None, gt=0)
+    """Threads that compare and aggregate; unset: one a core."""
+
+    @field_validator("phi")
+    @classmethod
+    def _phi_is_known(cls, phi: str) -> str:
+        # Asked for here and not when it is loaded: by then the rollouts are paid for.
+        if phi in METRIC_NAMES:
+            return phi
+        installed = importlib.metadata.entry_points(group=METRIC_GROUP)
+        if len(installed.select(name=phi)) != 1:
+            known = ", ".join([*METRIC_NAMES, *sorted({entry.name for entry in installed})])
+            raise ValueError(f"{phi!r} is no known similarity (known: {known}; or an entry point of {METRIC_GROUP})")
+        return phi
+
+
+class TrainConfig(Section):
+    objective: Literal["omniopd"] = "omniopd"
+    """Eq. 8."""
+    beta: float = Field(default=0.1, ge=0)
+    """Weight of the KL anchor on un-audited tokens."""
+    lr: float = Field(default=1e-6, gt=0)
+    """Learning rate of AdamW, constant after the warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up in each round."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    carry_optimizer: bool = True
+    """Begin a round with the optimizer's state of the round before, as one long training would; false begins afresh,
+    which with few steps a round leaves Adam without a memory."""
+    clip_grad: float = Field(default=1.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
+    epochs: int = Field(default=1, gt=0)
+    """Passes over a round's trajectories."""
+    steps: int | None = Field(default=None, gt=0)
+    """Stop a round after so many steps."""
+    global_batch: int = Field(default=64, gt=0)
+    """Trajectories in one optimizer step."""
+    micro_batch: int = Field(default=2, gt=0)
+    """Trajectories in one forward pass of one rank."""
+    normalise: Literal["audited_tokens", "sum"] = "audited_tokens"
+    """Divide both terms of Eq. 8 by the audited tokens of the global batch, or by nothing."""
+    importance_cap: float = Field(default=2.0, ge=1)
+    """Cap of the importance weight of tokens that became stale within a round."""
+    off_policy: bool = False
+    """Accept trajectories that another policy sampled (of another run, say); the importance weight then counts from
+    the first step on."""
+    tensor_parallel: int = Field(default=1, gt=0)
+    """Ranks that share each layer."""
+    pipeline_parallel: int = Field(default=1, gt=0)
+    """Ranks that share the depth."""
+    sequence_parallel: bool = False
+    """Split the activations between layers over the tensor-parallel ranks too."""
+    recompute: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of parameters, activations and the policy that is written; loss and optimizer are always fp32."""
+    loss_rows: int = Field(default=512, gt=0)
+    """Rows of logits held at a time."""
+    checkpoint_every: int = Field(default=50, gt=0)
+    """Steps between checkpoints inside a round."""
+    processes: int = Field(default=1, gt=0)
+    """Trainer processes that `omniopd train` starts on this machine; under torchrun, torchrun decides."""
+    seed: int = 0
+    """Seed of the order of trajectories."""
+
+
+class RunConfig(Section):
+    rounds: int = Field(default=1, gt=0)
+    """Rounds that `omniopd run` drives."""
