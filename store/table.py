@@ -12,17 +12,22 @@ import json
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from . import files
 from .errors import ConfigChangedError, TableError
 from .schema import SCHEMA_VERSION, TableSpec
 from .shard import ALONE, Shard
+
+_compute: Any = pyarrow.compute  # its functions are made at import, out of a type checker's sight
 
 
 @dataclass(frozen=True)
@@ -225,17 +230,28 @@ class Table:
     def replace(self, parts: Iterable[pa.Table], made_with: Mapping[str, Any]) -> None:
         """Put a whole new content in place of the old one, at once. For tables that can be derived again."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        written = tuple(self._write(part) for part in parts)
+        written = tuple(self._write_behind(parts))
         self._commit(Manifest(self.spec.name, made_with=dict(made_with), complete=True, parts=written))
         current = {part.name for part in written}
         for path in self.folder.glob("part-*.parquet"):
             if path.name not in current:
                 path.unlink()
 
+    def _write_behind(self, parts: Iterable[pa.Table]) -> Iterator[Part]:
+        """Write each part in a thread while the next one is being made; at most these two are in memory."""
+        with ThreadPoolExecutor(1) as writer:
+            last: Future[Part] | None = None
+            for part in parts:
+                if last:
+                    yield last.result()
+                last = writer.submit(self._write, part)
+            if last:
+                yield last.result()
+
     def _write(self, rows: pa.Table | Sequence[Mapping[str, Any]]) -> Part:
         schema = self.spec.schema
         table: pa.Table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
-        table = table.select(schema.names).cast(schema).sort_by([(name, "ascending") for name in self.spec.key])
+        table = _sorted(table.select(schema.names).cast(schema), self.spec.key)
         # Time first, so that the names sort as they were written.
         name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{self.shard.suffix}.parquet"
         temporary = self.folder / f".{name}.tmp"
@@ -252,6 +268,13 @@ class Table:
     def _commit(self, manifest: Manifest) -> None:
         path = self.folder / f"manifest{self.shard.suffix}.json"
         files.write_text(path, json.dumps(asdict(manifest), indent=1) + "\n")
+
+
+def _sorted(table: pa.Table, key: Sequence[str]) -> pa.Table:
+    """The rows by key. Gathering long lists is dear, so rows that are in order stay where they are."""
+    order = _compute.sort_indices(table, sort_keys=[(name, "ascending") for name in key])
+    in_order = np.array_equal(order.to_numpy(), np.arange(len(table), dtype=np.uint64))
+    return table if in_order else table.take(order)
 
 
 def _all_complete(manifests: Mapping[Shard, Manifest]) -> bool:

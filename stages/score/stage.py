@@ -27,6 +27,7 @@ _SCORES_A_PART = 1 << 18
 _TOKENS_A_PART = 1 << 22
 """Bounds the shards that are built and written together; each is a few lists as long as its trajectory."""
 _SHARDS_A_PART = 8192
+_BATCH_ROWS = 512
 
 
 def score(run: RunDir, index: int, config: Config) -> str:
@@ -112,7 +113,8 @@ def _shard_parts(db: duckdb.DuckDBPyConnection, sql: Mapping[str, str]) -> Itera
     rows = max(1, min(_SHARDS_A_PART, _TOKENS_A_PART // max(tokens, 1)))
     with contextlib.closing(db.cursor()) as cursor:
         for batch in _parts(db, sql["trajectories"], {}, rows):
-            cursor.register("batch", batch)
+            # DuckDB computes one record batch a thread.
+            cursor.register("batch", pa.Table.from_batches(batch.combine_chunks().to_batches(_BATCH_ROWS)))
             yield cursor.sql(sql["shards"]).to_arrow_table()
 
 

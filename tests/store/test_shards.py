@@ -17,21 +17,13 @@ from omniopd.store.table import Table
 SETTINGS = {"score.phi": "edit"}
 
 
-def rows(*ids):
-    return [
-        {"chunk_id": i, "phi": "edit", "unit": "word", "k_sem": 1.0, "n": 2, "prior": 0.5, "pi_freq": 0.5,
-         "pi_teacher": 0.5, "phi_var": None}
-        for i in ids
-    ]  # fmt: skip
-
-
 def worker(folder, index=0, count=1):
     table = Table(folder, SCORES, Shard(index, count))
     table.begin(SETTINGS)
     return table
 
 
-def test_a_table_is_complete_when_all_its_shards_are(tmp_path):
+def test_a_table_is_complete_when_all_its_shards_are(tmp_path, rows):
     workers = [worker(tmp_path, i, 3) for i in range(3)]
     reader = Table(tmp_path, SCORES)
     for i, table in enumerate(workers):
@@ -45,7 +37,7 @@ def test_a_table_is_complete_when_all_its_shards_are(tmp_path):
     ]
 
 
-def test_an_unfinished_union_says_which_shards_are_missing(tmp_path):
+def test_an_unfinished_union_says_which_shards_are_missing(tmp_path, rows):
     for i in (0, 2):
         worker(tmp_path, i, 4).append(rows(f"r{i}"))
     worker(tmp_path, 0, 4).finish()
@@ -53,7 +45,7 @@ def test_an_unfinished_union_says_which_shards_are_missing(tmp_path):
         Table(tmp_path, SCORES).require("omniopd generate run")
 
 
-def test_a_single_worker_keeps_the_plain_layout_and_finishes_what_shards_began(tmp_path):
+def test_a_single_worker_keeps_the_plain_layout_and_finishes_what_shards_began(tmp_path, rows):
     worker(tmp_path, 1, 2).append(rows("a"))
     alone = worker(tmp_path)
     assert alone.existing_keys() == {("a",)}
@@ -63,7 +55,7 @@ def test_a_single_worker_keeps_the_plain_layout_and_finishes_what_shards_began(t
     assert (tmp_path / "manifest.json").is_file()
 
 
-def test_a_shard_does_not_adopt_or_delete_what_another_one_is_writing(tmp_path):
+def test_a_shard_does_not_adopt_or_delete_what_another_one_is_writing(tmp_path, rows):
     first, second = worker(tmp_path, 0, 2), worker(tmp_path, 1, 2)
     before = {path: path.read_text() for path in tmp_path.glob("manifest*")}
     first.append(rows("a"))
@@ -80,7 +72,7 @@ def test_a_shard_does_not_adopt_or_delete_what_another_one_is_writing(tmp_path):
     assert not half.exists()
 
 
-def test_a_left_part_whose_rows_were_written_again_is_not_adopted_twice(tmp_path):
+def test_a_left_part_whose_rows_were_written_again_is_not_adopted_twice(tmp_path, rows):
     left = worker(tmp_path, 0, 3)
     before = (tmp_path / "manifest.shard-0000-of-0003.json").read_text()
     left.append(rows("a", "b"))
@@ -90,7 +82,7 @@ def test_a_left_part_whose_rows_were_written_again_is_not_adopted_twice(tmp_path
     assert sorted(table.read(["chunk_id"])["chunk_id"].to_pylist()) == ["a", "b"]
 
 
-def test_other_settings_under_another_shards_rows_are_refused(tmp_path):
+def test_other_settings_under_another_shards_rows_are_refused(tmp_path, rows):
     worker(tmp_path, 0, 2).append(rows("a"))
     with pytest.raises(ConfigChangedError, match=r"score\.phi from 'edit' to 'char'"):
         Table(tmp_path, SCORES, Shard(1, 2)).begin({"score.phi": "char"})
@@ -101,7 +93,7 @@ def test_other_settings_under_another_shards_rows_are_refused(tmp_path):
     st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3), st.booleans()), max_size=12),
     st.integers(1, 4),
 )
-def test_any_sequence_of_workers_and_crashes_fills_the_table_once(tmp_path_factory, steps, last):
+def test_any_sequence_of_workers_and_crashes_fills_the_table_once(tmp_path_factory, rows, steps, last):
     """Each step: a worker of some count writes a part of what is missing from its share, and perhaps is killed before
     the manifest. Then a full set of workers finishes."""
     folder = tmp_path_factory.mktemp("t")

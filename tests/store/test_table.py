@@ -15,14 +15,6 @@ from omniopd.store.table import Table
 SETTINGS = {"score.phi": "edit"}
 
 
-def rows(*ids):
-    return [
-        {"chunk_id": i, "phi": "edit", "unit": "word", "k_sem": 1.0, "n": 2, "prior": 0.5, "pi_freq": 0.5,
-         "pi_teacher": 0.5, "phi_var": None}
-        for i in ids
-    ]  # fmt: skip
-
-
 @pytest.fixture
 def table(tmp_path):
     table = Table(tmp_path / "scores", SCORES)
@@ -30,7 +22,7 @@ def table(tmp_path):
     return table
 
 
-def test_parts_are_read_back_with_docs_and_units_in_the_file(table):
+def test_parts_are_read_back_with_docs_and_units_in_the_file(table, rows):
     table.append(rows("b", "a"))
     table.append(rows("c"))
     table.finish()
@@ -41,13 +33,13 @@ def test_parts_are_read_back_with_docs_and_units_in_the_file(table):
     assert table.complete
 
 
-def test_a_file_that_no_manifest_names_is_not_read(table):
+def test_a_file_that_no_manifest_names_is_not_read(table, rows):
     table.append(rows("a"))
     pq.write_table(pa.Table.from_pylist(rows("zzz"), schema=SCORES.schema), table.folder / "part-foreign.parquet")
     assert table.read().num_rows == 1
 
 
-def test_a_part_that_a_crash_left_without_a_manifest_entry_is_adopted(table):
+def test_a_part_that_a_crash_left_without_a_manifest_entry_is_adopted(table, rows):
     table.append(rows("a"))
     before = (table.folder / "manifest.json").read_text()
     table.append(rows("b"))
@@ -58,7 +50,7 @@ def test_a_part_that_a_crash_left_without_a_manifest_entry_is_adopted(table):
     assert not list(table.folder.glob("*.tmp"))
 
 
-def test_a_truncated_part_is_one_clear_error(table):
+def test_a_truncated_part_is_one_clear_error(table, rows):
     table.append(rows("a"))
     path = table.files()[0]
     path.write_bytes(path.read_bytes()[:-7])
@@ -66,7 +58,7 @@ def test_a_truncated_part_is_one_clear_error(table):
         table.read()
 
 
-def test_a_part_whose_bytes_changed_is_found_by_its_hash(table):
+def test_a_part_whose_bytes_changed_is_found_by_its_hash(table, rows):
     table.append(rows("a"))
     table.finish()
     path = table.files()[0]
@@ -77,20 +69,20 @@ def test_a_part_whose_bytes_changed_is_found_by_its_hash(table):
         table.require("omniopd score run")
 
 
-def test_a_missing_part_is_an_error(table):
+def test_a_missing_part_is_an_error(table, rows):
     table.append(rows("a"))
     table.files()[0].unlink()
     with pytest.raises(TableError, match="is missing"):
         table.read()
 
 
-def test_an_unfinished_input_names_the_command_to_run(table):
+def test_an_unfinished_input_names_the_command_to_run(table, rows):
     table.append(rows("a"))
     with pytest.raises(TableError, match=r"holds 1 rows and is not finished\. Run `omniopd score run` first"):
         table.require("omniopd score run")
 
 
-def test_other_settings_under_existing_rows_are_refused_and_nothing_is_lost(table):
+def test_other_settings_under_existing_rows_are_refused_and_nothing_is_lost(table, rows):
     table.append(rows("a"))
     with pytest.raises(ConfigChangedError, match=r"score\.phi from 'edit' to 'jaccard'.*Set it back"):
         table.begin({"score.phi": "jaccard"})
@@ -103,7 +95,7 @@ def test_other_settings_are_fine_while_there_are_no_rows(table):
     assert table.manifest.made_with == {"score.phi": "jaccard"}
 
 
-def test_replacing_a_table_removes_the_old_parts(table):
+def test_replacing_a_table_removes_the_old_parts(table, rows):
     table.append(rows("a", "b"))
     table.replace(iter([pa.Table.from_pylist(rows("c"), schema=SCORES.schema)]), {"score.phi": "x"})
     assert table.existing_keys() == {("c",)}
@@ -121,7 +113,7 @@ def test_a_newer_schema_and_a_damaged_manifest_are_clear_errors(table):
         table.read()
 
 
-def test_a_column_that_an_older_version_did_not_write_is_null(table):
+def test_a_column_that_an_older_version_did_not_write_is_null(table, rows):
     old = pa.Table.from_pylist(rows("a"), schema=SCORES.schema).drop_columns(["phi_var"])
     table.append(rows("a"))
     path = table.files()[0]
@@ -141,7 +133,7 @@ def test_every_column_of_every_table_is_documented():
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.text(min_size=1, max_size=4), max_size=5), max_size=5))
-def test_batches_hold_all_rows_and_are_no_larger_than_asked(tmp_path_factory, parts):
+def test_batches_hold_all_rows_and_are_no_larger_than_asked(tmp_path_factory, rows, parts):
     table = Table(tmp_path_factory.mktemp("t") / "scores", SCORES)
     table.begin(SETTINGS)
     for part in parts:
