@@ -5,7 +5,7 @@ The docstring under each field is what `omniopd init` writes beside it, so this 
 """
 
 import importlib.metadata
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -132,8 +132,13 @@ class TeacherConfig(Section):
     continuation: Literal["auto", "completion", "prefill", "instruct"] = "auto"
     """How the teacher is made to continue the student's prefix: the completions endpoint on the raw text, a chat whose
     last assistant message is left open, or a chat that is told to go on; auto is the first that the server can do."""
-    rollouts: int = Field(default=10, gt=0)
-    """N, continuations of each chunk's prefix."""
+    rollouts: Annotated[int, Field(gt=0)] | Literal["adaptive"] = 10
+    """N, continuations of each chunk's prefix; adaptive: as many as the chunk's own answers call for."""
+    max_rollouts: int = Field(default=10, gt=0)
+    """Most rollouts of a chunk where rollouts is adaptive."""
+    precision: float = Field(default=0.07, gt=0, lt=1)
+    """Where rollouts is adaptive: stop asking about a chunk once its weight is known to this much, half the width of a
+    95 % interval, in [0, 1]. score.phi, unit and alpha decide with it."""
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature of the teacher."""
     seed: int | None = None
@@ -160,6 +165,11 @@ class TeacherConfig(Section):
     """Longest wait for one answer, seconds."""
     max_attempts: int = Field(default=5, gt=0)
     """Attempts at one request before its rollouts are recorded as failed."""
+
+    @property
+    def most_rollouts(self) -> int:
+        """N, or the most of it."""
+        return self.max_rollouts if self.rollouts == "adaptive" else self.rollouts
 
 
 class ScoreConfig(Section):

@@ -22,6 +22,7 @@ from ..student import load_tokenizer, stop_ids
 from .boundaries import clean_start_table
 from .chunks import COLUMNS, chunks_of
 from .client import find_teacher, open_session
+from .enough import find_enough
 from .flow import Flow, budget_reached, drain
 from .group_commit import GroupCommit
 from .price import Rates, find_rates
@@ -58,6 +59,7 @@ def audit(run: RunDir, index: int, config: Config) -> str:
 
 async def _audit(run: RunDir, round_: RoundDir, config: Config) -> None:
     rates = find_rates(config.teacher)
+    enough = find_enough(config)
     teacher = await find_teacher(config.teacher)
     sys.stderr.write(
         f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why}); {_priced(rates)}\n"
@@ -65,16 +67,16 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config) -> None:
     _select(run, round_, config)
     table = round_.rollouts
     table.begin(made_with(config, table.spec.name))
-    total = round_.chunks.manifest.rows * config.teacher.rollouts
+    total = round_.chunks.manifest.rows * enough.most
     budget = Budget.of(config.teacher.budget_usd, config.teacher.budget_tokens)
     round_budget = Budget.of(config.teacher.round_budget_usd, config.teacher.round_budget_tokens)
     with contextlib.closing(Ledger(run.ledger, budget, round_.index, round_budget)) as ledger:
         commit = GroupCommit(ledger)
         # What a crash left in the outbox goes into the table first, so that it counts as present.
         await drain(table, round_.index, commit, lambda chunk_ids: keys_present(round_, chunk_ids))
-        todo = functools.partial(open_todo, round_, config, run.path / ".spill")
+        todo = functools.partial(open_todo, round_, config, enough, run.path / ".spill")
         with progress("audit", total, table.manifest.rows) as advance:
-            flow = Flow(table, round_.index, config.teacher, teacher, rates, commit, advance)
+            flow = Flow(table, round_.index, config.teacher, enough, teacher, rates, commit, advance)
             async with open_session(config.teacher, teacher.headers) as session:
                 with _interruptible(flow):
                     await _ask_within_budget(flow, session, ledger, todo)
@@ -153,9 +155,10 @@ def summary(round_: RoundDir, config: Config) -> str:
     """One line about a round's rollouts."""
     frame = pl.DataFrame(round_.rollouts.read(["status", "cost_usd", "prompt_tokens", "completion_tokens"]))
     by_status = dict(sorted(frame["status"].value_counts().iter_rows()))
-    expected = round_.chunks.manifest.rows * config.teacher.rollouts
+    expected = round_.chunks.manifest.rows * config.teacher.most_rollouts
+    most = "at most " if config.teacher.rollouts == "adaptive" else ""
     states = ", ".join(f"{count} {status}" for status, count in by_status.items()) or "none"
     return (
-        f"{round_.chunks.manifest.rows} chunks, {len(frame)} of {expected} rollouts ({states}),"
+        f"{round_.chunks.manifest.rows} chunks, {len(frame)} of {most}{expected} rollouts ({states}),"
         f" {frame['prompt_tokens'].sum()} + {frame['completion_tokens'].sum()} tokens, ${frame['cost_usd'].sum():.2f}"
     )

@@ -56,11 +56,11 @@ def plan(run: RunDir, config: Config) -> Plan:
     m = min(config.select.chunks, max(1, int(length // c)))
     trajectories = len(questions) * config.generate.samples_per_prompt
     chunks = trajectories * m
-    rollouts = chunks * config.teacher.rollouts
+    rollouts = chunks * config.teacher.most_rollouts
     prefix_tokens = round(chunks * (prompt_length + length / 2))
     return Plan(
         len(questions), trajectories, chunks, rollouts, prompt_length, length, measured is not None,
-        prefix_tokens, prefix_tokens * config.teacher.rollouts, rollouts * max_tokens_for(config, c),
+        prefix_tokens, prefix_tokens * config.teacher.most_rollouts, rollouts * max_tokens_for(config, c),
     )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def describe(plan: Plan, config: Config) -> str:
         f"One round: {plan.prompts} prompts x {config.generate.samples_per_prompt} = {plan.trajectories} trajectories,"
         f" {plan.prompt_length:.0f} prompt tokens and {plan.response_length:.0f} response tokens each ({length})",
         f"  audited  {plan.chunks:,} chunks of {config.select.chunk_tokens} tokens,"
-        f" {config.teacher.rollouts} rollouts each = {plan.rollouts:,} rollouts",
+        f" {config.teacher.most_rollouts} rollouts each = {plan.rollouts:,} rollouts",
         f"  prompt   {plan.prompt_tokens:,} teacher tokens where one request returns all rollouts of a chunk,"
         f" {plan.prompt_tokens_each:,} where it returns one",
         f"  output   {plan.completion_tokens:,} teacher tokens at most",

@@ -64,7 +64,7 @@ def _round_status(run: RunDir, round_: RoundDir, config: Config) -> RoundStatus:
     chunks = counts["chunks"]
     expected = {
         "trajectories": None,
-        "rollouts": chunks.rows * config.teacher.rollouts if chunks.complete else None,
+        "rollouts": chunks.rows * config.teacher.most_rollouts if chunks.complete else None,
         "scores": chunks.rows if chunks.complete else None,
         "shards": counts["trajectories"].rows if counts["trajectories"].complete else None,
     }
