@@ -100,7 +100,8 @@ MOST = 10
 
 @pytest.fixture
 def run(make_run, teacher):
-    settings = {"base_url": teacher.base_url, "max_concurrency": 4, "rollouts": "adaptive", "max_rollouts": MOST}
+    settings = {"base_url": teacher.base_url, "max_concurrency": 4, "rollouts": "adaptive", "max_rollouts": MOST,
+                "precision": 0.2}  # fmt: skip
     run = make_run(questions=24, teacher=settings)
     generate(run, 0, run.config())
     return run
@@ -161,7 +162,7 @@ def test_an_audit_that_is_interrupted_again_and_again_ends_with_the_same_rollout
     audit(run, 0, run.config())
     whole = per_chunk(run)
     other = make_run(name="other", questions=24, teacher=run.config().teacher.model_dump(
-        include={"base_url", "max_concurrency", "rollouts", "max_rollouts"}))  # fmt: skip
+        include={"base_url", "max_concurrency", "rollouts", "max_rollouts", "precision"}))  # fmt: skip
     generate(other, 0, other.config())
     teacher.behave = undecided(teacher)
     for stop in (7, 19, 40):
@@ -207,7 +208,7 @@ def test_a_poisoned_prompt_costs_the_others_nothing(run, teacher, monkeypatch):
 
 def test_what_decides_may_not_change_under_the_rollouts(run, teacher):
     audit(run, 0, run.config())
-    for change in ("teacher.precision=0.2", "teacher.max_rollouts=12", "score.phi=rouge1", "score.alpha=2.0"):
+    for change in ("teacher.precision=0.3", "teacher.max_rollouts=12", "score.phi=rouge1", "score.alpha=2.0"):
         with pytest.raises(ConfigChangedError):
             audit(run, 0, run.config((change,)))
 
