@@ -7,15 +7,16 @@ One SQLite file (WAL, synchronous=FULL). The invariant, under any concurrency an
 
 An answer is stored in the same transaction that settles it (the outbox), and leaves the outbox only once its rows are
 in the rollouts table; so an answer that was paid for is never asked for again. A reservation that a dead process left
-behind is an unknown outcome and is charged in full.
+behind is an unknown outcome and is charged in full, unless it is a row of a batch that the provider still works on.
 """
 
+import json
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .errors import TableError
 
@@ -41,6 +42,36 @@ CREATE TABLE IF NOT EXISTS requests (
     closed_at         REAL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS outbox (request_id TEXT PRIMARY KEY, round INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS forecasts (round INTEGER PRIMARY KEY, payload TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS batches (
+    batch_key         TEXT PRIMARY KEY,
+    round             INTEGER NOT NULL,
+    state             TEXT NOT NULL CHECK (state IN ('intended', 'creating', 'created', 'closed')),
+    remote_id         TEXT,
+    intended_at       REAL NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS batch_rows (
+    request_id        TEXT PRIMARY KEY,
+    batch_key         TEXT NOT NULL,
+    chunk_id          TEXT NOT NULL,
+    indices           TEXT NOT NULL,
+    attempt           INTEGER NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS batch_rows_of ON batch_rows (batch_key);
+"""
+
+_RELEASE_UNSENT = """
+UPDATE requests SET state = 'released', closed_at = ? WHERE state = 'reserved' AND request_id IN
+    (SELECT request_id FROM batch_rows JOIN batches USING (batch_key) WHERE batches.state = 'intended')
+"""
+"""The provider never heard of a batch that was only intended."""
+
+_FORGET_ROWS = "DELETE FROM batch_rows WHERE batch_key "
+
+_CHARGE_LOST = """
+UPDATE requests SET state = 'unknown', charged_nusd = reserved_nusd, charged_tokens = reserved_tokens, closed_at = ?
+WHERE state = 'reserved' AND request_id NOT IN
+    (SELECT request_id FROM batch_rows JOIN batches USING (batch_key) WHERE batches.state <> 'closed')
 """
 
 _ADDED = {"cache_write_tokens": "INTEGER NOT NULL DEFAULT 0", "price_source": "TEXT NOT NULL DEFAULT ''"}
@@ -117,6 +148,34 @@ class Totals:
     cache_write_tokens: int
     unknown: int
 
+    @property
+    def spoken_for_nusd(self) -> int:
+        return self.charged_nusd + self.reserved_nusd
+
+    @property
+    def spoken_for_tokens(self) -> int:
+        return self.charged_tokens + self.reserved_tokens
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """A request of a batch, and the rollouts that it is to bring."""
+
+    request_id: str
+    chunk_id: str
+    indices: tuple[int, ...]
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that is not closed. `creating`: the provider may have it; `created`: it has."""
+
+    key: str
+    state: Literal["intended", "creating", "created"]
+    remote_id: str | None
+    intended_at: float
+
 
 class Ledger:
     """The ledger of one run. One process writes at a time (the audit stage holds the lock)."""
@@ -127,16 +186,15 @@ class Ledger:
         self._db.executescript(_SCHEMA)
         _add_columns(self._db)
         with self._db:
-            self._db.execute(
-                "UPDATE requests SET state = 'unknown', charged_nusd = reserved_nusd,"
-                " charged_tokens = reserved_tokens, closed_at = ? WHERE state = 'reserved'",
-                (time.time(),),
-            )
+            self._db.execute(_RELEASE_UNSENT, (time.time(),))
+            self._db.execute(_FORGET_ROWS + "IN (SELECT batch_key FROM batches WHERE state = 'intended')")
+            self._db.execute("UPDATE batches SET state = 'closed' WHERE state = 'intended'")
+            self._db.execute(_CHARGE_LOST, (time.time(),))
         run, round_ = self.totals(), self.totals(round_index)
-        self._nusd, self._tokens = run.charged_nusd, run.charged_tokens
+        self._nusd, self._tokens = run.spoken_for_nusd, run.spoken_for_tokens
         # The round's cap, moved to where it lies on the run's scale: of the two, the lower holds, since only this round
         # spends from here on.
-        before_nusd, before_tokens = self._nusd - round_.charged_nusd, self._tokens - round_.charged_tokens
+        before_nusd, before_tokens = self._nusd - round_.spoken_for_nusd, self._tokens - round_.spoken_for_tokens
         self.budget = Budget(
             _lower(budget.nusd, round_budget.nusd, before_nusd),
             _lower(budget.tokens, round_budget.tokens, before_tokens),
@@ -145,10 +203,16 @@ class Ledger:
     def close(self) -> None:
         self._db.close()
 
-    def commit(self, reservations: Sequence[Reservation], settlements: Sequence[Settlement]) -> list[bool]:
+    def commit(
+        self,
+        reservations: Sequence[Reservation],
+        settlements: Sequence[Settlement],
+        batch: tuple[str, int, Mapping[str, BatchRow]] | None = None,
+    ) -> list[bool]:
         """Settle and reserve in one durable transaction. Returns which reservations the budget covers, in order.
 
-        A refused reservation leaves no trace.
+        A refused reservation leaves no trace. With a batch (its key, its round, its rows by request), what is reserved
+        belongs to it from the start.
         """
         now = time.time()
         nusd, tokens = self._nusd, self._tokens
@@ -167,6 +231,8 @@ class Ledger:
                         " price_source, reserved_at) VALUES (?, ?, ?, 'reserved', ?, ?, ?, ?)",
                         (r.request_id, r.round, r.teacher, r.nusd, r.tokens, r.price_source, now),
                     )
+            if batch is not None:
+                self._intend(*batch, [r.request_id for r, fits in zip(reservations, granted, strict=True) if fits], now)
         self._nusd, self._tokens = nusd, tokens
         return granted
 
@@ -199,6 +265,68 @@ class Ledger:
                 (settlement.request_id, round_index, settlement.payload),
             )
         return reserved_nusd - charged_nusd, reserved_tokens - charged_tokens
+
+    def note_forecast(self, round_index: int, forecast: Mapping[str, Any]) -> None:
+        """Keep what was predicted of a round, the first time that it is."""
+        with self._db:
+            self._db.execute("INSERT OR IGNORE INTO forecasts VALUES (?, ?)", (round_index, json.dumps(forecast)))
+
+    # -- batches
+
+    def _intend(self, key: str, round_: int, rows: Mapping[str, BatchRow], granted: Sequence[str], now: float) -> None:
+        if not granted:
+            return
+        self._db.execute("INSERT INTO batches VALUES (?, ?, 'intended', NULL, ?)", (key, round_, now))
+        self._db.executemany(
+            "INSERT INTO batch_rows VALUES (?, ?, ?, ?, ?)",
+            [(r, key, rows[r].chunk_id, json.dumps(rows[r].indices), rows[r].attempt) for r in granted],
+        )
+
+    def batch_is(self, key: str, state: Literal["creating", "created", "closed"], remote_id: str | None = None) -> None:
+        """Write down how far a batch is, before the next step is taken."""
+        with self._db:
+            self._db.execute(
+                "UPDATE batches SET state = ?, remote_id = coalesce(?, remote_id) WHERE batch_key = ?",
+                (state, remote_id, key),
+            )
+
+    def drop_batch(self, key: str) -> None:
+        """Close a batch of which the provider has done nothing: it counts as no attempt."""
+        with self._db:
+            self._db.execute(_FORGET_ROWS + "= ?", (key,))
+            self._db.execute("UPDATE batches SET state = 'closed' WHERE batch_key = ?", (key,))
+
+    def open_batches(self, round_index: int) -> list[Batch]:
+        """Batches of a round that are not closed, oldest first."""
+        query = (
+            "SELECT batch_key, state, remote_id, intended_at FROM batches WHERE round = ? AND state <> 'closed'"
+            " ORDER BY intended_at"
+        )
+        return [Batch(*row) for row in self._db.execute(query, (round_index,))]
+
+    def remote_ids(self) -> list[str]:
+        """The provider's ids of all batches of the run."""
+        rows = self._db.execute("SELECT remote_id FROM batches WHERE remote_id IS NOT NULL")
+        return [str(remote_id) for (remote_id,) in rows]
+
+    def unsettled_rows(self, key: str) -> dict[str, BatchRow]:
+        """Rows of a batch that are still reserved, by request id."""
+        query = (
+            "SELECT request_id, chunk_id, indices, attempt FROM batch_rows JOIN requests USING (request_id)"
+            " WHERE batch_key = ? AND requests.state = 'reserved'"
+        )
+        rows = self._db.execute(query, (key,))
+        return {str(r): BatchRow(str(r), str(c), tuple(json.loads(i)), int(a)) for r, c, i, a in rows}
+
+    def attempts(self, chunk_ids: Sequence[str]) -> dict[str, int]:
+        """How often rows of these chunks were in a batch of which no answer came."""
+        query = (
+            "SELECT chunk_id, max(attempt) FROM batch_rows JOIN requests USING (request_id)"
+            " WHERE state IN ('released', 'unknown') AND chunk_id IN (SELECT value FROM json_each(?)) GROUP BY chunk_id"
+        )
+        return {str(c): int(n) for c, n in self._db.execute(query, (json.dumps(list(chunk_ids)),))}
+
+    # -- answers
 
     def outbox(self, round_index: int, limit: int) -> list[tuple[str, bytes]]:
         """Answers of a round that are not known to be in the rollouts table, oldest first."""
@@ -233,6 +361,19 @@ def read_totals(path: Path, round_index: int | None = None) -> Totals:
         return _totals(db, round_index)
     finally:
         db.close()
+
+
+def read_forecast(path: Path, round_index: int) -> dict[str, Any] | None:
+    """What was predicted of a round; None where nothing was."""
+    if not path.is_file():
+        return None
+    db = _open(path)
+    try:
+        db.executescript(_SCHEMA)
+        row = db.execute("SELECT payload FROM forecasts WHERE round = ?", (round_index,)).fetchone()
+    finally:
+        db.close()
+    return None if row is None else json.loads(row[0])
 
 
 def read_price_sources(path: Path) -> list[str]:

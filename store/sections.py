@@ -155,6 +155,11 @@ class TeacherConfig(Section):
     """Hard cap on the teacher tokens of each round."""
     price: Price | None = None
     """Price of the model; unset: that of genai-prices, and where it knows none, requests are counted as free."""
+    mode: Literal["live", "batch"] = "live"
+    """live asks and waits; batch hands the rollouts to the batch API of OpenAI, Anthropic or Gemini, which takes up to
+    a day and half the price (teacher.price stays the live one)."""
+    poll_s: float = Field(default=30.0, gt=0)
+    """Seconds between looks at whether a batch is done."""
     max_concurrency: int = Field(default=64, gt=0)
     """Most requests in flight; how many there are is found out from the server's answers."""
     rpm: float | None = Field(default=None, gt=0)

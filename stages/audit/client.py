@@ -86,7 +86,7 @@ async def post(session: aiohttp.ClientSession, base_url: str, request: HttpReque
         kind = "unsent" if isinstance(error, aiohttp.ClientConnectorError) else "unknown"
         return Outcome(kind, reason=f"{type(error).__name__}: {error}".rstrip(": "))
     if status != 200:
-        return Outcome("refused", status=status, reason=_error_message(raw), retry_after_s=wait_s)
+        return Outcome("refused", status=status, reason=error_message(raw), retry_after_s=wait_s)
     try:
         return Outcome("answered", body=orjson.loads(raw), status=status)
     except orjson.JSONDecodeError as error:
@@ -154,7 +154,7 @@ class _SessionHttp:
             return Reply(status, None)
 
 
-def _error_message(raw: bytes) -> str:
+def error_message(raw: bytes) -> str:
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:

@@ -90,7 +90,7 @@ class Adaptive:
 
     @property
     def looks(self) -> tuple[int, ...]:
-        return (*range(min(FIRST, self.most), self.most, STEP), self.most)
+        return adaptive_looks(self.most)
 
     def phi(self, chunks: Sequence[str], texts: Sequence[str | None]) -> list[float | None]:
         pairs = zip(self.similar(chunks, [text or "" for text in texts]), texts, strict=True)
@@ -104,6 +104,11 @@ class Adaptive:
             if half_width(seen, prior, self.alpha) <= self.precision:
                 return look
         return self.most
+
+
+def adaptive_looks(most: int) -> tuple[int, ...]:
+    """The numbers of rollouts at which an adaptive chunk may stop."""
+    return (*range(min(FIRST, most), most, STEP), most)
 
 
 def half_width(phi: list[float], prior: float, alpha: float) -> float:

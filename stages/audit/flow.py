@@ -8,8 +8,6 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-import re
-import sys
 import time
 import uuid
 import zlib
@@ -28,6 +26,7 @@ from ..progress import Advance
 from .client import Outcome, pause_s, post
 from .enough import Enough
 from .group_commit import GroupCommit
+from .models import ModelWatch
 from .pace import Gate
 from .price import Rates
 from .rows import Receipt, billed, unbilled
@@ -74,7 +73,7 @@ class Flow:
         self._deferred: list[Work] = []
         """Chunks that ran out of attempts; they have a second turn at the end."""
         self._charged_nusd = self._charged_tokens = 0
-        self._warned = False
+        self._watch = ModelWatch(config.model)
 
     async def run(self, session: aiohttp.ClientSession, works: Iterable[Work]) -> None:
         """Ask for everything that is missing. Chunks of one trajectory have to follow each other.
@@ -253,7 +252,7 @@ class Flow:
             self._gate.leave(worst.tokens - used)
 
     def _ask(self, work: Work, indices: Sequence[int]) -> Ask:
-        seed = _seed(self._config.seed, work.chunk_id, indices[0])
+        seed = seed_of(self._config.seed, work.chunk_id, indices[0])
         return Ask(work.question, work.prompt_text, work.prefix, len(indices), work.max_tokens, seed, work.cuts)
 
     async def _give_up(self, missing: tuple[int, ...], outcome: Outcome, receipt: Receipt, last_turn: bool) -> bool:
@@ -316,16 +315,8 @@ class Flow:
             return replace(outcome, kind="unknown", reason=f"unreadable answer: {error}")
         if not answer.rollouts:
             return replace(outcome, kind="unknown", reason="an answer without a choice")
-        self._compare_models(answer.model)
+        self._watch.saw(answer.model)
         return answer
-
-    def _compare_models(self, answered: str) -> None:
-        """Say so, once, when another model answers; its id is in each row."""
-        if not self._warned and answered and not same_model(self._config.model, answered):
-            self._warned = True
-            sys.stderr.write(
-                f"asked for {self._config.model}, and {answered} answers; the rollouts' column `teacher` tells which\n"
-            )
 
     def _fatal(self, outcome: Outcome) -> TeacherError | None:
         """The error that ends the stage where asking on is senseless."""
@@ -380,17 +371,12 @@ def budget_reached(left_out: int = 0) -> BudgetReached:
     return BudgetReached(f"The teacher's budget is reached.{chunks}", "Raise teacher.budget_* to audit more.")
 
 
-def _seed(seed: int | None, chunk_id: str, first: int) -> int | None:
+def seed_of(seed: int | None, chunk_id: str, first: int) -> int | None:
     """Seed of a request, 31 bits: a chunk's requests must not all draw the same continuation."""
     if seed is None:
         return None
     digest = hashlib.blake2b(f"{seed}|{chunk_id}|{first}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def same_model(asked: str, answered: str) -> bool:
-    """Whether an answer's model id is the one asked for, or a dated version of it."""
-    return re.fullmatch(re.escape(asked) + r"([-@:](\d[\w.-]*|latest))?", answered) is not None
 
 
 def _server(base_urls: tuple[str, ...], trajectory_id: str) -> str:

@@ -36,6 +36,11 @@ class Rates:
         )
         return max(0, math.ceil(dollars_per_million * NANO / 1_000_000))
 
+    def batch(self) -> "Rates":
+        """What the providers' batch APIs charge: half."""
+        half = (rate / 2 for rate in (self.input, self.output, self.cached_input, self.cache_write))
+        return Rates(*half, source=f"{self.source}, batch at half")
+
 
 def find_rates(config: TeacherConfig) -> Rates:
     """Rates of the configured model: teacher.price goes before the table. A model without a price is free.

@@ -5,9 +5,8 @@ import contextlib
 import functools
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-import aiohttp
 import polars as pl
 import pyarrow as pa
 import uvloop
@@ -19,14 +18,17 @@ from ...store.ledger import Budget, Ledger
 from ...store.policy import resolve_model
 from ..progress import progress
 from ..student import load_tokenizer, stop_ids
+from .batch_flow import BatchFlow
+from .batches.api import open_batches
 from .boundaries import clean_start_table
 from .chunks import COLUMNS, chunks_of
 from .client import find_teacher, open_session
 from .enough import find_enough
 from .flow import Flow, budget_reached, drain
+from .forecast import as_row, forecast
 from .group_commit import GroupCommit
 from .price import Rates, find_rates
-from .work import Todo, keys_present, open_todo
+from .work import Todo, Work, keys_present, open_todo, prefixes_of, shape_of
 
 _TRAJECTORIES_AT_A_TIME = 512
 
@@ -59,10 +61,11 @@ def audit(run: RunDir, index: int, config: Config) -> str:
 
 async def _audit(run: RunDir, round_: RoundDir, config: Config) -> None:
     rates = find_rates(config.teacher)
+    shown = rates.batch() if config.teacher.mode == "batch" else rates
     enough = find_enough(config)
     teacher = await find_teacher(config.teacher)
     sys.stderr.write(
-        f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why}); {_priced(rates)}\n"
+        f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why}); {_priced(shown)}\n"
     )
     _select(run, round_, config)
     table = round_.rollouts
@@ -71,20 +74,35 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config) -> None:
     budget = Budget.of(config.teacher.budget_usd, config.teacher.budget_tokens)
     round_budget = Budget.of(config.teacher.round_budget_usd, config.teacher.round_budget_tokens)
     with contextlib.closing(Ledger(run.ledger, budget, round_.index, round_budget)) as ledger:
+        prediction = forecast(shape_of(round_, config), config, rates, config.teacher.mode, teacher.continuation)
+        ledger.note_forecast(round_.index, as_row(prediction))
         commit = GroupCommit(ledger)
         # What a crash left in the outbox goes into the table first, so that it counts as present.
         await drain(table, round_.index, commit, lambda chunk_ids: keys_present(round_, chunk_ids))
         todo = functools.partial(open_todo, round_, config, enough, run.path / ".spill")
         with progress("audit", total, table.manifest.rows) as advance:
-            flow = Flow(table, round_.index, config.teacher, enough, teacher, rates, commit, advance)
             async with open_session(config.teacher, teacher.headers) as session:
-                with _interruptible(flow):
-                    await _ask_within_budget(flow, session, ledger, todo)
+                # Whatever the mode is now: the rollouts of an open batch must not be asked for a second time.
+                if config.teacher.mode == "batch" or ledger.open_batches(round_.index):
+                    async with open_batches(config.teacher, teacher, session) as batches:
+                        flow = BatchFlow(
+                            table, round_.index, config.teacher, enough, teacher, batches, rates, commit,
+                            functools.partial(prefixes_of, round_), advance,
+                        )  # fmt: skip
+                        with _interruptible(flow, "leaving the batches to the provider"):
+                            await flow.collect()
+                            if config.teacher.mode == "batch":
+                                await _ask_within_budget(flow, flow.run, ledger, todo)
+                if config.teacher.mode == "live":
+                    flow = Flow(table, round_.index, config.teacher, enough, teacher, rates, commit, advance)
+                    sent = "waiting for the requests that were sent; Ctrl-C again drops them (they stay charged)"
+                    with _interruptible(flow, sent):
+                        await _ask_within_budget(flow, functools.partial(flow.run, session), ledger, todo)
 
 
 async def _ask_within_budget(
-    flow: Flow,
-    session: aiohttp.ClientSession,
+    flow: Flow | BatchFlow,
+    run: Callable[[Iterable[Work]], Awaitable[None]],
     ledger: Ledger,
     open_todo: Callable[[], contextlib.AbstractContextManager[Todo]],
 ) -> None:
@@ -98,12 +116,14 @@ async def _ask_within_budget(
     while True:
         with open_todo() as todo:
             missing = todo.chunks
+            if missing == 0:
+                return
             left = ledger.left
             covered = missing if left == Budget() else todo.affordable(left, flow.worst_case)
-            if missing and not covered:
+            if covered == 0:
                 raise budget_reached(missing)
-            await flow.run(session, todo.most_uncertain(covered))
-        if covered == missing:
+            await run(todo.most_uncertain(covered))
+        if covered == missing and isinstance(flow, Flow):
             return
 
 
@@ -135,12 +155,12 @@ def _select(run: RunDir, round_: RoundDir, config: Config) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible(flow: Flow) -> Iterator[None]:
-    """The first Ctrl-C waits for the requests that were sent; the second leaves at once."""
+def _interruptible(flow: Flow | BatchFlow, said: str) -> Iterator[None]:
+    """The first Ctrl-C lets the flow end; the second leaves at once."""
     loop = asyncio.get_running_loop()
 
     def interrupt() -> None:
-        sys.stderr.write("waiting for the requests that were sent; Ctrl-C again drops them (they stay charged)\n")
+        sys.stderr.write(f"{said}\n")
         loop.remove_signal_handler(signal.SIGINT)
         flow.interrupt()
 

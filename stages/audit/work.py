@@ -14,6 +14,7 @@ from ...store.layout import RoundDir
 from ...store.ledger import Budget
 from ...store.sql import connect, limit
 from .enough import Enough
+from .forecast import Shape
 from .teacher import max_tokens_for
 
 _ROWS_AT_A_TIME = 1024
@@ -144,6 +145,29 @@ def open_todo(round_: RoundDir, config: Config, enough: Enough, spill: Path) -> 
     with contextlib.closing(connect([round_])) as db:
         limit(db, config.score.memory_gb, config.score.threads, spill)
         yield Todo(db, config, enough)
+
+
+def shape_of(round_: RoundDir, config: Config) -> Shape:
+    """The size of a round's chunks, in student tokens."""
+    query = """
+    WITH sizes AS (
+        SELECT count(*) AS chunks, sum(len(prompt_ids) + start) AS prefixes, max(len(prompt_ids) + start) AS longest
+        FROM chunks JOIN trajectories USING (trajectory_id) GROUP BY trajectory_id
+    )
+    SELECT sum(chunks), sum(prefixes), sum(longest) FROM sizes
+    """
+    with contextlib.closing(connect([round_])) as db:
+        ((chunks, prefixes, new),) = db.execute(query).fetchall()
+        lengths = db.execute('SELECT "end" - start, count(*) FROM chunks GROUP BY ALL').fetchall()
+    longest = sum(max_tokens_for(config, int(tokens)) * int(count) for tokens, count in lengths)
+    return Shape(int(chunks), int(prefixes), int(new), longest)
+
+
+def prefixes_of(round_: RoundDir, chunk_ids: Iterable[str]) -> dict[str, str]:
+    """Prefixes of these chunks."""
+    with contextlib.closing(connect([round_])) as db:
+        query = "SELECT chunk_id, prefix_text FROM chunks WHERE list_contains($ids, chunk_id)"
+        return {str(c): str(p) for c, p in db.execute(query, {"ids": sorted(set(chunk_ids))}).fetchall()}
 
 
 def keys_present(round_: RoundDir, chunk_ids: Iterable[str]) -> set[tuple[str, int]]:
