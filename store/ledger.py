@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .batch_book import BatchBook, BatchRow
 from .errors import TableError
 
 NANO = 1_000_000_000
@@ -43,30 +44,7 @@ CREATE TABLE IF NOT EXISTS requests (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS outbox (request_id TEXT PRIMARY KEY, round INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS forecasts (round INTEGER PRIMARY KEY, payload TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS batches (
-    batch_key         TEXT PRIMARY KEY,
-    round             INTEGER NOT NULL,
-    state             TEXT NOT NULL CHECK (state IN ('intended', 'creating', 'created', 'closed')),
-    remote_id         TEXT,
-    intended_at       REAL NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS batch_rows (
-    request_id        TEXT PRIMARY KEY,
-    batch_key         TEXT NOT NULL,
-    chunk_id          TEXT NOT NULL,
-    indices           TEXT NOT NULL,
-    attempt           INTEGER NOT NULL
-) STRICT;
-CREATE INDEX IF NOT EXISTS batch_rows_of ON batch_rows (batch_key);
 """
-
-_RELEASE_UNSENT = """
-UPDATE requests SET state = 'released', closed_at = ? WHERE state = 'reserved' AND request_id IN
-    (SELECT request_id FROM batch_rows JOIN batches USING (batch_key) WHERE batches.state = 'intended')
-"""
-"""The provider never heard of a batch that was only intended."""
-
-_FORGET_ROWS = "DELETE FROM batch_rows WHERE batch_key "
 
 _CHARGE_LOST = """
 UPDATE requests SET state = 'unknown', charged_nusd = reserved_nusd, charged_tokens = reserved_tokens, closed_at = ?
@@ -157,48 +135,37 @@ class Totals:
         return self.charged_tokens + self.reserved_tokens
 
 
-@dataclass(frozen=True)
-class BatchRow:
-    """A request of a batch, and the rollouts that it is to bring."""
-
-    request_id: str
-    chunk_id: str
-    indices: tuple[int, ...]
-    attempt: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A batch that is not closed. `creating`: the provider may have it; `created`: it has."""
-
-    key: str
-    state: Literal["intended", "creating", "created"]
-    remote_id: str | None
-    intended_at: float
-
-
 class Ledger:
     """The ledger of one run. One process writes at a time (the audit stage holds the lock)."""
 
-    def __init__(self, path: Path, budget: Budget, round_index: int = 0, round_budget: Budget = Budget()) -> None:
-        """`budget` caps the run, and `round_budget` what the round `round_index` adds to it."""
+    def __init__(
+        self,
+        path: Path,
+        budget: Budget,
+        round_index: int = 0,
+        round_budget: Budget = Budget(),
+        teacher: str = "",
+        teacher_budget: Budget = Budget(),
+    ) -> None:
+        """`budget` caps the run, `round_budget` what the round `round_index` is of it, `teacher_budget` what a teacher
+        is of it."""
         self._db = _open(path)
         self._db.executescript(_SCHEMA)
         _add_columns(self._db)
+        self.batches = BatchBook(self._db)
         with self._db:
-            self._db.execute(_RELEASE_UNSENT, (time.time(),))
-            self._db.execute(_FORGET_ROWS + "IN (SELECT batch_key FROM batches WHERE state = 'intended')")
-            self._db.execute("UPDATE batches SET state = 'closed' WHERE state = 'intended'")
+            self.batches.release_unsent()
             self._db.execute(_CHARGE_LOST, (time.time(),))
-        run, round_ = self.totals(), self.totals(round_index)
+        run = self.totals()
         self._nusd, self._tokens = run.spoken_for_nusd, run.spoken_for_tokens
-        # The round's cap, moved to where it lies on the run's scale: of the two, the lower holds, since only this round
-        # spends from here on.
-        before_nusd, before_tokens = self._nusd - round_.spoken_for_nusd, self._tokens - round_.spoken_for_tokens
-        self.budget = Budget(
-            _lower(budget.nusd, round_budget.nusd, before_nusd),
-            _lower(budget.tokens, round_budget.tokens, before_tokens),
-        )
+        # The other caps, moved to where they lie on the run's scale: the lowest holds, since only this round and this
+        # teacher spend from here on.
+        for part, cap in ((self.totals(round_index), round_budget), (self.totals(teacher=teacher), teacher_budget)):
+            budget = Budget(
+                _lower(budget.nusd, cap.nusd, self._nusd - part.spoken_for_nusd),
+                _lower(budget.tokens, cap.tokens, self._tokens - part.spoken_for_tokens),
+            )
+        self.budget = budget
 
     def close(self) -> None:
         self._db.close()
@@ -232,7 +199,8 @@ class Ledger:
                         (r.request_id, r.round, r.teacher, r.nusd, r.tokens, r.price_source, now),
                     )
             if batch is not None:
-                self._intend(*batch, [r.request_id for r, fits in zip(reservations, granted, strict=True) if fits], now)
+                covered = [r.request_id for r, fits in zip(reservations, granted, strict=True) if fits]
+                self.batches.intend(*batch, covered, now)
         self._nusd, self._tokens = nusd, tokens
         return granted
 
@@ -271,61 +239,6 @@ class Ledger:
         with self._db:
             self._db.execute("INSERT OR IGNORE INTO forecasts VALUES (?, ?)", (round_index, json.dumps(forecast)))
 
-    # -- batches
-
-    def _intend(self, key: str, round_: int, rows: Mapping[str, BatchRow], granted: Sequence[str], now: float) -> None:
-        if not granted:
-            return
-        self._db.execute("INSERT INTO batches VALUES (?, ?, 'intended', NULL, ?)", (key, round_, now))
-        self._db.executemany(
-            "INSERT INTO batch_rows VALUES (?, ?, ?, ?, ?)",
-            [(r, key, rows[r].chunk_id, json.dumps(rows[r].indices), rows[r].attempt) for r in granted],
-        )
-
-    def batch_is(self, key: str, state: Literal["creating", "created", "closed"], remote_id: str | None = None) -> None:
-        """Write down how far a batch is, before the next step is taken."""
-        with self._db:
-            self._db.execute(
-                "UPDATE batches SET state = ?, remote_id = coalesce(?, remote_id) WHERE batch_key = ?",
-                (state, remote_id, key),
-            )
-
-    def drop_batch(self, key: str) -> None:
-        """Close a batch of which the provider has done nothing: it counts as no attempt."""
-        with self._db:
-            self._db.execute(_FORGET_ROWS + "= ?", (key,))
-            self._db.execute("UPDATE batches SET state = 'closed' WHERE batch_key = ?", (key,))
-
-    def open_batches(self, round_index: int) -> list[Batch]:
-        """Batches of a round that are not closed, oldest first."""
-        query = (
-            "SELECT batch_key, state, remote_id, intended_at FROM batches WHERE round = ? AND state <> 'closed'"
-            " ORDER BY intended_at"
-        )
-        return [Batch(*row) for row in self._db.execute(query, (round_index,))]
-
-    def remote_ids(self) -> list[str]:
-        """The provider's ids of all batches of the run."""
-        rows = self._db.execute("SELECT remote_id FROM batches WHERE remote_id IS NOT NULL")
-        return [str(remote_id) for (remote_id,) in rows]
-
-    def unsettled_rows(self, key: str) -> dict[str, BatchRow]:
-        """Rows of a batch that are still reserved, by request id."""
-        query = (
-            "SELECT request_id, chunk_id, indices, attempt FROM batch_rows JOIN requests USING (request_id)"
-            " WHERE batch_key = ? AND requests.state = 'reserved'"
-        )
-        rows = self._db.execute(query, (key,))
-        return {str(r): BatchRow(str(r), str(c), tuple(json.loads(i)), int(a)) for r, c, i, a in rows}
-
-    def attempts(self, chunk_ids: Sequence[str]) -> dict[str, int]:
-        """How often rows of these chunks were in a batch of which no answer came."""
-        query = (
-            "SELECT chunk_id, max(attempt) FROM batch_rows JOIN requests USING (request_id)"
-            " WHERE state IN ('released', 'unknown') AND chunk_id IN (SELECT value FROM json_each(?)) GROUP BY chunk_id"
-        )
-        return {str(c): int(n) for c, n in self._db.execute(query, (json.dumps(list(chunk_ids)),))}
-
     # -- answers
 
     def outbox(self, round_index: int, limit: int) -> list[tuple[str, bytes]]:
@@ -346,9 +259,9 @@ class Ledger:
         nusd, tokens = self.budget.nusd, self.budget.tokens
         return Budget(None if nusd is None else nusd - self._nusd, None if tokens is None else tokens - self._tokens)
 
-    def totals(self, round_index: int | None = None) -> Totals:
-        """Sums over a round, or over the run."""
-        return _totals(self._db, round_index)
+    def totals(self, round_index: int | None = None, teacher: str | None = None) -> Totals:
+        """Sums over a round, over a teacher, or over the run."""
+        return _totals(self._db, round_index, teacher)
 
 
 def read_totals(path: Path, round_index: int | None = None) -> Totals:
@@ -404,8 +317,10 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _totals(db: sqlite3.Connection, round_index: int | None) -> Totals:
-    where, values = ("", ()) if round_index is None else (" WHERE round = ?", (round_index,))
+def _totals(db: sqlite3.Connection, round_index: int | None, teacher: str | None = None) -> Totals:
+    wanted = {"round": round_index, "teacher": teacher}
+    values = tuple(value for value in wanted.values() if value is not None)
+    where = " AND ".join(["true", *(f"{name} = ?" for name, value in wanted.items() if value is not None)])
     reserved = "FILTER (WHERE state = 'reserved')"
     sums = (
         *(
@@ -418,7 +333,7 @@ def _totals(db: sqlite3.Connection, round_index: int | None) -> Totals:
         "sum(state = 'unknown')",
     )
     columns = ", ".join(f"coalesce({expression}, 0)" for expression in sums)
-    row = db.execute(f"SELECT count(*), {columns} FROM requests{where}", values).fetchone()
+    row = db.execute(f"SELECT count(*), {columns} FROM requests WHERE {where}", values).fetchone()
     return Totals(*(int(value) for value in row))
 
 

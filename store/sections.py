@@ -153,6 +153,10 @@ class TeacherConfig(Section):
     """Hard cap on the spend of each round."""
     round_budget_tokens: int | None = Field(default=None, ge=0)
     """Hard cap on the teacher tokens of each round."""
+    model_budget_usd: float | None = Field(default=None, ge=0)
+    """Hard cap on the run's spend at this model, where rounds have different teachers."""
+    model_budget_tokens: int | None = Field(default=None, ge=0)
+    """Hard cap on the run's tokens of this model."""
     price: Price | None = None
     """Price of the model; unset: that of genai-prices, and where it knows none, requests are counted as free."""
     mode: Literal["live", "batch"] = "live"

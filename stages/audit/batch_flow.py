@@ -12,8 +12,9 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ...store.batch_book import Batch, BatchRow
 from ...store.errors import Interrupted, TeacherError
-from ...store.ledger import Batch, BatchRow, Reservation, Settlement
+from ...store.ledger import Reservation, Settlement
 from ...store.sections import TeacherConfig
 from ...store.table import Table
 from ..progress import Advance
@@ -125,7 +126,7 @@ class BatchFlow:
         """Reserve, write down, create."""
         key = uuid.uuid4().hex
         ledger = self._commit.ledger
-        before = await self._commit.call(ledger.attempts, list({request.row.chunk_id for request in requests}))
+        before = await self._commit.call(ledger.batches.attempts, list({request.row.chunk_id for request in requests}))
         rows = {
             r.row.request_id: BatchRow(
                 r.row.request_id, r.row.chunk_id, r.row.indices, before.get(r.row.chunk_id, 0) + 1
@@ -144,35 +145,35 @@ class BatchFlow:
         except (Refused, Unsure) as error:
             await self._give_back(key)
             raise self._problem("does not take a batch", error) from error
-        await self._commit.call(ledger.batch_is, key, "creating")
+        await self._commit.call(ledger.batches.mark, key, "creating")
         try:
             remote_id = await self._batches.create(key, prepared, lines)
         except Refused as error:
             await self._give_back(key)
             raise self._problem("does not take a batch", error) from error
         except Unsure as error:
-            (batch,) = [b for b in await self._commit.call(ledger.open_batches, self._index) if b.key == key]
+            (batch,) = [b for b in await self._commit.call(ledger.batches.open, self._index) if b.key == key]
             if not await self._found(batch):
                 # Not tried again by itself: each trial that is not seen to fail is charged.
                 raise self._problem("did not answer when a batch was created", error) from error
             return
-        await self._commit.call(ledger.batch_is, key, "created", remote_id)
+        await self._commit.call(ledger.batches.mark, key, "created", remote_id)
 
     async def _found(self, batch: Batch) -> bool:
         """Look for a batch whose creation was not seen to end. If it is not there, nobody knows whether it will be: it
         is charged in full."""
         ledger = self._commit.ledger
-        rows = await self._commit.call(ledger.unsettled_rows, batch.key)
-        known = await self._commit.call(ledger.remote_ids)
+        rows = await self._commit.call(ledger.batches.unsettled, batch.key)
+        known = await self._commit.call(ledger.batches.remote_ids)
         try:
             found = await self._batches.find(Intent(batch.key, rows.keys(), batch.intended_at, known))
         except (Refused, Unsure) as error:
             raise self._problem("does not list its batches", error) from error
         if found is None:
             await self._commit.call(ledger.commit, [], [Settlement(request_id, "unknown") for request_id in rows])
-            await self._commit.call(ledger.batch_is, batch.key, "closed")
+            await self._commit.call(ledger.batches.mark, batch.key, "closed")
             return False
-        await self._commit.call(ledger.batch_is, batch.key, "created", found)
+        await self._commit.call(ledger.batches.mark, batch.key, "created", found)
         return True
 
     # -- fetching
@@ -186,26 +187,26 @@ class BatchFlow:
         """
         ledger = self._commit.ledger
         unsure = 0
-        while batches := await self._commit.call(ledger.open_batches, self._index):
+        while batches := await self._commit.call(ledger.batches.open, self._index):
             waiting = 0
-            for batch in batches:
-                try:
+            try:
+                for batch in batches:
                     waiting += not await self._collected(batch)
-                    unsure = 0
-                except Unsure as error:
-                    waiting, unsure = waiting + 1, unsure + 1
-                    if unsure >= _UNSURE_BEFORE_GIVING_UP:
-                        raise self._problem("has stopped answering", error) from error
-                except Refused as error:
-                    raise self._problem("refuses to show a batch", error) from error
-            await drain(self._table, self._index, self._commit)
+                unsure = 0
+            except Unsure as error:
+                waiting, unsure = waiting + 1, unsure + 1
+                if unsure >= _UNSURE_BEFORE_GIVING_UP:
+                    raise self._problem("has stopped answering", error) from error
+            except Refused as error:
+                raise self._problem("refuses to show a batch", error) from error
+            finally:
+                await drain(self._table, self._index, self._commit)
             if waiting:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopped.wait(), self._config.poll_s)
                 if self._stopped.is_set():
                     raise Interrupted(
-                        f"Interrupted while the provider works on {waiting} batches.",
-                        "Run the same command again to fetch them.",
+                        "Interrupted while the provider works on a batch.", "Run the same command again to fetch it."
                     )
 
     async def _collected(self, batch: Batch) -> bool:
@@ -222,7 +223,7 @@ class BatchFlow:
                 "Mend [teacher], and run the same command again.",
             )
         await self._fetch(batch.key, batch.remote_id, batch.intended_at)
-        await self._commit.call(self._commit.ledger.batch_is, batch.key, "closed")
+        await self._commit.call(self._commit.ledger.batches.mark, batch.key, "closed")
         if state.kind == "cancelled":
             raise TeacherError(
                 f"Batch {batch.remote_id} was cancelled; what was done before is kept.",
@@ -231,7 +232,7 @@ class BatchFlow:
         return True
 
     async def _fetch(self, key: str, remote_id: str, since: float) -> None:
-        open_rows = await self._commit.call(self._commit.ledger.unsettled_rows, key)
+        open_rows = await self._commit.call(self._commit.ledger.batches.unsettled, key)
         results: list[tuple[BatchRow, Outcome]] = []
         async for request_id, outcome in self._batches.results(remote_id):
             # A result may come twice, and one that was fetched before a crash is settled.
@@ -276,9 +277,9 @@ class BatchFlow:
     async def _give_back(self, key: str) -> None:
         """End a batch of which nothing was done."""
         ledger = self._commit.ledger
-        rows = await self._commit.call(ledger.unsettled_rows, key)
+        rows = await self._commit.call(ledger.batches.unsettled, key)
         await self._commit.call(ledger.commit, [], [Settlement(request_id, "released") for request_id in rows])
-        await self._commit.call(ledger.drop_batch, key)
+        await self._commit.call(ledger.batches.drop, key)
 
     def _problem(self, what: str, error: Exception) -> TeacherError:
         return TeacherError(

@@ -3,6 +3,7 @@
 import functools
 import random
 import re
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ def open_session(config: TeacherConfig, headers: Mapping[str, str]) -> aiohttp.C
     """One pool of connections for a stage."""
     return aiohttp.ClientSession(
         headers=headers,
-        connector=aiohttp.TCPConnector(limit=config.max_concurrency),
+        # Made here and not by aiohttp, which does it when it is imported: SSL_CERT_FILE holds as of now.
+        connector=aiohttp.TCPConnector(limit=config.max_concurrency, ssl=ssl.create_default_context()),
         timeout=aiohttp.ClientTimeout(total=config.timeout_s),
     )
 
@@ -86,7 +88,8 @@ async def post(session: aiohttp.ClientSession, base_url: str, request: HttpReque
         kind = "unsent" if isinstance(error, aiohttp.ClientConnectorError) else "unknown"
         return Outcome(kind, reason=f"{type(error).__name__}: {error}".rstrip(": "))
     if status != 200:
-        return Outcome("refused", status=status, reason=error_message(raw), retry_after_s=wait_s)
+        reason = without_secrets(error_message(raw), session.headers)
+        return Outcome("refused", status=status, reason=reason, retry_after_s=wait_s)
     try:
         return Outcome("answered", body=orjson.loads(raw), status=status)
     except orjson.JSONDecodeError as error:
@@ -143,6 +146,11 @@ class _SessionHttp:
                 method, url, headers=typed, data=data, allow_redirects=False, proxy=proxy_of(url)
             ) as response:
                 status, raw = response.status, await _read(response)
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
+            raise TeacherError(
+                f"The certificate of {url.split('/models')[0]} is not to be trusted ({error.strerror or error}).",
+                "Name the file of its certificate authority in the environment variable SSL_CERT_FILE.",
+            ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise TeacherError(
                 f"No teacher answers at {url.split('/models')[0]} ({type(error).__name__}).",
@@ -152,6 +160,13 @@ class _SessionHttp:
             return Reply(status, orjson.loads(raw))
         except orjson.JSONDecodeError:
             return Reply(status, None)
+
+
+def without_secrets(text: str, headers: Mapping[str, str]) -> str:
+    """What a server said, without the words of the session's headers: some repeat the key that they refuse."""
+    for word in " ".join(headers.values()).split():
+        text = text.replace(word, "(key)") if len(word) >= 8 else text
+    return text
 
 
 def error_message(raw: bytes) -> str:

@@ -73,7 +73,9 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config) -> None:
     total = round_.chunks.manifest.rows * enough.most
     budget = Budget.of(config.teacher.budget_usd, config.teacher.budget_tokens)
     round_budget = Budget.of(config.teacher.round_budget_usd, config.teacher.round_budget_tokens)
-    with contextlib.closing(Ledger(run.ledger, budget, round_.index, round_budget)) as ledger:
+    model_budget = Budget.of(config.teacher.model_budget_usd, config.teacher.model_budget_tokens)
+    caps = (budget, round_.index, round_budget, config.teacher.model, model_budget)
+    with contextlib.closing(Ledger(run.ledger, *caps)) as ledger:
         prediction = forecast(shape_of(round_, config), config, rates, config.teacher.mode, teacher.continuation)
         ledger.note_forecast(round_.index, as_row(prediction))
         commit = GroupCommit(ledger)
@@ -83,7 +85,7 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config) -> None:
         with progress("audit", total, table.manifest.rows) as advance:
             async with open_session(config.teacher, teacher.headers) as session:
                 # Whatever the mode is now: the rollouts of an open batch must not be asked for a second time.
-                if config.teacher.mode == "batch" or ledger.open_batches(round_.index):
+                if config.teacher.mode == "batch" or ledger.batches.open(round_.index):
                     async with open_batches(config.teacher, teacher, session) as batches:
                         flow = BatchFlow(
                             table, round_.index, config.teacher, enough, teacher, batches, rates, commit,

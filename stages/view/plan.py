@@ -87,7 +87,7 @@ def describe(plan: Plan, config: Config) -> str:
     found = forecasts(plan, config)
     lines += map(_line, found)
     prices = sorted({one.prices for one in found})
-    if prices == ["unknown"] or all(price.startswith("unknown") for price in prices):
+    if prices == ["unknown"]:
         lines.append("  prices   unknown: set teacher.price = { input = ..., output = ... } to see dollars")
     else:
         lines.append(f"  prices   {' and '.join(prices)}; dollars are with the cache and without")
@@ -105,7 +105,7 @@ def describe(plan: Plan, config: Config) -> str:
 
 
 def _line(one: Forecast) -> str:
-    if one.prices.startswith("unknown"):
+    if one.prices == "unknown":
         dollars = "?"
     elif one.usd == one.usd_uncached:
         dollars = f"{one.usd:,.2f}"

@@ -7,7 +7,7 @@ from typing import Any, cast
 import aiohttp
 import orjson
 
-from ..client import error_message, proxy_of
+from ..client import error_message, proxy_of, without_secrets
 from .api import Refused, Unsure
 
 _MOST_BYTES = 1 << 30
@@ -63,9 +63,9 @@ async def _pieces(session: aiohttp.ClientSession, method: str, url: str, body: b
             headers={"Content-Type": "application/json"},
         ) as response:  # fmt: skip
             if response.status >= 500:
-                raise Unsure(f"{response.status}: {error_message(await response.content.read(1 << 16))}")
+                raise Unsure(f"{response.status}: {await _said(session, response)}")
             if response.status != 200:
-                raise Refused(response.status, error_message(await response.content.read(1 << 16)))
+                raise Refused(response.status, await _said(session, response))
             async for piece in response.content.iter_any():
                 size += len(piece)
                 if size > _MOST_BYTES:
@@ -73,3 +73,7 @@ async def _pieces(session: aiohttp.ClientSession, method: str, url: str, body: b
                 yield piece
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise Unsure(f"{type(error).__name__}: {error}".rstrip(": ")) from error
+
+
+async def _said(session: aiohttp.ClientSession, response: aiohttp.ClientResponse) -> str:
+    return without_secrets(error_message(await response.content.read(1 << 16)), session.headers)

@@ -12,7 +12,7 @@ import orjson
 
 from ....store.errors import TeacherError
 from ....store.sections import TeacherConfig
-from ..client import Outcome
+from ..client import Outcome, without_secrets
 from ..teacher import HttpRequest, Teacher
 from ..teachers.common import api_key
 from ..teachers.openai import KEY
@@ -54,6 +54,7 @@ class OpenAIBatches:
 
     def __init__(self, client: "AsyncOpenAI", teacher: Teacher) -> None:
         self._client = client
+        self._headers = teacher.headers
         self._endpoint: Any = "/v1/completions" if teacher.continuation == "completion" else "/v1/chat/completions"
 
     def row(self, request_id: str, request: HttpRequest) -> bytes:
@@ -111,9 +112,10 @@ class OpenAIBatches:
         except openai.APIStatusError as error:
             if error.status_code == 404 and "batches" in str(error.request.url):
                 raise no_batches(str(self._client.base_url)) from error
+            said = without_secrets(error.message, self._headers)
             if error.status_code >= 500:
-                raise Unsure(f"{error.status_code}: {error.message}") from error
-            raise Refused(error.status_code, error.message) from error
+                raise Unsure(f"{error.status_code}: {said}") from error
+            raise Refused(error.status_code, said) from error
         except openai.OpenAIError as error:
             raise Unsure(f"{type(error).__name__}: {error}") from error
 

@@ -12,6 +12,7 @@ from omniopd.stages.audit.batches import anthropic, api
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.teachers import openai
 from omniopd.stages.generate.stage import generate
+from omniopd.store.batch_book import BatchBook
 from omniopd.store.errors import BudgetReached, ConfigError, TeacherError
 from omniopd.store.ledger import Ledger, read_totals
 from omniopd.store.sections import TeacherConfig
@@ -68,15 +69,15 @@ def assert_every_rollout_is_there_once(run):
 
 def die_when(monkeypatch, state):
     """The process dies right before it writes down that a batch is so far."""
-    real = Ledger.batch_is
+    real = BatchBook.mark
 
-    def dying(ledger, key, now, remote_id=None):
+    def dying(book, key, now, remote_id=None):
         if now == state:
             raise Killed
-        real(ledger, key, now, remote_id)
+        real(book, key, now, remote_id)
 
-    monkeypatch.setattr(Ledger, "batch_is", dying)
-    return lambda: monkeypatch.setattr(Ledger, "batch_is", real)
+    monkeypatch.setattr(BatchBook, "mark", dying)
+    return lambda: monkeypatch.setattr(BatchBook, "mark", real)
 
 
 def die(run, *overrides):
@@ -268,9 +269,9 @@ def test_a_batch_that_is_refused_as_a_whole_costs_nothing_and_is_one_line(run, s
 
 def test_the_budget_holds_and_the_rest_waits_for_a_higher_one(run, server):
     with pytest.raises(BudgetReached):
-        audit(run, 0, run.config(("teacher.budget_tokens=4000",)))
+        audit(run, 0, run.config(("teacher.budget_tokens=450",)))
     totals = read_totals(run.ledger)
-    assert 0 < totals.charged_tokens <= 4000
+    assert 0 < totals.charged_tokens <= 450
     assert totals.reserved_tokens == 0
     audit(run, 0, run.config())
     assert_every_rollout_is_there_once(run)
