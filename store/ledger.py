@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import orjson
+
 from .batch_book import BatchBook, BatchRow
 from .errors import TableError
 
@@ -52,6 +54,23 @@ WHERE state = 'reserved' AND request_id NOT IN
     (SELECT request_id FROM batch_rows JOIN batches USING (batch_key) WHERE batches.state <> 'closed')
 """
 
+_RESERVE = """
+INSERT INTO requests (request_id, round, teacher, state, reserved_nusd, reserved_tokens, price_source, reserved_at)
+SELECT value ->> 0, value ->> 1, value ->> 2, 'reserved', value ->> 3, value ->> 4, value ->> 5, value ->> 6
+FROM json_each(?)
+"""
+
+_SETTLE = """
+UPDATE requests SET state = new ->> 1, charged_nusd = new ->> 2, charged_tokens = new ->> 3, prompt_tokens = new ->> 4,
+    cached_tokens = new ->> 5, completion_tokens = new ->> 6, cache_write_tokens = new ->> 7, closed_at = new ->> 8
+FROM (SELECT value AS new FROM json_each(?)) WHERE request_id = new ->> 0 AND state = 'reserved'
+"""
+
+_STORE = """
+INSERT INTO outbox (request_id, round, payload) SELECT value ->> 0, value ->> 1, CAST(value ->> 2 AS BLOB)
+FROM json_each(?)
+"""
+
 _ADDED = {"cache_write_tokens": "INTEGER NOT NULL DEFAULT 0", "price_source": "TEXT NOT NULL DEFAULT ''"}
 """Columns that the first ledgers did not have."""
 
@@ -79,6 +98,15 @@ class Reservation:
     tokens: int
     price_source: str = ""
     """Whose price the dollars are: a table with its version, or the user."""
+
+
+@dataclass(frozen=True)
+class _Charge:
+    """What a reserved request costs."""
+
+    reservation: Reservation
+    nusd: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -156,6 +184,7 @@ class Ledger:
         with self._db:
             self.batches.release_unsent()
             self._db.execute(_CHARGE_LOST, (time.time(),))
+        self._open = {r.request_id: r for r in self._reserved()}
         run = self.totals()
         self._nusd, self._tokens = run.spoken_for_nusd, run.spoken_for_tokens
         # The other caps, moved to where they lie on the run's scale: the lowest holds, since only this round and this
@@ -170,6 +199,13 @@ class Ledger:
     def close(self) -> None:
         self._db.close()
 
+    def _reserved(self) -> list[Reservation]:
+        """What is reserved when the ledger is opened: rows of open batches."""
+        query = (
+            "SELECT request_id, round, teacher, reserved_nusd, reserved_tokens FROM requests WHERE state = 'reserved'"
+        )
+        return [Reservation(*row) for row in self._db.execute(query)]
+
     def commit(
         self,
         reservations: Sequence[Reservation],
@@ -182,57 +218,58 @@ class Ledger:
         belongs to it from the start.
         """
         now = time.time()
-        nusd, tokens = self._nusd, self._tokens
+        charges = [self._charge(settlement) for settlement in settlements]
+        nusd = self._nusd + sum(charge.nusd - charge.reservation.nusd for charge in charges)
+        tokens = self._tokens + sum(charge.tokens - charge.reservation.tokens for charge in charges)
         granted: list[bool] = []
+        for r in reservations:
+            fits = _fits(nusd + r.nusd, self.budget.nusd) and _fits(tokens + r.tokens, self.budget.tokens)
+            granted.append(fits)
+            nusd, tokens = (nusd + r.nusd, tokens + r.tokens) if fits else (nusd, tokens)
+        covered = [r for r, fits in zip(reservations, granted, strict=True) if fits]
         with self._db:
-            for settlement in settlements:
-                freed = self._settle(settlement, now)
-                nusd, tokens = nusd - freed[0], tokens - freed[1]
-            for r in reservations:
-                fits = _fits(nusd + r.nusd, self.budget.nusd) and _fits(tokens + r.tokens, self.budget.tokens)
-                granted.append(fits)
-                if fits:
-                    nusd, tokens = nusd + r.nusd, tokens + r.tokens
-                    self._db.execute(
-                        "INSERT INTO requests (request_id, round, teacher, state, reserved_nusd, reserved_tokens,"
-                        " price_source, reserved_at) VALUES (?, ?, ?, 'reserved', ?, ?, ?, ?)",
-                        (r.request_id, r.round, r.teacher, r.nusd, r.tokens, r.price_source, now),
-                    )
+            self._close_requests(settlements, charges, now)
+            rows = [(r.request_id, r.round, r.teacher, r.nusd, r.tokens, r.price_source, now) for r in covered]
+            self._many(_RESERVE, rows)
             if batch is not None:
-                covered = [r.request_id for r, fits in zip(reservations, granted, strict=True) if fits]
-                self.batches.intend(*batch, covered, now)
+                self.batches.intend(*batch, [r.request_id for r in covered], now)
+        for settlement in settlements:
+            del self._open[settlement.request_id]
+        self._open.update((r.request_id, r) for r in covered)
         self._nusd, self._tokens = nusd, tokens
         return granted
 
-    def _settle(self, settlement: Settlement, now: float) -> tuple[int, int]:
-        """Close one request; returns the part of its reservation (nano-dollars, tokens) that is free again."""
-        row = self._db.execute(
-            "SELECT round, reserved_nusd, reserved_tokens FROM requests WHERE request_id = ? AND state = 'reserved'",
-            (settlement.request_id,),
-        ).fetchone()
-        round_index, reserved_nusd, reserved_tokens = int(row[0]), int(row[1]), int(row[2])
+    def _charge(self, settlement: Settlement) -> _Charge:
+        """What a request costs in the end."""
+        reservation = self._open[settlement.request_id]
         if settlement.state == "unknown":
-            charged_nusd, charged_tokens = reserved_nusd, reserved_tokens
-        else:
-            # The request asked for no more than was reserved: a server that claims more is not believed.
-            charged_nusd = min(settlement.nusd, reserved_nusd)
-            charged_tokens = min(settlement.usage.tokens, reserved_tokens)
-        usage = settlement.usage
-        self._db.execute(
-            "UPDATE requests SET state = ?, charged_nusd = ?, charged_tokens = ?, prompt_tokens = ?,"
-            " cached_tokens = ?, completion_tokens = ?, cache_write_tokens = ?, closed_at = ? WHERE request_id = ?",
-            (
-                *(settlement.state, charged_nusd, charged_tokens, usage.prompt_tokens),
-                *(usage.cached_tokens, usage.completion_tokens, usage.cache_write_tokens, now),
-                settlement.request_id,
-            ),
+            return _Charge(reservation, reservation.nusd, reservation.tokens)
+        # The request asked for no more than was reserved: a server that claims more is not believed.
+        return _Charge(
+            reservation, min(settlement.nusd, reservation.nusd), min(settlement.usage.tokens, reservation.tokens)
         )
-        if settlement.payload is not None:
-            self._db.execute(
-                "INSERT INTO outbox (request_id, round, payload) VALUES (?, ?, ?)",
-                (settlement.request_id, round_index, settlement.payload),
+
+    def _close_requests(self, settlements: Sequence[Settlement], charges: Sequence[_Charge], now: float) -> None:
+        rows = [
+            (
+                *(s.request_id, s.state, charge.nusd, charge.tokens, s.usage.prompt_tokens, s.usage.cached_tokens),
+                *(s.usage.completion_tokens, s.usage.cache_write_tokens, now),
             )
-        return reserved_nusd - charged_nusd, reserved_tokens - charged_tokens
+            for s, charge in zip(settlements, charges, strict=True)
+        ]
+        if self._many(_SETTLE, rows) != len(rows):
+            raise sqlite3.IntegrityError("a request that was settled is not reserved")
+        answers = [
+            (s.request_id, charge.reservation.round, s.payload.decode())
+            for s, charge in zip(settlements, charges, strict=True)
+            if s.payload is not None
+        ]
+        self._many(_STORE, answers)
+
+    def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Run a statement over rows that it reads as JSON. One step of SQLite for all of them: at each step the
+        interpreter's lock changes hands, which costs more than the step. Returns how many rows were changed."""
+        return self._db.execute(statement, (orjson.dumps(rows),)).rowcount if rows else 0
 
     def note_forecast(self, round_index: int, forecast: Mapping[str, Any]) -> None:
         """Keep what was predicted of a round, the first time that it is."""
@@ -251,7 +288,8 @@ class Ledger:
     def clear_outbox(self, request_ids: Sequence[str]) -> None:
         """Forget answers whose rows are now in the rollouts table."""
         with self._db:
-            self._db.executemany("DELETE FROM outbox WHERE request_id = ?", [(r,) for r in request_ids])
+            self._many("DELETE FROM outbox WHERE request_id IN (SELECT value ->> 0 FROM json_each(?))",
+                       [(request_id,) for request_id in request_ids])  # fmt: skip
 
     @property
     def left(self) -> Budget:

@@ -1,5 +1,6 @@
 """Sending requests: one attempt, its outcome, and when to try again."""
 
+import asyncio
 import functools
 import random
 import re
@@ -23,6 +24,7 @@ from .teachers.registry import find_dialect
 
 _LARGEST_ANSWER = 4 << 20
 _LONGEST_WAIT_S = 60.0
+_NO_TIMEOUT = aiohttp.ClientTimeout()
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Outcome:
 def open_session(config: TeacherConfig, headers: Mapping[str, str]) -> aiohttp.ClientSession:
     """One pool of connections for a stage."""
     return aiohttp.ClientSession(
-        headers=headers,
+        headers={"Content-Type": "application/json", **headers},
+        cookie_jar=aiohttp.DummyCookieJar(),
         # Made here and not by aiohttp, which does it when it is imported: SSL_CERT_FILE holds as of now.
         connector=aiohttp.TCPConnector(limit=config.max_concurrency, ssl=ssl.create_default_context()),
         timeout=aiohttp.ClientTimeout(total=config.timeout_s),
@@ -78,18 +81,19 @@ def proxy_of(base_url: str) -> str | None:
 async def post(session: aiohttp.ClientSession, base_url: str, request: HttpRequest) -> Outcome:
     """One attempt. Redirects are not followed: they would carry the key elsewhere."""
     try:
-        async with session.post(
+        # One deadline for all of it: aiohttp's own would look at the clock at each step.
+        async with asyncio.timeout(session.timeout.total), session.post(
             base_url + request.path, data=orjson.dumps(request.body), allow_redirects=False, proxy=proxy_of(base_url),
-            headers={"Content-Type": "application/json"},
+            timeout=_NO_TIMEOUT,
         ) as response:  # fmt: skip
             raw = await _read(response)
-            status, wait_s = response.status, retry_after_s(response.headers)
+            status, headers = response.status, response.headers
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         kind = "unsent" if isinstance(error, aiohttp.ClientConnectorError) else "unknown"
         return Outcome(kind, reason=f"{type(error).__name__}: {error}".rstrip(": "))
     if status != 200:
         reason = without_secrets(error_message(raw), session.headers)
-        return Outcome("refused", status=status, reason=reason, retry_after_s=wait_s)
+        return Outcome("refused", status=status, reason=reason, retry_after_s=retry_after_s(headers))
     try:
         return Outcome("answered", body=orjson.loads(raw), status=status)
     except orjson.JSONDecodeError as error:
@@ -140,10 +144,9 @@ class _SessionHttp:
         return await self._ask("POST", url, headers, orjson.dumps(body))
 
     async def _ask(self, method: str, url: str, headers: Mapping[str, str], data: bytes | None) -> Reply:
-        typed = {**headers, "Content-Type": "application/json"}
         try:
             async with self._session.request(
-                method, url, headers=typed, data=data, allow_redirects=False, proxy=proxy_of(url)
+                method, url, headers=headers, data=data, allow_redirects=False, proxy=proxy_of(url)
             ) as response:
                 status, raw = response.status, await _read(response)
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:

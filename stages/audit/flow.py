@@ -74,6 +74,9 @@ class Flow:
         """Chunks that ran out of attempts; they have a second turn at the end."""
         self._charged_nusd = self._charged_tokens = 0
         self._watch = ModelWatch(config.model)
+        self._start = uuid.uuid4().hex
+        """Of this process; its requests are numbered."""
+        self._numbers = itertools.count()
 
     async def run(self, session: aiohttp.ClientSession, works: Iterable[Work]) -> None:
         """Ask for everything that is missing. Chunks of one trajectory have to follow each other.
@@ -144,8 +147,7 @@ class Flow:
             if not step:
                 self._advance(len(missing), self._spent)
                 return
-            work = replace(work, missing=missing, phi=phi)
-            answers, put_back = await self._step(session, work, step, warm, last_turn)
+            answers, put_back = await self._step(session, work, missing, step, warm, last_turn)
             missing, warm = tuple(index for index in missing if index not in answers), True
             phi |= zip(answers, self._enough.phi([work.chunk_text] * len(answers), list(answers.values())), strict=True)
             if put_back:
@@ -153,7 +155,13 @@ class Flow:
                 return
 
     async def _step(
-        self, session: aiohttp.ClientSession, work: Work, step: tuple[int, ...], warm: bool, last_turn: bool
+        self,
+        session: aiohttp.ClientSession,
+        work: Work,
+        at_stake: tuple[int, ...],
+        step: tuple[int, ...],
+        warm: bool,
+        last_turn: bool,
     ) -> tuple[dict[int, str | None], bool]:
         """Ask for some of a chunk's rollouts. Returns their texts (None: none came, which is recorded), and whether the
         rest is to be asked for later. Unless the prefix is `warm`, the first request goes alone: it fills the cache for
@@ -161,7 +169,7 @@ class Flow:
         texts: dict[int, str | None] = {}
         alone = 0 if warm else self._choices
         first, rest = step[:alone], step[alone:]
-        left = await self._ask_for(session, work, first, work.missing, texts, last_turn) if first else ()
+        left = await self._ask_for(session, work, first, at_stake, texts, last_turn) if first else ()
         put_back = left is None
         missing = tuple(index for index in (*(left or ()), *rest) if index not in texts)
         while missing and not put_back and self._stop is None:
@@ -280,7 +288,12 @@ class Flow:
         while self._stop is None:
             seen = self._settlements
             reservation = Reservation(
-                uuid.uuid4().hex, self._index, self._config.model, nusd, tokens, self._rates.source
+                f"{self._start}-{next(self._numbers)}",
+                self._index,
+                self._config.model,
+                nusd,
+                tokens,
+                self._rates.source,
             )
             if await self._commit.reserve(reservation):
                 self._open += 1

@@ -59,8 +59,7 @@ async def _pieces(session: aiohttp.ClientSession, method: str, url: str, body: b
     size = 0
     try:
         async with session.request(
-            method, url, data=body, allow_redirects=False, proxy=proxy_of(url), timeout=_LONG,
-            headers={"Content-Type": "application/json"},
+            method, url, data=body, allow_redirects=False, proxy=proxy_of(url), timeout=_LONG
         ) as response:  # fmt: skip
             if response.status >= 500:
                 raise Unsure(f"{response.status}: {await _said(session, response)}")
