@@ -1,11 +1,16 @@
 """How much of the prompts a server with a prefix cache need not read, with the order of `audit` and without it.
 
     python benchmarks/bench_prefix_cache.py [--trajectories 100]
+    python benchmarks/bench_prefix_cache.py --make-model FOLDER        # a random model for a real server, such as
+    vllm serve FOLDER --served-model-name bench --dtype float32 --enforce-eager --block-size 16 \\
+        --enable-prefix-caching --enable-prompt-tokens-details
+    python benchmarks/bench_prefix_cache.py --url http://127.0.0.1:8000/v1 --trajectories 10
 
-The server is a MODEL of vLLM's automatic prefix caching, not vLLM: blocks of 16 tokens, known by the hash of all text
+Without --url the server is a MODEL of vLLM's automatic prefix caching, not vLLM: blocks of 16 tokens, known by the hash of all text
 up to their end; a block is there once the request that computed it is answered; the least recently used go first, and
 of a request the last ones first; the last token of a prompt is always computed. Tokens are pieces of four characters,
-prefill takes one millisecond for 200 tokens, and requests run side by side.
+prefill takes one millisecond for 200 tokens, and requests run side by side. With --url a token is a character, as the
+shipped tokenizer has it.
 """
 
 import argparse
@@ -89,57 +94,15 @@ def serve(listener: socket.socket, blocks: int, most_choices: int) -> None:
                  "prompt_tokens_details": {"cached_tokens": cached}}  # fmt: skip
         return web.json_response({"model": "bench", "choices": choices, "usage": usage})
 
-    async def main() -> None:
-        app = web.Application(client_max_size=1 << 26)
-        app.add_routes([web.post("/v1/completions", complete)])
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.SockSite(runner, listener).start()
-        await asyncio.Event().wait()
-
-    uvloop.run(main())
+    async def report(name: str, totals: Totals, formula: float) -> None:
+    uncached = totals.prompt_tokens - totals.cached_tokens
+    print(
+        f"{name:<52} {totals.requests:>6} requests  cached {totals.cached_tokens / totals.prompt_tokens:6.1%}"
+        f"  uncached / M(P+L/2) = {uncached / formula:.3f}"
+    )
 
 
-def works(trajectories: int) -> Iterator[Work]:
-    """Trajectories of random text, M prefixes each."""
-    chance = random.Random(0)
-    for t in range(trajectories):
-        text = "".join(chance.choices("abcdefghijklmnopqrstuvwxyz ", k=(P + L) * CHARACTERS))
-        prompt, response = text[: P * CHARACTERS], text[P * CHARACTERS :]
-        for m, start in enumerate(sorted(chance.sample(range(L), M))):
-            name = f"{t * M + m:032x}"
-            yield Work(name, f"{t:032x}", "Q", prompt, response[: start * CHARACTERS], tuple(range(N)), 32)
-
-
-def shuffled(trajectories: int) -> list[Work]:
-    """The same chunks in no order, each on its own."""
-    everything = [
-        Work(w.chunk_id, w.chunk_id, w.question, w.prompt_text, w.prefix, w.missing, w.max_tokens)
-        for w in works(trajectories)
-    ]
-    random.Random(1).shuffle(everything)
-    return everything
-
-
-async def audit(base_url: str, queue: Any, folder: Path) -> Totals:
-    config = TeacherConfig(model="bench", base_url=base_url, rollouts=N, max_concurrency=CONCURRENCY)
-    teacher = OpenAITeacher(config, "completion", "", (base_url,), Host())
-    table = Table(folder / "rollouts", ROLLOUTS)
-    table.begin({})
-    ledger = Ledger(folder / "ledger.sqlite", Budget())
-    flow = Flow(table, 0, config, Fixed(N), teacher, RATES, GroupCommit(ledger), lambda rows, note: None)
-    async with open_session(config, {}) as session:
-        await flow.run(session, queue)
-    totals = ledger.totals()
-    ledger.close()
-    return totals
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--trajectories", type=int, default=100)
-    count = parser.parse_args().trajectories
-    formula = count * M * (P + L / 2)
+def against_the_model(count: int) -> None:
     print(f"a model of a prefix cache, not vLLM; {count} trajectories, P={P} L={L} M={M} N={N}, {CONCURRENCY} at once")
     for most_choices, takes in ((N, "takes n"), (1, "ignores n")):
         for tokens in (50_000, 200_000):
@@ -151,15 +114,48 @@ def main() -> None:
                 server.start()
                 url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
                 with tempfile.TemporaryDirectory() as folder:
-                    totals = uvloop.run(audit(url, queue(count), Path(folder)))
+                    totals = uvloop.run(audit(url, queue(count, CHARACTERS, N), N, Path(folder)))
                 server.terminate()
                 listener.close()
-                uncached = totals.prompt_tokens - totals.cached_tokens
-                print(
-                    f"server {takes:<10} cache {tokens:>7,} tokens  {name:<9} {totals.requests:>6} requests"
-                    f"  cached {totals.cached_tokens / totals.prompt_tokens:6.1%}"
-                    f"  uncached / M(P+L/2) = {uncached / formula:.3f}"
-                )
+                report(
+                    f"server {takes}, cache of {tokens:,} tokens, {name}", totals, count * M * (P + L / 2)
+                )  # fmt: skip
+
+
+def against_a_server(url: str, count: int) -> None:
+    """Other texts for each order, so that the second finds nothing of the first."""
+    print(f"{url}; {count} trajectories, P={P} L={L} M={M} N=4, {CONCURRENCY} at once")
+    for seed, (name, queue) in enumerate((("shuffled", shuffled), ("in order", works))):
+        with tempfile.TemporaryDirectory() as folder:
+            totals = uvloop.run(audit(url, queue(count, 1, 4, seed), 4, Path(folder)))
+        report(name, totals, count * M * (P + L / 2))
+
+
+def make_model(folder: Path) -> None:
+    """A Qwen3 of random weights with room for the prompts, and the shipped tokenizer: one token a character."""
+    import shutil
+
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    shapes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096, "vocab_size": 320}
+    Qwen3ForCausalLM(Qwen3Config(**shapes, **heads)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(__file__).parent.parent / "demo" / "models" / "teacher" / name, folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--trajectories", type=int, default=100)
+    parser.add_argument("--url", default="")
+    parser.add_argument("--make-model", type=Path)
+    arguments = parser.parse_args()
+    if arguments.make_model:
+        make_model(arguments.make_model)
+    elif arguments.url:
+        against_a_server(arguments.url, arguments.trajectories)
+    else:
+        against_the_model(arguments.trajectories)
 
 
 if __name__ == "__main__":

@@ -270,3 +270,6 @@ class TrainConfig(Section):
 class RunConfig(Section):
     rounds: int = Field(default=1, gt=0)
     """Rounds that `omniopd run` drives."""
+    overlap: bool = False
+    """Audit what generate has committed while it still writes. Only live and without a budget: otherwise which chunks
+    are worth it is known only once all are there, and audit waits."""

@@ -86,6 +86,7 @@ class Flow:
             TeacherError: the teacher went away, or refuses everything.
             Interrupted: `interrupt` was called.
         """
+        self._asked.clear()
         writer = asyncio.create_task(self._write_now_and_then())
         try:
             await self._ask_all(session, works, last_turn=False)
@@ -287,17 +288,11 @@ class Flow:
         """
         while self._stop is None:
             seen = self._settlements
-            reservation = Reservation(
-                f"{self._start}-{next(self._numbers)}",
-                self._index,
-                self._config.model,
-                nusd,
-                tokens,
-                self._rates.source,
-            )
+            request_id = f"{self._start}-{next(self._numbers)}"
+            reservation = Reservation(request_id, self._index, self._config.model, nusd, tokens, self._rates.source)
             if await self._commit.reserve(reservation):
                 self._open += 1
-                return reservation.request_id
+                return request_id
             if seen == self._settlements:
                 if self._open == 0:
                     raise budget_reached()

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 from ...store.ledger import Ledger, Reservation, Settlement
 
 _LINGER_S = 0.005
-"""How long a commit waits for company: a sync costs the same for one request as for many, and a teacher takes seconds."""
+"""How long a commit waits for company: a sync costs the same for one request as for many."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
