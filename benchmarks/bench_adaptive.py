@@ -21,7 +21,8 @@ import polars as pl
 from omniopd.demo.run import settings
 from omniopd.demo.task import problems
 from omniopd.demo.teacher import TeacherServer
-from omniopd.stages.audit.enough import Adaptive, find_enough
+from omniopd.stages.audit.enough import Adaptive
+from omniopd.stages.audit.similar import find_enough
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.stage import generate
 from omniopd.store.config import commented_toml

@@ -6,11 +6,11 @@
         --enable-prefix-caching --enable-prompt-tokens-details
     python benchmarks/bench_prefix_cache.py --url http://127.0.0.1:8000/v1 --trajectories 10
 
-Without --url the server is a MODEL of vLLM's automatic prefix caching, not vLLM: blocks of 16 tokens, known by the hash of all text
-up to their end; a block is there once the request that computed it is answered; the least recently used go first, and
-of a request the last ones first; the last token of a prompt is always computed. Tokens are pieces of four characters,
-prefill takes one millisecond for 200 tokens, and requests run side by side. With --url a token is a character, as the
-shipped tokenizer has it.
+Without --url the server is a MODEL of vLLM's automatic prefix caching, not vLLM: blocks of 16 tokens, known by the hash
+of all text up to their end; a block is there once the request that computed it is answered; the least recently used go
+first, and of a request the last ones first; the last token of a prompt is always computed. Tokens are pieces of four
+characters, prefill takes one millisecond for 200 tokens, and requests run side by side. With --url a token is a
+character, as the shipped tokenizer has it.
 """
 
 import argparse
@@ -94,7 +94,53 @@ def serve(listener: socket.socket, blocks: int, most_choices: int) -> None:
                  "prompt_tokens_details": {"cached_tokens": cached}}  # fmt: skip
         return web.json_response({"model": "bench", "choices": choices, "usage": usage})
 
-    async def report(name: str, totals: Totals, formula: float) -> None:
+    async def main() -> None:
+        app = web.Application(client_max_size=1 << 26)
+        app.add_routes([web.post("/v1/completions", complete)])
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        await asyncio.Event().wait()
+
+    uvloop.run(main())
+
+
+def works(trajectories: int, characters: int, n: int, seed: int = 0) -> Iterator[Work]:
+    """Trajectories of random text, M prefixes each."""
+    chance = random.Random(seed)
+    for t in range(trajectories):
+        text = "".join(chance.choices("0123456789+-=", k=(P + L) * characters))
+        prompt, response = text[: P * characters], text[P * characters :]
+        for m, start in enumerate(sorted(chance.sample(range(L), M))):
+            name = f"{t * M + m:032x}"
+            yield Work(name, f"{t:032x}", "Q", prompt, response[: start * characters], tuple(range(n)), 8)
+
+
+def shuffled(trajectories: int, characters: int, n: int, seed: int = 0) -> list[Work]:
+    """The same chunks in no order, each on its own."""
+    everything = [
+        Work(w.chunk_id, w.chunk_id, w.question, w.prompt_text, w.prefix, w.missing, w.max_tokens)
+        for w in works(trajectories, characters, n, seed)
+    ]
+    random.Random(1).shuffle(everything)
+    return everything
+
+
+async def audit(base_url: str, queue: Any, n: int, folder: Path) -> Totals:
+    config = TeacherConfig(model="bench", base_url=base_url, rollouts=n, timeout_s=600, max_concurrency=CONCURRENCY)
+    teacher = OpenAITeacher(config, "completion", "", (base_url,), Host())
+    table = Table(folder / "rollouts", ROLLOUTS)
+    table.begin({})
+    ledger = Ledger(folder / "ledger.sqlite", Budget())
+    flow = Flow(table, 0, config, Fixed(n), teacher, RATES, GroupCommit(ledger), lambda rows, note: None)
+    async with open_session(config, {}) as session:
+        await flow.run(session, queue)
+    totals = ledger.totals()
+    ledger.close()
+    return totals
+
+
+def report(name: str, totals: Totals, formula: float) -> None:
     uncached = totals.prompt_tokens - totals.cached_tokens
     print(
         f"{name:<52} {totals.requests:>6} requests  cached {totals.cached_tokens / totals.prompt_tokens:6.1%}"

@@ -151,7 +151,7 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
 }  # fmt: skip
 
 
-_ADAPTIVE: dict[str, dict[str, set[str] | None]] = {
+_ADAPTIVE: dict[str, set[str] | None] = {
     "teacher": {"max_rollouts", "precision"},
     "score": {"phi", "unit", "embedding_model", "alpha"},
 }

@@ -194,7 +194,7 @@ class Ledger:
                 _lower(budget.nusd, cap.nusd, self._nusd - part.spoken_for_nusd),
                 _lower(budget.tokens, cap.tokens, self._tokens - part.spoken_for_tokens),
             )
-        self.budget = budget
+        self.budget: Budget = budget
 
     def close(self) -> None:
         self._db.close()

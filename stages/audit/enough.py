@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ...store.config import Config
-
 FIRST = 4
 """Rollouts before the first look: from fewer, a spread cannot be told."""
 STEP = 2
@@ -132,28 +130,6 @@ def half_width(phi: list[float], prior: float, alpha: float) -> float:
 
 @functools.cache
 def _quantile(freedom: int) -> float:
-    from scipy.special import stdtrit
+    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     return float(stdtrit(freedom, (1 + _CONFIDENCE) / 2))
-
-
-def find_enough(config: Config) -> Enough:
-    """What the config says about the number of rollouts.
-
-    Raises:
-        InputError: the similarity that decides cannot be used.
-    """
-    teacher = config.teacher
-    if teacher.rollouts != "adaptive":
-        return Fixed(teacher.rollouts)
-    import pyarrow as pa
-
-    from ..similarity.metrics import find_metric, make_encoder, similarities
-
-    metric, encoder = find_metric(config.score), make_encoder(config)
-
-    def similar(chunks: Sequence[str], texts: Sequence[str]) -> list[float | None]:
-        columns = (pa.chunked_array([pa.array(column, pa.string())]) for column in (chunks, texts))
-        return similarities(metric, encoder, *columns).to_pylist()
-
-    return Adaptive(teacher.max_rollouts, teacher.precision, config.score.alpha, similar)

@@ -19,12 +19,12 @@ from ..progress import progress
 from .batch_flow import BatchFlow
 from .batches.api import open_batches
 from .client import find_teacher, open_session
-from .enough import find_enough
 from .flow import Flow, budget_reached, drain
 from .forecast import as_row, forecast
 from .group_commit import GroupCommit
 from .price import Rates, find_rates
 from .selection import Selection
+from .similar import find_enough
 from .teacher import Teacher
 from .work import Todo, Work, keys_present, open_todo, prefixes_of, shape_of
 

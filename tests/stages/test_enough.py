@@ -9,7 +9,8 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniopd.stages.audit.enough import FIRST, STEP, Adaptive, Fixed, find_enough, half_width
+from omniopd.stages.audit.enough import FIRST, STEP, Adaptive, Fixed, half_width
+from omniopd.stages.audit.similar import find_enough
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.stage import generate
 from omniopd.stages.score.stage import score

@@ -7,7 +7,7 @@ seen to end.
 
 import contextlib
 import importlib
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
@@ -103,7 +103,7 @@ BUILT_IN = {"openai": ".openai", "anthropic": ".anthropic", "gemini": ".gemini"}
 @contextlib.asynccontextmanager
 async def open_batches(
     config: TeacherConfig, teacher: Teacher, session: aiohttp.ClientSession
-) -> AsyncIterator[Batches]:
+) -> AsyncGenerator[Batches]:
     """The batch API of the configured teacher.
 
     Raises:
