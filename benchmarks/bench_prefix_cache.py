@@ -3,8 +3,8 @@
     python benchmarks/bench_prefix_cache.py [--trajectories 100]
     python benchmarks/bench_prefix_cache.py --make-model FOLDER        # a random model for a real server, such as
     vllm serve FOLDER --served-model-name bench --dtype float32 --enforce-eager --block-size 16 \\
-        --enable-prefix-caching --enable-prompt-tokens-details
-    python benchmarks/bench_prefix_cache.py --url http://127.0.0.1:8000/v1 --trajectories 10
+        --enable-prefix-caching --enable-prompt-tokens-details --num-gpu-blocks-override 1500
+    python benchmarks/bench_prefix_cache.py --url http://127.0.0.1:8000/v1 --trajectories 24
 
 Without --url the server is a MODEL of vLLM's automatic prefix caching, not vLLM: blocks of 16 tokens, known by the hash
 of all text up to their end; a block is there once the request that computed it is answered; the least recently used go
@@ -126,8 +126,8 @@ def shuffled(trajectories: int, characters: int, n: int, seed: int = 0) -> list[
     return everything
 
 
-async def audit(base_url: str, queue: Any, n: int, folder: Path) -> Totals:
-    config = TeacherConfig(model="bench", base_url=base_url, rollouts=n, timeout_s=600, max_concurrency=CONCURRENCY)
+async def audit(base_url: str, queue: Any, n: int, at_once: int, folder: Path) -> Totals:
+    config = TeacherConfig(model="bench", base_url=base_url, rollouts=n, timeout_s=600, max_concurrency=at_once)
     teacher = OpenAITeacher(config, "completion", "", (base_url,), Host())
     table = Table(folder / "rollouts", ROLLOUTS)
     table.begin({})
@@ -160,7 +160,7 @@ def against_the_model(count: int) -> None:
                 server.start()
                 url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
                 with tempfile.TemporaryDirectory() as folder:
-                    totals = uvloop.run(audit(url, queue(count, CHARACTERS, N), N, Path(folder)))
+                    totals = uvloop.run(audit(url, queue(count, CHARACTERS, N), N, CONCURRENCY, Path(folder)))
                 server.terminate()
                 listener.close()
                 report(
@@ -170,10 +170,10 @@ def against_the_model(count: int) -> None:
 
 def against_a_server(url: str, count: int) -> None:
     """Other texts for each order, so that the second finds nothing of the first."""
-    print(f"{url}; {count} trajectories, P={P} L={L} M={M} N=4, {CONCURRENCY} at once")
+    print(f"{url}; {count} trajectories, P={P} L={L} M={M} N=4, 8 at once")
     for seed, (name, queue) in enumerate((("shuffled", shuffled), ("in order", works))):
         with tempfile.TemporaryDirectory() as folder:
-            totals = uvloop.run(audit(url, queue(count, 1, 4, seed), 4, Path(folder)))
+            totals = uvloop.run(audit(url, queue(count, 1, 4, seed), 4, 8, Path(folder)))
         report(name, totals, count * M * (P + L / 2))
 
 
