@@ -33,7 +33,7 @@ def run_round(run: RunDir, index: int, config: Config, overrides: Sequence[str],
         say(f"round {index}: done")
         return
     reached: BudgetReached | None = None
-    with _followed(run, index, config, overrides):
+    with audit_beside(run, index, config, overrides):
         say(f"round {index} generate: {generate(run, index, config)}")
     try:
         say(f"round {index} audit:    {audit(run, index, config)}")
@@ -49,7 +49,7 @@ def run_round(run: RunDir, index: int, config: Config, overrides: Sequence[str],
 
 
 @contextlib.contextmanager
-def _followed(run: RunDir, index: int, config: Config, overrides: Sequence[str]) -> Generator[None]:
+def audit_beside(run: RunDir, index: int, config: Config, overrides: Sequence[str]) -> Generator[None]:
     """While the block generates, `audit --follow` in a process of its own, if the config says so. What it leaves (its
     teacher may have gone away) is left to the audit after it, which also says what is wrong."""
     if not config.run.overlap or run.round(index).trajectories.complete:

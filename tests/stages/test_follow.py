@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from omniopd.run import _followed
+from omniopd.run import audit_beside
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.stage import generate
 from omniopd.store.config import made_with
@@ -83,7 +83,7 @@ def test_with_a_budget_it_waits_until_it_knows_which_chunks_are_worth_it(make_ru
 def test_run_overlaps_the_two_if_it_is_told_to(make_run, teacher):
     run = make_run(questions=12, teacher={"base_url": teacher.base_url}, run={"overlap": True})
     config = run.config()
-    with _followed(run, 0, config, ["teacher.max_attempts=3"]):
+    with audit_beside(run, 0, config, ["teacher.max_attempts=3"]):
         generate(run, 0, config)
     asked = teacher.requests
     assert asked == run.round(0).chunks.manifest.rows > 0
