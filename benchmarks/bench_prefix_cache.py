@@ -2,8 +2,8 @@
 
     python benchmarks/bench_prefix_cache.py [--trajectories 100]
     python benchmarks/bench_prefix_cache.py --make-model FOLDER        # a random model for a real server, such as
-    vllm serve FOLDER --served-model-name bench --dtype float32 --enforce-eager --block-size 16 \\
-        --enable-prefix-caching --enable-prompt-tokens-details --num-gpu-blocks-override 1500
+    vllm serve FOLDER --served-model-name bench --dtype float32 --enforce-eager --block-size 32 \\
+        --enable-prefix-caching --enable-prompt-tokens-details --num-gpu-blocks-override 750
     python benchmarks/bench_prefix_cache.py --url http://127.0.0.1:8000/v1 --trajectories 24
 
 Without --url the server is a MODEL of vLLM's automatic prefix caching, not vLLM: blocks of 16 tokens, known by the hash

@@ -148,9 +148,12 @@ class Flow:
             if not step:
                 self._advance(len(missing), self._spent)
                 return
-            answers, put_back = await self._step(session, work, missing, step, warm, last_turn)
-            missing, warm = tuple(index for index in missing if index not in answers), True
-            phi |= zip(answers, self._enough.phi([work.chunk_text] * len(answers), list(answers.values())), strict=True)
+            texts, put_back = await self._step(session, work, missing, step, warm, last_turn)
+            missing, warm = tuple(index for index in missing if index not in texts), True
+            try:
+                phi |= zip(texts, self._enough.phi([work.chunk_text] * len(texts), list(texts.values())), strict=True)
+            except OmniopdError as error:  # of a metric that somebody else wrote
+                self._end(error)
             if put_back:
                 self._deferred.append(replace(work, missing=missing, phi=phi))
                 return
