@@ -99,7 +99,12 @@ def generate(
 
 
 @app.command()
-def audit(run: Run, round_: Round = None, set_: Set = []) -> None:
+def audit(
+    run: Run,
+    round_: Round = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Begin while `generate` still writes.")] = False,
+    set_: Set = [],
+) -> None:
     """Stage 2: pick the peak-entropy chunks and ask the teacher to continue their prefixes, under the budget.
 
     Example: omniopd audit runs/first --set teacher.budget_usd=5
@@ -107,7 +112,7 @@ def audit(run: Run, round_: Round = None, set_: Set = []) -> None:
     from .stages.audit.stage import audit
 
     config = _begin(run, set_)
-    _say(audit(RunDir(run), _which(run, round_), config))
+    _say(audit(RunDir(run), _which(run, round_), config, follow))
 
 
 @app.command()

@@ -1,6 +1,10 @@
 """`omniopd run`: the four stages, round after round. Whatever is already there is not done again."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from .store.config import Config
@@ -29,7 +33,8 @@ def run_round(run: RunDir, index: int, config: Config, overrides: Sequence[str],
         say(f"round {index}: done")
         return
     reached: BudgetReached | None = None
-    say(f"round {index} generate: {generate(run, index, config)}")
+    with audit_beside(run, index, config, overrides):
+        say(f"round {index} generate: {generate(run, index, config)}")
     try:
         say(f"round {index} audit:    {audit(run, index, config)}")
     except BudgetReached as error:
@@ -41,6 +46,23 @@ def run_round(run: RunDir, index: int, config: Config, overrides: Sequence[str],
     say(f"round {index} train:    {train_stage(run, index, config, overrides)}")
     if reached is not None:
         raise reached
+
+
+@contextlib.contextmanager
+def audit_beside(run: RunDir, index: int, config: Config, overrides: Sequence[str]) -> Generator[None]:
+    """While the block generates, `audit --follow` in a process of its own, if the config says so. What it leaves (its
+    teacher may have gone away) is left to the audit after it, which also says what is wrong."""
+    if not config.run.overlap or run.round(index).trajectories.complete:
+        yield
+        return
+    settings = [word for override in overrides for word in ("--set", override)]
+    command = [sys.executable, "-m", "omniopd", "audit", str(run.path), "--round", str(index), "--follow", *settings]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as follower:
+        try:
+            yield
+        except BaseException:
+            follower.send_signal(signal.SIGINT)
+            raise
 
 
 def train_stage(run: RunDir, index: int, config: Config, overrides: Sequence[str]) -> str:

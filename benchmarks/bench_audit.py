@@ -22,6 +22,7 @@ import openai
 import uvloop
 
 from omniopd.stages.audit.client import open_session
+from omniopd.stages.audit.enough import Fixed
 from omniopd.stages.audit.flow import Flow
 from omniopd.stages.audit.group_commit import GroupCommit
 from omniopd.stages.audit.price import Rates
@@ -84,7 +85,7 @@ async def ours(base_url: str, count: int, folder: Path) -> None:
     table = Table(folder / "rollouts", ROLLOUTS)
     table.begin({})
     ledger = Ledger(folder / "ledger.sqlite", Budget.of(1e6, 10**12))
-    flow = Flow(table, 0, config, teacher, RATES, GroupCommit(ledger), lambda rows, note: None)
+    flow = Flow(table, 0, config, Fixed(1), teacher, RATES, GroupCommit(ledger), lambda rows, note: None)
     async with open_session(config, {}) as session:
         await flow.run(session, works(count))
     assert table.manifest.rows == count

@@ -12,15 +12,15 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, done: int = 0) -> Generator[Advance]:
-    """Show how far a job of `total` items is, from `done` on."""
+def progress(title: str, total: int | None, done: int = 0) -> Generator[Advance]:
+    """Show how far a job of `total` items (None: nobody knows yet) is, from `done` on."""
     if sys.stderr.isatty():
         yield from _bar(title, total, done)
     else:
         yield from _lines(title, total, done)
 
 
-def _bar(title: str, total: int, done: int) -> Generator[Advance]:
+def _bar(title: str, total: int | None, done: int) -> Generator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -40,7 +40,7 @@ def _bar(title: str, total: int, done: int) -> Generator[Advance]:
         yield lambda count, note: bar.update(task, advance=count, note=note)
 
 
-def _lines(title: str, total: int, done: int) -> Generator[Advance]:
+def _lines(title: str, total: int | None, done: int) -> Generator[Advance]:
     start = last = time.monotonic()
     begun = done
 
@@ -51,7 +51,8 @@ def _lines(title: str, total: int, done: int) -> Generator[Advance]:
         if now - last >= _SECONDS_BETWEEN_LINES:
             last = now
             rate = (done - begun) / (now - start)
-            left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
-            sys.stderr.write(f"{title}: {done}/{total}{left}{'  ' + note if note else ''}\n")
+            left = f", {(total - done) / rate:.0f} s left" if rate > 0 and total is not None else ""
+            of = "" if total is None else f"/{total}"
+            sys.stderr.write(f"{title}: {done}{of}{left}{'  ' + note if note else ''}\n")
 
     yield advance

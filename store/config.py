@@ -151,10 +151,20 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
 }  # fmt: skip
 
 
+_ADAPTIVE: dict[str, set[str] | None] = {
+    "teacher": {"max_rollouts", "precision"},
+    "score": {"phi", "unit", "embedding_model", "alpha"},
+}
+"""What decides, beside the above, which rollouts there are when their number is adaptive."""
+
+
 def made_with(config: Config, table: str) -> dict[str, Any]:
     """The settings that determine a table's content, as `{"generate.top_p": 1.0, ...}`."""
+    groups = [_DETERMINED_BY[table]]
+    if table == "rollouts" and config.teacher.rollouts == "adaptive":
+        groups.append(_ADAPTIVE)
     out: dict[str, Any] = {}
-    for section, keys in _DETERMINED_BY[table].items():
+    for section, keys in (item for group in groups for item in group.items()):
         values = getattr(config, section).model_dump(mode="json")
         out |= {f"{section}.{key}": value for key, value in values.items() if keys is None or key in keys}
     return out

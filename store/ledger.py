@@ -7,16 +7,20 @@ One SQLite file (WAL, synchronous=FULL). The invariant, under any concurrency an
 
 An answer is stored in the same transaction that settles it (the outbox), and leaves the outbox only once its rows are
 in the rollouts table; so an answer that was paid for is never asked for again. A reservation that a dead process left
-behind is an unknown outcome and is charged in full.
+behind is an unknown outcome and is charged in full, unless it is a row of a batch that the provider still works on.
 """
 
+import json
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import orjson
+
+from .batch_book import BatchBook, BatchRow
 from .errors import TableError
 
 NANO = 1_000_000_000
@@ -41,6 +45,30 @@ CREATE TABLE IF NOT EXISTS requests (
     closed_at         REAL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS outbox (request_id TEXT PRIMARY KEY, round INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS forecasts (round INTEGER PRIMARY KEY, payload TEXT NOT NULL) STRICT;
+"""
+
+_CHARGE_LOST = """
+UPDATE requests SET state = 'unknown', charged_nusd = reserved_nusd, charged_tokens = reserved_tokens, closed_at = ?
+WHERE state = 'reserved' AND request_id NOT IN
+    (SELECT request_id FROM batch_rows JOIN batches USING (batch_key) WHERE batches.state <> 'closed')
+"""
+
+_RESERVE = """
+INSERT INTO requests (request_id, round, teacher, state, reserved_nusd, reserved_tokens, price_source, reserved_at)
+SELECT value ->> 0, value ->> 1, value ->> 2, 'reserved', value ->> 3, value ->> 4, value ->> 5, value ->> 6
+FROM json_each(?)
+"""
+
+_SETTLE = """
+UPDATE requests SET state = new ->> 1, charged_nusd = new ->> 2, charged_tokens = new ->> 3, prompt_tokens = new ->> 4,
+    cached_tokens = new ->> 5, completion_tokens = new ->> 6, cache_write_tokens = new ->> 7, closed_at = new ->> 8
+FROM (SELECT value AS new FROM json_each(?)) WHERE request_id = new ->> 0 AND state = 'reserved'
+"""
+
+_STORE = """
+INSERT INTO outbox (request_id, round, payload) SELECT value ->> 0, value ->> 1, CAST(value ->> 2 AS BLOB)
+FROM json_each(?)
 """
 
 _ADDED = {"cache_write_tokens": "INTEGER NOT NULL DEFAULT 0", "price_source": "TEXT NOT NULL DEFAULT ''"}
@@ -70,6 +98,15 @@ class Reservation:
     tokens: int
     price_source: str = ""
     """Whose price the dollars are: a table with its version, or the user."""
+
+
+@dataclass(frozen=True)
+class _Charge:
+    """What a reserved request costs."""
+
+    reservation: Reservation
+    nusd: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -117,88 +154,129 @@ class Totals:
     cache_write_tokens: int
     unknown: int
 
+    @property
+    def spoken_for_nusd(self) -> int:
+        return self.charged_nusd + self.reserved_nusd
+
+    @property
+    def spoken_for_tokens(self) -> int:
+        return self.charged_tokens + self.reserved_tokens
+
 
 class Ledger:
     """The ledger of one run. One process writes at a time (the audit stage holds the lock)."""
 
-    def __init__(self, path: Path, budget: Budget, round_index: int = 0, round_budget: Budget = Budget()) -> None:
-        """`budget` caps the run, and `round_budget` what the round `round_index` adds to it."""
+    def __init__(
+        self,
+        path: Path,
+        budget: Budget,
+        round_index: int = 0,
+        round_budget: Budget = Budget(),
+        teacher: str = "",
+        teacher_budget: Budget = Budget(),
+    ) -> None:
+        """`budget` caps the run, `round_budget` what the round `round_index` is of it, `teacher_budget` what a teacher
+        is of it."""
         self._db = _open(path)
         self._db.executescript(_SCHEMA)
         _add_columns(self._db)
+        self.batches = BatchBook(self._db)
         with self._db:
-            self._db.execute(
-                "UPDATE requests SET state = 'unknown', charged_nusd = reserved_nusd,"
-                " charged_tokens = reserved_tokens, closed_at = ? WHERE state = 'reserved'",
-                (time.time(),),
+            self.batches.release_unsent()
+            self._db.execute(_CHARGE_LOST, (time.time(),))
+        self._open = {r.request_id: r for r in self._reserved()}
+        run = self.totals()
+        self._nusd, self._tokens = run.spoken_for_nusd, run.spoken_for_tokens
+        # The other caps, moved to where they lie on the run's scale: the lowest holds, since only this round and this
+        # teacher spend from here on.
+        for part, cap in ((self.totals(round_index), round_budget), (self.totals(teacher=teacher), teacher_budget)):
+            budget = Budget(
+                _lower(budget.nusd, cap.nusd, self._nusd - part.spoken_for_nusd),
+                _lower(budget.tokens, cap.tokens, self._tokens - part.spoken_for_tokens),
             )
-        run, round_ = self.totals(), self.totals(round_index)
-        self._nusd, self._tokens = run.charged_nusd, run.charged_tokens
-        # The round's cap, moved to where it lies on the run's scale: of the two, the lower holds, since only this round
-        # spends from here on.
-        before_nusd, before_tokens = self._nusd - round_.charged_nusd, self._tokens - round_.charged_tokens
-        self.budget = Budget(
-            _lower(budget.nusd, round_budget.nusd, before_nusd),
-            _lower(budget.tokens, round_budget.tokens, before_tokens),
-        )
+        self.budget: Budget = budget
 
     def close(self) -> None:
         self._db.close()
 
-    def commit(self, reservations: Sequence[Reservation], settlements: Sequence[Settlement]) -> list[bool]:
+    def _reserved(self) -> list[Reservation]:
+        """What is reserved when the ledger is opened: rows of open batches."""
+        query = (
+            "SELECT request_id, round, teacher, reserved_nusd, reserved_tokens FROM requests WHERE state = 'reserved'"
+        )
+        return [Reservation(*row) for row in self._db.execute(query)]
+
+    def commit(
+        self,
+        reservations: Sequence[Reservation],
+        settlements: Sequence[Settlement],
+        batch: tuple[str, int, Mapping[str, BatchRow]] | None = None,
+    ) -> list[bool]:
         """Settle and reserve in one durable transaction. Returns which reservations the budget covers, in order.
 
-        A refused reservation leaves no trace.
+        A refused reservation leaves no trace. With a batch (its key, its round, its rows by request), what is reserved
+        belongs to it from the start.
         """
         now = time.time()
-        nusd, tokens = self._nusd, self._tokens
+        charges = [self._charge(settlement) for settlement in settlements]
+        nusd = self._nusd + sum(charge.nusd - charge.reservation.nusd for charge in charges)
+        tokens = self._tokens + sum(charge.tokens - charge.reservation.tokens for charge in charges)
         granted: list[bool] = []
+        for r in reservations:
+            fits = _fits(nusd + r.nusd, self.budget.nusd) and _fits(tokens + r.tokens, self.budget.tokens)
+            granted.append(fits)
+            nusd, tokens = (nusd + r.nusd, tokens + r.tokens) if fits else (nusd, tokens)
+        covered = [r for r, fits in zip(reservations, granted, strict=True) if fits]
         with self._db:
-            for settlement in settlements:
-                freed = self._settle(settlement, now)
-                nusd, tokens = nusd - freed[0], tokens - freed[1]
-            for r in reservations:
-                fits = _fits(nusd + r.nusd, self.budget.nusd) and _fits(tokens + r.tokens, self.budget.tokens)
-                granted.append(fits)
-                if fits:
-                    nusd, tokens = nusd + r.nusd, tokens + r.tokens
-                    self._db.execute(
-                        "INSERT INTO requests (request_id, round, teacher, state, reserved_nusd, reserved_tokens,"
-                        " price_source, reserved_at) VALUES (?, ?, ?, 'reserved', ?, ?, ?, ?)",
-                        (r.request_id, r.round, r.teacher, r.nusd, r.tokens, r.price_source, now),
-                    )
+            self._close_requests(settlements, charges, now)
+            rows = [(r.request_id, r.round, r.teacher, r.nusd, r.tokens, r.price_source, now) for r in covered]
+            self._many(_RESERVE, rows)
+            if batch is not None:
+                self.batches.intend(*batch, [r.request_id for r in covered], now)
+        for settlement in settlements:
+            del self._open[settlement.request_id]
+        self._open.update((r.request_id, r) for r in covered)
         self._nusd, self._tokens = nusd, tokens
         return granted
 
-    def _settle(self, settlement: Settlement, now: float) -> tuple[int, int]:
-        """Close one request; returns the part of its reservation (nano-dollars, tokens) that is free again."""
-        row = self._db.execute(
-            "SELECT round, reserved_nusd, reserved_tokens FROM requests WHERE request_id = ? AND state = 'reserved'",
-            (settlement.request_id,),
-        ).fetchone()
-        round_index, reserved_nusd, reserved_tokens = int(row[0]), int(row[1]), int(row[2])
+    def _charge(self, settlement: Settlement) -> _Charge:
+        """What a request costs in the end."""
+        reservation = self._open[settlement.request_id]
         if settlement.state == "unknown":
-            charged_nusd, charged_tokens = reserved_nusd, reserved_tokens
-        else:
-            # The request asked for no more than was reserved: a server that claims more is not believed.
-            charged_nusd = min(settlement.nusd, reserved_nusd)
-            charged_tokens = min(settlement.usage.tokens, reserved_tokens)
-        usage = settlement.usage
-        self._db.execute(
-            "UPDATE requests SET state = ?, charged_nusd = ?, charged_tokens = ?, prompt_tokens = ?,"
-            " cached_tokens = ?, completion_tokens = ?, cache_write_tokens = ?, closed_at = ? WHERE request_id = ?",
-            (
-                *(settlement.state, charged_nusd, charged_tokens, usage.prompt_tokens),
-                *(usage.cached_tokens, usage.completion_tokens, usage.cache_write_tokens, now),
-                settlement.request_id,
-            ),
+            return _Charge(reservation, reservation.nusd, reservation.tokens)
+        # The request asked for no more than was reserved: a server that claims more is not believed.
+        return _Charge(
+            reservation, min(settlement.nusd, reservation.nusd), min(settlement.usage.tokens, reservation.tokens)
         )
-        if settlement.payload is not None:
-            self._db.execute(
-                "INSERT INTO outbox (request_id, round, payload) VALUES (?, ?, ?)",
-                (settlement.request_id, round_index, settlement.payload),
+
+    def _close_requests(self, settlements: Sequence[Settlement], charges: Sequence[_Charge], now: float) -> None:
+        rows = [
+            (
+                *(s.request_id, s.state, charge.nusd, charge.tokens, s.usage.prompt_tokens, s.usage.cached_tokens),
+                *(s.usage.completion_tokens, s.usage.cache_write_tokens, now),
             )
-        return reserved_nusd - charged_nusd, reserved_tokens - charged_tokens
+            for s, charge in zip(settlements, charges, strict=True)
+        ]
+        if self._many(_SETTLE, rows) != len(rows):
+            raise sqlite3.IntegrityError("a request that was settled is not reserved")
+        answers = [
+            (s.request_id, charge.reservation.round, s.payload.decode())
+            for s, charge in zip(settlements, charges, strict=True)
+            if s.payload is not None
+        ]
+        self._many(_STORE, answers)
+
+    def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Run a statement over rows that it reads as JSON. One step of SQLite for all of them: at each step the
+        interpreter's lock changes hands, which costs more than the step. Returns how many rows were changed."""
+        return self._db.execute(statement, (orjson.dumps(rows),)).rowcount if rows else 0
+
+    def note_forecast(self, round_index: int, forecast: Mapping[str, Any]) -> None:
+        """Keep what was predicted of a round, the first time that it is."""
+        with self._db:
+            self._db.execute("INSERT OR IGNORE INTO forecasts VALUES (?, ?)", (round_index, json.dumps(forecast)))
+
+    # -- answers
 
     def outbox(self, round_index: int, limit: int) -> list[tuple[str, bytes]]:
         """Answers of a round that are not known to be in the rollouts table, oldest first."""
@@ -210,7 +288,8 @@ class Ledger:
     def clear_outbox(self, request_ids: Sequence[str]) -> None:
         """Forget answers whose rows are now in the rollouts table."""
         with self._db:
-            self._db.executemany("DELETE FROM outbox WHERE request_id = ?", [(r,) for r in request_ids])
+            self._many("DELETE FROM outbox WHERE request_id IN (SELECT value ->> 0 FROM json_each(?))",
+                       [(request_id,) for request_id in request_ids])  # fmt: skip
 
     @property
     def left(self) -> Budget:
@@ -218,9 +297,9 @@ class Ledger:
         nusd, tokens = self.budget.nusd, self.budget.tokens
         return Budget(None if nusd is None else nusd - self._nusd, None if tokens is None else tokens - self._tokens)
 
-    def totals(self, round_index: int | None = None) -> Totals:
-        """Sums over a round, or over the run."""
-        return _totals(self._db, round_index)
+    def totals(self, round_index: int | None = None, teacher: str | None = None) -> Totals:
+        """Sums over a round, over a teacher, or over the run."""
+        return _totals(self._db, round_index, teacher)
 
 
 def read_totals(path: Path, round_index: int | None = None) -> Totals:
@@ -233,6 +312,19 @@ def read_totals(path: Path, round_index: int | None = None) -> Totals:
         return _totals(db, round_index)
     finally:
         db.close()
+
+
+def read_forecast(path: Path, round_index: int) -> dict[str, Any] | None:
+    """What was predicted of a round; None where nothing was."""
+    if not path.is_file():
+        return None
+    db = _open(path)
+    try:
+        db.executescript(_SCHEMA)
+        row = db.execute("SELECT payload FROM forecasts WHERE round = ?", (round_index,)).fetchone()
+    finally:
+        db.close()
+    return None if row is None else json.loads(row[0])
 
 
 def read_price_sources(path: Path) -> list[str]:
@@ -263,8 +355,10 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _totals(db: sqlite3.Connection, round_index: int | None) -> Totals:
-    where, values = ("", ()) if round_index is None else (" WHERE round = ?", (round_index,))
+def _totals(db: sqlite3.Connection, round_index: int | None, teacher: str | None = None) -> Totals:
+    wanted = {"round": round_index, "teacher": teacher}
+    values = tuple(value for value in wanted.values() if value is not None)
+    where = " AND ".join(["true", *(f"{name} = ?" for name, value in wanted.items() if value is not None)])
     reserved = "FILTER (WHERE state = 'reserved')"
     sums = (
         *(
@@ -277,7 +371,7 @@ def _totals(db: sqlite3.Connection, round_index: int | None) -> Totals:
         "sum(state = 'unknown')",
     )
     columns = ", ".join(f"coalesce({expression}, 0)" for expression in sums)
-    row = db.execute(f"SELECT count(*), {columns} FROM requests{where}", values).fetchone()
+    row = db.execute(f"SELECT count(*), {columns} FROM requests WHERE {where}", values).fetchone()
     return Totals(*(int(value) for value in row))
 
 

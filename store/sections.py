@@ -5,7 +5,7 @@ The docstring under each field is what `omniopd init` writes beside it, so this 
 """
 
 import importlib.metadata
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -132,8 +132,13 @@ class TeacherConfig(Section):
     continuation: Literal["auto", "completion", "prefill", "instruct"] = "auto"
     """How the teacher is made to continue the student's prefix: the completions endpoint on the raw text, a chat whose
     last assistant message is left open, or a chat that is told to go on; auto is the first that the server can do."""
-    rollouts: int = Field(default=10, gt=0)
-    """N, continuations of each chunk's prefix."""
+    rollouts: Annotated[int, Field(gt=0)] | Literal["adaptive"] = 10
+    """N, continuations of each chunk's prefix; adaptive: as many as the chunk's own answers call for."""
+    max_rollouts: int = Field(default=10, gt=0)
+    """Most rollouts of a chunk where rollouts is adaptive."""
+    precision: float = Field(default=0.07, gt=0, lt=1)
+    """Where rollouts is adaptive: stop asking about a chunk once its weight is known to this much, half the width of a
+    95 % interval, in [0, 1]. score.phi, unit and alpha decide with it."""
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature of the teacher."""
     seed: int | None = None
@@ -148,8 +153,17 @@ class TeacherConfig(Section):
     """Hard cap on the spend of each round."""
     round_budget_tokens: int | None = Field(default=None, ge=0)
     """Hard cap on the teacher tokens of each round."""
+    model_budget_usd: float | None = Field(default=None, ge=0)
+    """Hard cap on the run's spend at this model, where rounds have different teachers."""
+    model_budget_tokens: int | None = Field(default=None, ge=0)
+    """Hard cap on the run's tokens of this model."""
     price: Price | None = None
     """Price of the model; unset: that of genai-prices, and where it knows none, requests are counted as free."""
+    mode: Literal["live", "batch"] = "live"
+    """live asks and waits; batch hands the rollouts to the batch API of OpenAI, Anthropic or Gemini, which takes up to
+    a day and half the price (teacher.price stays the live one)."""
+    poll_s: float = Field(default=30.0, gt=0)
+    """Seconds between looks at whether a batch is done."""
     max_concurrency: int = Field(default=64, gt=0)
     """Most requests in flight; how many there are is found out from the server's answers."""
     rpm: float | None = Field(default=None, gt=0)
@@ -160,6 +174,11 @@ class TeacherConfig(Section):
     """Longest wait for one answer, seconds."""
     max_attempts: int = Field(default=5, gt=0)
     """Attempts at one request before its rollouts are recorded as failed."""
+
+    @property
+    def most_rollouts(self) -> int:
+        """N, or the most of it."""
+        return self.max_rollouts if self.rollouts == "adaptive" else self.rollouts
 
 
 class ScoreConfig(Section):
@@ -251,3 +270,6 @@ class TrainConfig(Section):
 class RunConfig(Section):
     rounds: int = Field(default=1, gt=0)
     """Rounds that `omniopd run` drives."""
+    overlap: bool = False
+    """Audit what generate has committed while it still writes. Only live and without a budget: otherwise which chunks
+    are worth it is known only once all are there, and audit waits."""

@@ -11,7 +11,7 @@ another one writes; readers see the union, which is complete when all shards say
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -166,9 +166,14 @@ class Table:
             return wanted.empty_table()
         return ds.dataset(paths, schema=wanted, format="parquet").to_table()
 
-    def batches(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Rows in order of the parts, at most `rows` at a time, without holding more than that."""
+    def batches(
+        self, rows: int, columns: Sequence[str] | None = None, skip: Collection[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows in order of the parts, at most `rows` at a time, without holding more than that. `skip`: names of parts
+        that are not wanted."""
         for path in self.files():
+            if path.name in skip:
+                continue
             with pq.ParquetFile(path) as parquet:
                 yield from parquet.iter_batches(batch_size=rows, columns=None if columns is None else list(columns))
 

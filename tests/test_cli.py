@@ -60,7 +60,8 @@ def test_init_writes_a_config_that_plan_can_price(tmp_path, student):
     # Nothing is generated yet: 2 trajectories of 4096 tokens, M = 10, N = 10, C = 50.
     assert "2 prompts x 1 = 2 trajectories" in text
     assert "20 chunks of 50 tokens, 10 rollouts each = 200 rollouts" in text
-    assert "16,600 teacher tokens at most" in text
+    assert "16,600" in text, "output tokens, at most"
+    assert "batch, instruct" in text
     assert not list(run.glob("round=*"))
 
 

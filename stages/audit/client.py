@@ -1,8 +1,10 @@
 """Sending requests: one attempt, its outcome, and when to try again."""
 
+import asyncio
 import functools
 import random
 import re
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from .teachers.registry import find_dialect
 
 _LARGEST_ANSWER = 4 << 20
 _LONGEST_WAIT_S = 60.0
+_NO_TIMEOUT = aiohttp.ClientTimeout()
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,10 @@ class Outcome:
 def open_session(config: TeacherConfig, headers: Mapping[str, str]) -> aiohttp.ClientSession:
     """One pool of connections for a stage."""
     return aiohttp.ClientSession(
-        headers=headers,
-        connector=aiohttp.TCPConnector(limit=config.max_concurrency),
+        headers={"Content-Type": "application/json", **headers},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # Made here and not by aiohttp, which does it when it is imported: SSL_CERT_FILE holds as of now.
+        connector=aiohttp.TCPConnector(limit=config.max_concurrency, ssl=ssl.create_default_context()),
         timeout=aiohttp.ClientTimeout(total=config.timeout_s),
     )
 
@@ -76,17 +81,19 @@ def proxy_of(base_url: str) -> str | None:
 async def post(session: aiohttp.ClientSession, base_url: str, request: HttpRequest) -> Outcome:
     """One attempt. Redirects are not followed: they would carry the key elsewhere."""
     try:
-        async with session.post(
+        # One deadline for all of it: aiohttp's own would look at the clock at each step.
+        async with asyncio.timeout(session.timeout.total), session.post(
             base_url + request.path, data=orjson.dumps(request.body), allow_redirects=False, proxy=proxy_of(base_url),
-            headers={"Content-Type": "application/json"},
+            timeout=_NO_TIMEOUT,
         ) as response:  # fmt: skip
             raw = await _read(response)
-            status, wait_s = response.status, retry_after_s(response.headers)
+            status, headers = response.status, response.headers
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         kind = "unsent" if isinstance(error, aiohttp.ClientConnectorError) else "unknown"
         return Outcome(kind, reason=f"{type(error).__name__}: {error}".rstrip(": "))
     if status != 200:
-        return Outcome("refused", status=status, reason=_error_message(raw), retry_after_s=wait_s)
+        reason = without_secrets(error_message(raw), session.headers)
+        return Outcome("refused", status=status, reason=reason, retry_after_s=retry_after_s(headers))
     try:
         return Outcome("answered", body=orjson.loads(raw), status=status)
     except orjson.JSONDecodeError as error:
@@ -137,12 +144,16 @@ class _SessionHttp:
         return await self._ask("POST", url, headers, orjson.dumps(body))
 
     async def _ask(self, method: str, url: str, headers: Mapping[str, str], data: bytes | None) -> Reply:
-        typed = {**headers, "Content-Type": "application/json"}
         try:
             async with self._session.request(
-                method, url, headers=typed, data=data, allow_redirects=False, proxy=proxy_of(url)
+                method, url, headers=headers, data=data, allow_redirects=False, proxy=proxy_of(url)
             ) as response:
                 status, raw = response.status, await _read(response)
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
+            raise TeacherError(
+                f"The certificate of {url.split('/models')[0]} is not to be trusted ({error.strerror or error}).",
+                "Name the file of its certificate authority in the environment variable SSL_CERT_FILE.",
+            ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise TeacherError(
                 f"No teacher answers at {url.split('/models')[0]} ({type(error).__name__}).",
@@ -154,7 +165,14 @@ class _SessionHttp:
             return Reply(status, None)
 
 
-def _error_message(raw: bytes) -> str:
+def without_secrets(text: str, headers: Mapping[str, str]) -> str:
+    """What a server said, without the words of the session's headers: some repeat the key that they refuse."""
+    for word in " ".join(headers.values()).split():
+        text = text.replace(word, "(key)") if len(word) >= 8 else text
+    return text
+
+
+def error_message(raw: bytes) -> str:
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:

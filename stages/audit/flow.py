@@ -8,8 +8,6 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-import re
-import sys
 import time
 import uuid
 import zlib
@@ -26,7 +24,9 @@ from ...store.sections import TeacherConfig
 from ...store.table import Table
 from ..progress import Advance
 from .client import Outcome, pause_s, post
+from .enough import Enough
 from .group_commit import GroupCommit
+from .models import ModelWatch
 from .pace import Gate
 from .price import Rates
 from .rows import Receipt, billed, unbilled
@@ -47,19 +47,20 @@ class Flow:
     """One round's audit. After `run`, every answer that came is in the table, however it ended."""
 
     def __init__(
-        self, table: Table, index: int, config: TeacherConfig, teacher: Teacher, rates: Rates, commit: GroupCommit,
-        advance: Advance,
+        self, table: Table, index: int, config: TeacherConfig, enough: Enough, teacher: Teacher, rates: Rates,
+        commit: GroupCommit, advance: Advance,
     ) -> None:  # fmt: skip
         self._table = table
         self._index = index
         self._config = config
+        self._enough = enough
         self._teacher = teacher
         self._rates = rates
         self._commit = commit
         self._advance = advance
         self._gate = Gate(config.max_concurrency, config.rpm, config.tpm)
         self._stop: OmniopdError | None = None
-        self._choices = min(config.rollouts, teacher.most_choices or config.rollouts)
+        self._choices = min(enough.most, teacher.most_choices or enough.most)
         """How many continuations one request may ask for; some servers ignore `n`."""
         self._open = 0
         """Requests that are reserved and not settled."""
@@ -72,7 +73,10 @@ class Flow:
         self._deferred: list[Work] = []
         """Chunks that ran out of attempts; they have a second turn at the end."""
         self._charged_nusd = self._charged_tokens = 0
-        self._warned = False
+        self._watch = ModelWatch(config.model)
+        self._start = uuid.uuid4().hex
+        """Of this process; its requests are numbered."""
+        self._numbers = itertools.count()
 
     async def run(self, session: aiohttp.ClientSession, works: Iterable[Work]) -> None:
         """Ask for everything that is missing. Chunks of one trajectory have to follow each other.
@@ -82,6 +86,7 @@ class Flow:
             TeacherError: the teacher went away, or refuses everything.
             Interrupted: `interrupt` was called.
         """
+        self._asked.clear()
         writer = asyncio.create_task(self._write_now_and_then())
         try:
             await self._ask_all(session, works, last_turn=False)
@@ -97,8 +102,10 @@ class Flow:
 
     def worst_case(self, work: Work) -> tuple[int, int]:
         """Most that a chunk can cost if every request is answered: nano-dollars and tokens."""
-        n = len(work.missing)
-        sizes = [min(self._choices, n - done) for done in range(0, n, self._choices)]
+        sizes: list[int] = []
+        for before, look in itertools.pairwise((0, *self._enough.looks)):
+            n = sum(before <= index < look for index in work.missing)
+            sizes += [min(self._choices, n - done) for done in range(0, n, self._choices)]
         usages = [self._teacher.worst_case(self._ask(work, work.missing[:size])) for size in sizes]
         return sum(map(self._rates.nusd, usages)), sum(usage.tokens for usage in usages)
 
@@ -132,16 +139,50 @@ class Flow:
                 await self._complete(session, work, last_turn)
 
     async def _complete(self, session: aiohttp.ClientSession, work: Work, last_turn: bool) -> None:
-        """Ask until no rollout of the chunk is missing, or there is no sense in asking on. The first request goes
-        alone: it fills the cache for the others, shows what the server makes of `n`, and meets a poisoned prompt."""
-        first, rest = work.missing[: self._choices], work.missing[self._choices :]
-        left = await self._ask_for(session, work, first, work.missing, last_turn)
-        missing = () if left is None else (*left, *rest)
+        """Ask until the chunk has rollouts enough, or there is no sense in asking on."""
+        missing, phi = work.missing, dict(work.phi)
+        warm = False
         while missing and self._stop is None:
+            wanted = self._enough.wanted(phi, work.prior)
+            step = tuple(index for index in missing if index < wanted)
+            if not step:
+                self._advance(len(missing), self._spent)
+                return
+            texts, put_back = await self._step(session, work, missing, step, warm, last_turn)
+            missing, warm = tuple(index for index in missing if index not in texts), True
+            try:
+                phi |= zip(texts, self._enough.phi([work.chunk_text] * len(texts), list(texts.values())), strict=True)
+            except OmniopdError as error:  # of a metric that somebody else wrote
+                self._end(error)
+            if put_back:
+                self._deferred.append(replace(work, missing=missing, phi=phi))
+                return
+
+    async def _step(
+        self,
+        session: aiohttp.ClientSession,
+        work: Work,
+        at_stake: tuple[int, ...],
+        step: tuple[int, ...],
+        warm: bool,
+        last_turn: bool,
+    ) -> tuple[dict[int, str | None], bool]:
+        """Ask for some of a chunk's rollouts. Returns their texts (None: none came, which is recorded), and whether the
+        rest is to be asked for later. Unless the prefix is `warm`, the first request goes alone: it fills the cache for
+        the others, shows what the server makes of `n`, and meets a poisoned prompt."""
+        texts: dict[int, str | None] = {}
+        alone = 0 if warm else self._choices
+        first, rest = step[:alone], step[alone:]
+        left = await self._ask_for(session, work, first, at_stake, texts, last_turn) if first else ()
+        put_back = left is None
+        missing = tuple(index for index in (*(left or ()), *rest) if index not in texts)
+        while missing and not put_back and self._stop is None:
             size = self._choices
             batches = [missing[start : start + size] for start in range(0, len(missing), size)]
-            answers = await asyncio.gather(*(self._ask_for(session, work, b, b, last_turn) for b in batches))
-            missing = tuple(index for answer in answers for index in answer or ())
+            lefts = await asyncio.gather(*(self._ask_for(session, work, b, b, texts, last_turn) for b in batches))
+            put_back = None in lefts
+            missing = tuple(index for left in lefts for index in left or ())
+        return texts, put_back
 
     async def _ask_for(
         self,
@@ -149,12 +190,14 @@ class Flow:
         work: Work,
         indices: tuple[int, ...],
         at_stake: tuple[int, ...],
+        texts: dict[int, str | None],
         last_turn: bool,
     ) -> tuple[int, ...] | None:
-        """One request, tried until it is answered or given up. Returns the rollouts that the answer left out; None: it
-        was given up, and those `at_stake` with it, or the flow ends."""
+        """One request, tried until it is answered or given up. Adds to `texts` what came, and None for those `at_stake`
+        if they are given up for good. Returns the rollouts that the answer left out; None: they are to be asked for
+        later, or the flow ends."""
         try:
-            return await self._attempts(session, work, indices, at_stake, last_turn)
+            return await self._attempts(session, work, indices, at_stake, texts, last_turn)
         except OmniopdError as error:
             self._end(error)
             return None
@@ -165,6 +208,7 @@ class Flow:
         work: Work,
         indices: tuple[int, ...],
         at_stake: tuple[int, ...],
+        texts: dict[int, str | None],
         last_turn: bool,
     ) -> tuple[int, ...] | None:
         ask = self._ask(work, indices)
@@ -178,13 +222,16 @@ class Flow:
                 got = len(result.rollouts[: ask.n])
                 nusd = 0 if result.usage is None else self._rates.nusd(result.usage)
                 await self._settle(billed(receipt, result, indices[:got], nusd), got)
+                texts.update(zip(indices, (one.text for one in result.rollouts), strict=False))
                 self._choices = min(self._choices, got) if got < ask.n else self._choices
                 self._succeeded, self._exhausted_in_a_row = True, 0
                 return indices[got:]
             failures += 1 / _THROTTLED_PER_ATTEMPT if result.throttled else 1
             if not result.worth_retrying or failures >= self._config.max_attempts:
-                await self._give_up(work, at_stake, result, receipt, last_turn)
-                break
+                if not await self._give_up(at_stake, result, receipt, last_turn):
+                    break
+                texts.update(dict.fromkeys(at_stake))
+                return ()
             await self._settle(unbilled(receipt, result.known))
             if not result.throttled or result.retry_after_s is None:  # else the gate holds everyone back
                 await asyncio.sleep(pause_s(attempt, result.retry_after_s))
@@ -217,13 +264,11 @@ class Flow:
             self._gate.leave(worst.tokens - used)
 
     def _ask(self, work: Work, indices: Sequence[int]) -> Ask:
-        seed = _seed(self._config.seed, work.chunk_id, indices[0])
+        seed = seed_of(self._config.seed, work.chunk_id, indices[0])
         return Ask(work.question, work.prompt_text, work.prefix, len(indices), work.max_tokens, seed, work.cuts)
 
-    async def _give_up(
-        self, work: Work, missing: tuple[int, ...], outcome: Outcome, receipt: Receipt, last_turn: bool
-    ) -> None:
-        """Record rollouts as failed, or put the chunk back, or end the stage.
+    async def _give_up(self, missing: tuple[int, ...], outcome: Outcome, receipt: Receipt, last_turn: bool) -> bool:
+        """Record rollouts as failed (True), or leave them for later, or end the stage.
 
         Raises:
             TeacherError: it is not this chunk's fault.
@@ -231,11 +276,12 @@ class Flow:
         fatal = self._fatal(outcome)
         if fatal or (outcome.worth_retrying and not last_turn):
             await self._settle(unbilled(receipt, outcome.known))
-            self._deferred.append(replace(work, missing=missing))
         else:
             await self._settle(unbilled(receipt, outcome.known, missing, outcome.problem), len(missing))
+            return True
         if fatal:
             raise fatal
+        return False
 
     async def _reserve(self, nusd: int, tokens: int) -> str | None:
         """A request id whose worst case is reserved; None when the flow ends first.
@@ -245,12 +291,11 @@ class Flow:
         """
         while self._stop is None:
             seen = self._settlements
-            reservation = Reservation(
-                uuid.uuid4().hex, self._index, self._config.model, nusd, tokens, self._rates.source
-            )
+            request_id = f"{self._start}-{next(self._numbers)}"
+            reservation = Reservation(request_id, self._index, self._config.model, nusd, tokens, self._rates.source)
             if await self._commit.reserve(reservation):
                 self._open += 1
-                return reservation.request_id
+                return request_id
             if seen == self._settlements:
                 if self._open == 0:
                     raise budget_reached()
@@ -265,7 +310,11 @@ class Flow:
         self._settled.set()
         self._charged_nusd += settlement.nusd
         self._charged_tokens += settlement.usage.tokens
-        self._advance(rows, f"{self._charged_tokens} tokens, ${self._charged_nusd / NANO:.2f}")
+        self._advance(rows, self._spent)
+
+    @property
+    def _spent(self) -> str:
+        return f"{self._charged_tokens} tokens, ${self._charged_nusd / NANO:.2f}"
 
     def _read(self, outcome: Outcome, ask: Ask) -> Answer | Outcome:
         """The answer; where it cannot be read, nobody knows what the server did."""
@@ -277,16 +326,8 @@ class Flow:
             return replace(outcome, kind="unknown", reason=f"unreadable answer: {error}")
         if not answer.rollouts:
             return replace(outcome, kind="unknown", reason="an answer without a choice")
-        self._compare_models(answer.model)
+        self._watch.saw(answer.model)
         return answer
-
-    def _compare_models(self, answered: str) -> None:
-        """Say so, once, when another model answers; its id is in each row."""
-        if not self._warned and answered and not same_model(self._config.model, answered):
-            self._warned = True
-            sys.stderr.write(
-                f"asked for {self._config.model}, and {answered} answers; the rollouts' column `teacher` tells which\n"
-            )
 
     def _fatal(self, outcome: Outcome) -> TeacherError | None:
         """The error that ends the stage where asking on is senseless."""
@@ -341,17 +382,12 @@ def budget_reached(left_out: int = 0) -> BudgetReached:
     return BudgetReached(f"The teacher's budget is reached.{chunks}", "Raise teacher.budget_* to audit more.")
 
 
-def _seed(seed: int | None, chunk_id: str, first: int) -> int | None:
+def seed_of(seed: int | None, chunk_id: str, first: int) -> int | None:
     """Seed of a request, 31 bits: a chunk's requests must not all draw the same continuation."""
     if seed is None:
         return None
     digest = hashlib.blake2b(f"{seed}|{chunk_id}|{first}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def same_model(asked: str, answered: str) -> bool:
-    """Whether an answer's model id is the one asked for, or a dated version of it."""
-    return re.fullmatch(re.escape(asked) + r"([-@:](\d[\w.-]*|latest))?", answered) is not None
 
 
 def _server(base_urls: tuple[str, ...], trajectory_id: str) -> str:

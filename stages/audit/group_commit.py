@@ -9,6 +9,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from ...store.ledger import Ledger, Reservation, Settlement
 
+_LINGER_S = 0.005
+"""How long a commit waits for company: a sync costs the same for one request as for many."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -44,6 +47,7 @@ class GroupCommit:
     async def _commit_until_idle(self) -> None:
         try:
             while self._reservations or self._settlements:
+                await asyncio.sleep(_LINGER_S)
                 reservations, self._reservations = self._reservations, []
                 settlements, self._settlements = self._settlements, []
                 futures = [future for _, future in (*reservations, *settlements)]

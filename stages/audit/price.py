@@ -36,6 +36,11 @@ class Rates:
         )
         return max(0, math.ceil(dollars_per_million * NANO / 1_000_000))
 
+    def batch(self) -> "Rates":
+        """What the providers' batch APIs charge: half."""
+        half = (rate / 2 for rate in (self.input, self.output, self.cached_input, self.cache_write))
+        return Rates(*half, source=self.source if self.source == "unknown" else f"{self.source}, batch at half")
+
 
 def find_rates(config: TeacherConfig) -> Rates:
     """Rates of the configured model: teacher.price goes before the table. A model without a price is free.
@@ -51,7 +56,7 @@ def find_rates(config: TeacherConfig) -> Rates:
     rates = _from_table(config)
     if rates is not None:
         return rates
-    if config.budget_usd is not None or config.round_budget_usd is not None:
+    if (config.budget_usd, config.round_budget_usd, config.model_budget_usd) != (None, None, None):
         raise ConfigError(
             f"A budget in dollars needs a price, and {table_version()} has none for {config.model} at this address.",
             "Set teacher.price = { input = ..., output = ... } in USD per million tokens.",

@@ -5,33 +5,38 @@ import contextlib
 import functools
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-import aiohttp
 import polars as pl
-import pyarrow as pa
 import uvloop
 
 from ...store.config import Config, made_with
-from ...store.errors import BudgetReached, InputError
+from ...store.errors import BudgetReached
 from ...store.layout import RoundDir, RunDir
 from ...store.ledger import Budget, Ledger
-from ...store.policy import resolve_model
 from ..progress import progress
-from ..student import load_tokenizer, stop_ids
-from .boundaries import clean_start_table
-from .chunks import COLUMNS, chunks_of
+from .batch_flow import BatchFlow
+from .batches.api import open_batches
 from .client import find_teacher, open_session
 from .flow import Flow, budget_reached, drain
+from .forecast import as_row, forecast
 from .group_commit import GroupCommit
 from .price import Rates, find_rates
-from .work import Todo, keys_present, open_todo
+from .selection import Selection
+from .similar import find_enough
+from .teacher import Teacher
+from .work import Todo, Work, keys_present, open_todo, prefixes_of, shape_of
 
-_TRAJECTORIES_AT_A_TIME = 512
+_SECONDS_BETWEEN_LOOKS = 1.0
+"""At trajectories that are still being written."""
 
 
-def audit(run: RunDir, index: int, config: Config) -> str:
+def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
     """Select a round's chunks and get the rollouts that are missing. Returns a line about the tables.
+
+    Args:
+        follow: Begin with the trajectories that are there, and go on until `generate` has finished.
 
     Raises:
         TableError: the round's trajectories are not complete.
@@ -39,16 +44,19 @@ def audit(run: RunDir, index: int, config: Config) -> str:
         BudgetReached: the budget ended first; what was paid for is in the table, which is as good as complete.
     """
     round_ = run.round(index)
-    round_.trajectories.require(f"omniopd generate {run.path} --round {index}")
+    if not follow:
+        round_.trajectories.require(f"omniopd generate {run.path} --round {index}")
     with round_.lock("audit"):
+        selection = Selection(run, round_, config)
         if config.score.weights == "constant":
-            _select(run, round_, config)
+            while not selection.extend():
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
             round_.rollouts.begin(made_with(config, "rollouts"))
             round_.rollouts.finish()
             return f"{round_.chunks.manifest.rows} chunks, and constant weights: the teacher is not asked"
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_audit(run, round_, config))
+                runner.run(_audit(run, round_, config, selection, follow))
         except BudgetReached:
             round_.rollouts.finish()
             raise
@@ -56,33 +64,87 @@ def audit(run: RunDir, index: int, config: Config) -> str:
     return summary(round_, config)
 
 
-async def _audit(run: RunDir, round_: RoundDir, config: Config) -> None:
+async def _audit(run: RunDir, round_: RoundDir, config: Config, selection: Selection, follow: bool) -> None:
     rates = find_rates(config.teacher)
+    shown = rates.batch() if config.teacher.mode == "batch" else rates
+    enough = find_enough(config)
     teacher = await find_teacher(config.teacher)
     sys.stderr.write(
-        f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why}); {_priced(rates)}\n"
+        f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why}); {_priced(shown)}\n"
     )
-    _select(run, round_, config)
     table = round_.rollouts
     table.begin(made_with(config, table.spec.name))
-    total = round_.chunks.manifest.rows * config.teacher.rollouts
-    budget = Budget.of(config.teacher.budget_usd, config.teacher.budget_tokens)
-    round_budget = Budget.of(config.teacher.round_budget_usd, config.teacher.round_budget_tokens)
-    with contextlib.closing(Ledger(run.ledger, budget, round_.index, round_budget)) as ledger:
+    with contextlib.closing(_open_ledger(run, round_, config)) as ledger:
+        at_once = follow and ledger.left == Budget() and config.teacher.mode == "live"
+        while not selection.extend() and not at_once:
+            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
         commit = GroupCommit(ledger)
         # What a crash left in the outbox goes into the table first, so that it counts as present.
         await drain(table, round_.index, commit, lambda chunk_ids: keys_present(round_, chunk_ids))
-        todo = functools.partial(open_todo, round_, config, run.path / ".spill")
+        if selection.complete:
+            _predict(ledger, round_, config, rates, teacher)
+        todo = functools.partial(open_todo, round_, config, enough, run.path / ".spill")
+        total = round_.chunks.manifest.rows * enough.most if selection.complete else None
         with progress("audit", total, table.manifest.rows) as advance:
-            flow = Flow(table, round_.index, config.teacher, teacher, rates, commit, advance)
             async with open_session(config.teacher, teacher.headers) as session:
-                with _interruptible(flow):
-                    await _ask_within_budget(flow, session, ledger, todo)
+                # Whatever the mode is now: the rollouts of an open batch must not be asked for a second time.
+                if config.teacher.mode == "batch" or ledger.batches.open(round_.index):
+                    async with open_batches(config.teacher, teacher, session) as batches:
+                        flow = BatchFlow(
+                            table, round_.index, config.teacher, enough, teacher, batches, rates, commit,
+                            functools.partial(prefixes_of, round_), advance,
+                        )  # fmt: skip
+                        with _interruptible(flow, "leaving the batches to the provider"):
+                            await flow.collect()
+                            if config.teacher.mode == "batch":
+                                await _ask_within_budget(flow, flow.run, ledger, todo)
+                if config.teacher.mode == "live":
+                    flow = Flow(table, round_.index, config.teacher, enough, teacher, rates, commit, advance)
+                    ask = functools.partial(flow.run, session)
+                    sent = "waiting for the requests that were sent; Ctrl-C again drops them (they stay charged)"
+                    with _interruptible(flow, sent):
+                        if not selection.complete:
+                            await _ask_as_they_come(ask, selection, todo)
+                            _predict(ledger, round_, config, rates, teacher)
+                        await _ask_within_budget(flow, ask, ledger, todo)
+
+
+def _open_ledger(run: RunDir, round_: RoundDir, config: Config) -> Ledger:
+    teacher = config.teacher
+    return Ledger(
+        run.ledger,
+        Budget.of(teacher.budget_usd, teacher.budget_tokens),
+        round_.index,
+        Budget.of(teacher.round_budget_usd, teacher.round_budget_tokens),
+        teacher.model,
+        Budget.of(teacher.model_budget_usd, teacher.model_budget_tokens),
+    )
+
+
+def _predict(ledger: Ledger, round_: RoundDir, config: Config, rates: Rates, teacher: Teacher) -> None:
+    """Keep what the round should cost, to be held against the bill."""
+    prediction = forecast(shape_of(round_, config), config, rates, config.teacher.mode, teacher.continuation)
+    ledger.note_forecast(round_.index, as_row(prediction))
+
+
+async def _ask_as_they_come(
+    run: Callable[[Iterable[Work]], Awaitable[None]],
+    selection: Selection,
+    open_todo: Callable[[], contextlib.AbstractContextManager[Todo]],
+) -> None:
+    """Ask for what `generate` has committed, part after part, until it has finished."""
+    while not selection.complete:
+        await asyncio.to_thread(selection.extend)
+        with open_todo() as todo:
+            missing = todo.chunks
+            await run(todo.most_uncertain(missing))
+        if not missing:
+            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 async def _ask_within_budget(
-    flow: Flow,
-    session: aiohttp.ClientSession,
+    flow: Flow | BatchFlow,
+    run: Callable[[Iterable[Work]], Awaitable[None]],
     ledger: Ledger,
     open_todo: Callable[[], contextlib.AbstractContextManager[Todo]],
 ) -> None:
@@ -96,12 +158,14 @@ async def _ask_within_budget(
     while True:
         with open_todo() as todo:
             missing = todo.chunks
+            if missing == 0:
+                return
             left = ledger.left
             covered = missing if left == Budget() else todo.affordable(left, flow.worst_case)
-            if missing and not covered:
+            if covered == 0:
                 raise budget_reached(missing)
-            await flow.run(session, todo.most_uncertain(covered))
-        if covered == missing:
+            await run(todo.most_uncertain(covered))
+        if covered == missing and isinstance(flow, Flow):
             return
 
 
@@ -111,34 +175,13 @@ def _priced(rates: Rates) -> str:
     return f"${rates.input:g} in and ${rates.output:g} out per million tokens ({rates.source})"
 
 
-def _select(run: RunDir, round_: RoundDir, config: Config) -> None:
-    """Write the chunks table, unless it is complete."""
-    table = round_.chunks
-    table.begin(made_with(config, table.spec.name))
-    if table.complete:
-        return
-    folder = resolve_model(run.policy_for(round_.index, config))
-    tokenizer = load_tokenizer(folder)
-    stops = stop_ids(folder, tokenizer, config)
-    clean_V = clean_start_table(tokenizer, config.select.boundary)
-    present = {key for (key,) in table.existing_keys()}
-    for batch in round_.trajectories.batches(_TRAJECTORIES_AT_A_TIME, COLUMNS):
-        rows = chunks_of(batch, config.select, tokenizer, clean_V, stops)
-        table.append(rows.filter(pa.array([name not in present for name in rows["chunk_id"].to_pylist()], pa.bool_())))
-    if table.manifest.rows == 0:
-        raise InputError(
-            f"No trajectory of {round_.path} has a token to audit.", "Look at them with `omniopd inspect`."
-        )
-    table.finish()
-
-
 @contextlib.contextmanager
-def _interruptible(flow: Flow) -> Iterator[None]:
-    """The first Ctrl-C waits for the requests that were sent; the second leaves at once."""
+def _interruptible(flow: Flow | BatchFlow, said: str) -> Iterator[None]:
+    """The first Ctrl-C lets the flow end; the second leaves at once."""
     loop = asyncio.get_running_loop()
 
     def interrupt() -> None:
-        sys.stderr.write("waiting for the requests that were sent; Ctrl-C again drops them (they stay charged)\n")
+        sys.stderr.write(f"{said}\n")
         loop.remove_signal_handler(signal.SIGINT)
         flow.interrupt()
 
@@ -153,9 +196,10 @@ def summary(round_: RoundDir, config: Config) -> str:
     """One line about a round's rollouts."""
     frame = pl.DataFrame(round_.rollouts.read(["status", "cost_usd", "prompt_tokens", "completion_tokens"]))
     by_status = dict(sorted(frame["status"].value_counts().iter_rows()))
-    expected = round_.chunks.manifest.rows * config.teacher.rollouts
+    expected = round_.chunks.manifest.rows * config.teacher.most_rollouts
+    most = "at most " if config.teacher.rollouts == "adaptive" else ""
     states = ", ".join(f"{count} {status}" for status, count in by_status.items()) or "none"
     return (
-        f"{round_.chunks.manifest.rows} chunks, {len(frame)} of {expected} rollouts ({states}),"
+        f"{round_.chunks.manifest.rows} chunks, {len(frame)} of {most}{expected} rollouts ({states}),"
         f" {frame['prompt_tokens'].sum()} + {frame['completion_tokens'].sum()} tokens, ${frame['cost_usd'].sum():.2f}"
     )

@@ -2,16 +2,19 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from ...store.config import Config
 from ...store.layout import RoundDir
 from ...store.ledger import Budget
 from ...store.sql import connect, limit
+from .enough import Enough
+from .forecast import Shape
 from .teacher import max_tokens_for
 
 _ROWS_AT_A_TIME = 1024
@@ -20,21 +23,33 @@ _TODO = """
 CREATE VIEW todo AS
 WITH present AS (SELECT chunk_id, list(rollout_index) AS present FROM rollouts GROUP BY chunk_id),
 cut AS (
-    SELECT chunk_id, trajectory_id, start, "end", anchor_entropy, prefix_text,
+    SELECT chunk_id, trajectory_id, start, "end", anchor_entropy, prefix_text, chunk_text, prior,
         list(length(prefix_text)) OVER (
             PARTITION BY trajectory_id ORDER BY start ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         ) AS cuts
     FROM chunks
 )
-SELECT cut.*, question, prompt_text, coalesce(present, []) AS present
-FROM cut JOIN trajectories USING (trajectory_id) LEFT JOIN present USING (chunk_id)
+SELECT cut.*, question, prompt_text, coalesce(present, []) AS present, coalesce(wanted, $n) AS wanted, phi
+FROM cut JOIN trajectories USING (trajectory_id) LEFT JOIN present USING (chunk_id) LEFT JOIN judged USING (chunk_id)
 """
-_BY_ENTROPY = "SELECT * FROM todo WHERE len(present) < $n ORDER BY anchor_entropy DESC, chunk_id"
+_BY_ENTROPY = "SELECT * FROM todo WHERE len(present) < wanted ORDER BY anchor_entropy DESC, chunk_id"
+_ANSWERS = """
+SELECT chunk_id, any_value(chunk_text) AS chunk_text, any_value(prior) AS prior, list(rollout_index) AS indices,
+    list(CASE WHEN status IN ('ok', 'empty') THEN text END) AS texts
+FROM rollouts JOIN chunks USING (chunk_id) GROUP BY chunk_id HAVING count(*) < $n
+"""
+_JUDGED = pa.schema(
+    [
+        ("chunk_id", pa.string()),
+        ("wanted", pa.int32()),
+        ("phi", pa.list_(pa.struct([("index", pa.int32()), ("phi", pa.float64())]))),
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Work:
-    """A chunk, and which of its N rollouts are missing."""
+    """A chunk, and which of its rollouts, up to N or the most of it, are missing."""
 
     chunk_id: str
     trajectory_id: str
@@ -45,21 +60,45 @@ class Work:
     max_tokens: int
     cuts: tuple[int, ...] = ()
     """Lengths of the trajectory's shorter prefixes."""
+    chunk_text: str = ""
+    prior: float = 1.0
+    phi: Mapping[int, float | None] = field(default_factory=dict)
+    """Similarity of the rollouts that are there, where that decides how many more are wanted."""
 
 
 class Todo:
     """The missing work of a round, as its tables were when this was made."""
 
-    def __init__(self, db: duckdb.DuckDBPyConnection, config: Config) -> None:
+    def __init__(self, db: duckdb.DuckDBPyConnection, config: Config, enough: Enough) -> None:
         self._db = db
         self._config = config
-        db.execute(_TODO)
+        self._enough = enough
+        db.execute("CREATE TABLE judged (chunk_id VARCHAR, wanted INTEGER, phi STRUCT(index INTEGER, phi DOUBLE)[])")
+        if len(enough.looks) > 1:
+            self._judge()
+        db.execute(_TODO.replace("$n", str(enough.most)))
+
+    def _judge(self) -> None:
+        """Write down how many rollouts each chunk wants that has some and not all."""
+        with contextlib.closing(self._db.cursor()) as cursor:
+            for batch in cursor.sql(_ANSWERS, params={"n": self._enough.most}).to_arrow_reader(_ROWS_AT_A_TIME):
+                rows = batch.to_pylist()
+                texts = [text for row in rows for text in row["texts"]]
+                values = iter(self._enough.phi([row["chunk_text"] for row in rows for _ in row["texts"]], texts))
+                judged: list[dict[str, Any]] = []
+                for row in rows:
+                    phi = dict(zip(row["indices"], values, strict=False))
+                    wanted = self._enough.wanted(phi, row["prior"])
+                    judged.append({"chunk_id": row["chunk_id"], "wanted": wanted,
+                                   "phi": [{"index": i, "phi": value} for i, value in phi.items()]})  # fmt: skip
+                self._db.register("judged_batch", pa.Table.from_pylist(judged, schema=_JUDGED))
+                self._db.execute("INSERT INTO judged SELECT * FROM judged_batch")
 
     @property
     def chunks(self) -> int:
         """Chunks that lack a rollout."""
         query = f"SELECT count(*) FROM ({_BY_ENTROPY})"
-        return int(self._db.execute(query, {"n": self._config.teacher.rollouts}).fetchall()[0][0])
+        return int(self._db.execute(query).fetchall()[0][0])
 
     def affordable(self, left: Budget, worst_case: Callable[[Work], tuple[int, int]]) -> int:
         """How many chunks, in falling order of entropy, the budget covers at their worst case.
@@ -82,22 +121,22 @@ class Todo:
         return self._rows(f"SELECT * FROM ({_BY_ENTROPY} LIMIT {chunks}) ORDER BY trajectory_id, start")
 
     def _rows(self, query: str) -> Iterator[Work]:
-        n = self._config.teacher.rollouts
         # A cursor of its own: rows are read while the connection answers other questions.
         with contextlib.closing(self._db.cursor()) as cursor:
-            for batch in cursor.sql(query, params={"n": n}).to_arrow_reader(_ROWS_AT_A_TIME):
-                yield from (self._work(row, n) for row in batch.to_pylist())
+            for batch in cursor.sql(query).to_arrow_reader(_ROWS_AT_A_TIME):
+                yield from map(self._work, batch.to_pylist())
 
-    def _work(self, row: Mapping[str, Any], n: int) -> Work:
-        missing = tuple(i for i in range(n) if i not in row["present"])
+    def _work(self, row: Mapping[str, Any]) -> Work:
+        missing = tuple(i for i in range(self._enough.most) if i not in row["present"])
         return Work(
             row["chunk_id"], row["trajectory_id"], row["question"], row["prompt_text"], row["prefix_text"], missing,
-            max_tokens_for(self._config, row["end"] - row["start"]), tuple(row["cuts"] or ()),
+            max_tokens_for(self._config, row["end"] - row["start"]), tuple(row["cuts"] or ()), row["chunk_text"],
+            row["prior"], {answer["index"]: answer["phi"] for answer in row["phi"] or ()},
         )  # fmt: skip
 
 
 @contextlib.contextmanager
-def open_todo(round_: RoundDir, config: Config, spill: Path) -> Iterator[Todo]:
+def open_todo(round_: RoundDir, config: Config, enough: Enough, spill: Path) -> Iterator[Todo]:
     """The missing work of a round.
 
     Args:
@@ -105,7 +144,30 @@ def open_todo(round_: RoundDir, config: Config, spill: Path) -> Iterator[Todo]:
     """
     with contextlib.closing(connect([round_])) as db:
         limit(db, config.score.memory_gb, config.score.threads, spill)
-        yield Todo(db, config)
+        yield Todo(db, config, enough)
+
+
+def shape_of(round_: RoundDir, config: Config) -> Shape:
+    """The size of a round's chunks, in student tokens."""
+    query = """
+    WITH sizes AS (
+        SELECT count(*) AS chunks, sum(len(prompt_ids) + start) AS prefixes, max(len(prompt_ids) + start) AS longest
+        FROM chunks JOIN trajectories USING (trajectory_id) GROUP BY trajectory_id
+    )
+    SELECT sum(chunks), sum(prefixes), sum(longest) FROM sizes
+    """
+    with contextlib.closing(connect([round_])) as db:
+        ((chunks, prefixes, new),) = db.execute(query).fetchall()
+        lengths = db.execute('SELECT "end" - start, count(*) FROM chunks GROUP BY ALL').fetchall()
+    longest = sum(max_tokens_for(config, int(tokens)) * int(count) for tokens, count in lengths)
+    return Shape(int(chunks), int(prefixes), int(new), longest)
+
+
+def prefixes_of(round_: RoundDir, chunk_ids: Iterable[str]) -> dict[str, str]:
+    """Prefixes of these chunks."""
+    with contextlib.closing(connect([round_])) as db:
+        query = "SELECT chunk_id, prefix_text FROM chunks WHERE list_contains($ids, chunk_id)"
+        return {str(c): str(p) for c, p in db.execute(query, {"ids": sorted(set(chunk_ids))}).fetchall()}
 
 
 def keys_present(round_: RoundDir, chunk_ids: Iterable[str]) -> set[tuple[str, int]]:

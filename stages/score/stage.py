@@ -15,13 +15,10 @@ from duckdb.sqltypes import DOUBLE, VARCHAR
 from ...store.config import Config, made_with
 from ...store.errors import InputError
 from ...store.layout import RoundDir, RunDir
-from ...store.policy import resolve_model
 from ...store.sql import connect, create_view, limit
 from ...store.table import Table
-from ..student import load_tokenizer
+from ..similarity.metrics import find_metric, make_encoder, similarities
 from .checks import check_inputs, check_shards
-from .similarity import find_metric, similarities
-from .units import CharUnits, Encoder, TokenUnits, WordUnits
 
 _SCORES_A_PART = 1 << 18
 _TOKENS_A_PART = 1 << 22
@@ -116,13 +113,6 @@ def _shard_parts(db: duckdb.DuckDBPyConnection, sql: Mapping[str, str]) -> Itera
             # DuckDB computes one record batch a thread.
             cursor.register("batch", pa.Table.from_batches(batch.combine_chunks().to_batches(_BATCH_ROWS)))
             yield cursor.sql(sql["shards"]).to_arrow_table()
-
-
-def make_encoder(config: Config) -> Encoder:
-    """What cuts texts into the config's units."""
-    if config.score.unit == "token":
-        return TokenUnits(load_tokenizer(resolve_model(config.student.model)))
-    return WordUnits() if config.score.unit == "word" else CharUnits()
 
 
 def beta_quantile(p: pa.ChunkedArray, a: pa.ChunkedArray, b: pa.ChunkedArray) -> pa.Array:

@@ -15,8 +15,7 @@ from ...store.layout import RoundDir, RunDir
 from ...store.policy import resolve_model, weights_hash
 from ...store.schema import ESTIMATOR_STUDY, TRUTH
 from ..progress import progress
-from ..score.similarity import METRICS, Metric, find_metric, similarities
-from ..score.stage import make_encoder
+from ..similarity.metrics import METRICS, Metric, find_metric, make_encoder, similarities
 from .estimator import Comparison, Estimate, compare
 from .optimum import Evidence, Optimum, optimum
 from .oracle import Oracle, Text
@@ -39,7 +38,7 @@ def study_estimator(run: RunDir, index: int, config: Config, teacher: str) -> st
     round_ = _require(run, index)
     truth = true_probabilities(run, round_, config, teacher)
     frame = _answers(round_).join(truth, on="chunk_id")
-    n_max = config.teacher.rollouts
+    n_max = config.teacher.most_rollouts
     full = frame.filter(pl.col("text").list.len() >= n_max).with_columns(pl.col("text").list.head(n_max))
     trajectory_C = _numbers(full["trajectory_id"])
     _require_enough(trajectory_C, f"chunks with all {n_max} rollouts")
@@ -79,7 +78,7 @@ def study_alpha(run: RunDir, index: int, config: Config, teacher: str | None) ->
     if teacher is not None:
         truth = true_probabilities(run, round_, config, teacher)
         targets["the teacher's true probability (Table 3)"] = frame.join(truth, on="chunk_id").sort("chunk_id")
-    n = config.teacher.rollouts
+    n = config.teacher.most_rollouts
     lines = [
         f"{len(frame)} of {len(scores)} chunks have two rollouts or more; {config.score.phi} over {config.score.unit}"
         f" units, N = {n}; 95 % intervals by bootstrap over trajectories",

@@ -6,9 +6,9 @@ import numpy as np
 
 from ...store.config import Config
 from ...store.layout import RunDir
-from ...store.ledger import NANO, Usage
 from ...store.policy import resolve_model
-from ..audit.price import Rates, find_rates
+from ..audit.forecast import Forecast, Shape, continuations, forecast
+from ..audit.price import find_rates
 from ..audit.teacher import max_tokens_for
 from ..generate.prompts import questions_of_round, read_questions, render
 from ..student import load_tokenizer
@@ -19,25 +19,15 @@ _PROMPTS_READ = 512
 
 @dataclass(frozen=True)
 class Plan:
-    """What one round will need. Tokens are the student's tokenizer's; the teacher's count will differ a little."""
+    """What one round will need."""
 
     prompts: int
     trajectories: int
-    chunks: int
-    rollouts: int
     prompt_length: float
     response_length: float
     measured: bool
     """Whether the response length was measured on an earlier round, or is the limit."""
-    prompt_tokens: int
-    """If a request for all rollouts of a chunk is billed for its prompt once."""
-    prompt_tokens_each: int
-    """If every rollout is billed for the prompt: teachers without `n`."""
-    completion_tokens: int
-    """At most: rollouts are asked for somewhat longer than a chunk."""
-
-    def usd(self, rates: Rates, prompt_tokens: int) -> float:
-        return rates.nusd(Usage(prompt_tokens, 0, self.completion_tokens)) / NANO
+    shape: Shape
 
 
 def plan(run: RunDir, config: Config) -> Plan:
@@ -55,13 +45,14 @@ def plan(run: RunDir, config: Config) -> Plan:
     c = config.select.chunk_tokens
     m = min(config.select.chunks, max(1, int(length // c)))
     trajectories = len(questions) * config.generate.samples_per_prompt
-    chunks = trajectories * m
-    rollouts = chunks * config.teacher.rollouts
-    prefix_tokens = round(chunks * (prompt_length + length / 2))
-    return Plan(
-        len(questions), trajectories, chunks, rollouts, prompt_length, length, measured is not None,
-        prefix_tokens, prefix_tokens * config.teacher.rollouts, rollouts * max_tokens_for(config, c),
-    )  # fmt: skip
+    # Starts of M chunks lie evenly over the response, so the last one is at M / (M + 1) of it.
+    shape = Shape(
+        trajectories * m,
+        round(trajectories * m * (prompt_length + length / 2)),
+        round(trajectories * (prompt_length + length * m / (m + 1))),
+        trajectories * m * max_tokens_for(config, c),
+    )
+    return Plan(len(questions), trajectories, prompt_length, length, measured is not None, shape)
 
 
 def _measured_length(run: RunDir) -> float | None:
@@ -73,27 +64,54 @@ def _measured_length(run: RunDir) -> float | None:
     return None
 
 
+def forecasts(plan: Plan, config: Config) -> list[Forecast]:
+    """Each mode that the teacher has, with each way to make it go on."""
+    rates = find_rates(config.teacher)
+    ways = continuations(config.teacher.kind, config.teacher.continuation)
+    return [forecast(plan.shape, config, rates, mode, way) for mode in ("live", "batch") for way in ways]
+
+
 def describe(plan: Plan, config: Config) -> str:
     """The plan in lines for people."""
     length = "measured" if plan.measured else "the limit: an upper bound until a round has been generated"
+    most = "at most " if config.teacher.rollouts == "adaptive" else ""
+    n = config.teacher.most_rollouts
     lines = [
         f"One round: {plan.prompts} prompts x {config.generate.samples_per_prompt} = {plan.trajectories} trajectories,"
         f" {plan.prompt_length:.0f} prompt tokens and {plan.response_length:.0f} response tokens each ({length})",
-        f"  audited  {plan.chunks:,} chunks of {config.select.chunk_tokens} tokens,"
-        f" {config.teacher.rollouts} rollouts each = {plan.rollouts:,} rollouts",
-        f"  prompt   {plan.prompt_tokens:,} teacher tokens where one request returns all rollouts of a chunk,"
-        f" {plan.prompt_tokens_each:,} where it returns one",
-        f"  output   {plan.completion_tokens:,} teacher tokens at most",
+        f"  audited  {plan.shape.chunks:,} chunks of {config.select.chunk_tokens} tokens, {most}{n} rollouts each ="
+        f" {plan.shape.chunks * n:,} rollouts",
+        f"  {'mode, continuation':<20}{'requests':>12}{'prompt tokens':>18}{'cached, at best':>18}"
+        f"{'output, at most':>18}{'USD':>22}",
     ]
-    rates = find_rates(config.teacher)
-    if rates.source == "unknown":
-        lines.append("  price    unknown: set teacher.price = { input = ..., output = ... } to see dollars")
+    found = forecasts(plan, config)
+    lines += map(_line, found)
+    prices = sorted({one.prices for one in found})
+    if prices == ["unknown"]:
+        lines.append("  prices   unknown: set teacher.price = { input = ..., output = ... } to see dollars")
     else:
-        low, high = (plan.usd(rates, tokens) for tokens in (plan.prompt_tokens, plan.prompt_tokens_each))
-        lines.append(f"  price    ${low:,.2f} to ${high:,.2f} without any caching ({rates.source})")
+        lines.append(f"  prices   {' and '.join(prices)}; dollars are with the cache and without")
+    lines.append(
+        "  tokens   the student's; the teacher counts a little differently. One request may return"
+        f" {'one rollout' if found[0].requests > plan.shape.chunks else 'all rollouts of a chunk'} where the API is as"
+        " documented; servers that ignore n need one request for each rollout"
+    )
     rounds = config.run.rounds
-    lines += [
+    lines.append(
         f"{rounds} round{'s' if rounds > 1 else ''} in all. The hard caps are teacher.budget_usd and budget_tokens,"
-        " and round_budget_usd and round_budget_tokens for each round.",
-    ]
+        " and round_budget_usd and round_budget_tokens for each round."
+    )
     return "\n".join(lines)
+
+
+def _line(one: Forecast) -> str:
+    if one.prices == "unknown":
+        dollars = "?"
+    elif one.usd == one.usd_uncached:
+        dollars = f"{one.usd:,.2f}"
+    else:
+        dollars = f"{one.usd:,.2f} to {one.usd_uncached:,.2f}"
+    return (
+        f"  {f'{one.mode}, {one.continuation}':<20}{one.requests:>12,}{one.prompt_tokens:>18,}{one.cached_tokens:>18,}"
+        f"{one.completion_tokens:>18,}{dollars:>22}"
+    )

@@ -1,11 +1,13 @@
 """`omniopd status`: rounds x stages, what is done and what is missing, and what it has cost."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...store.config import Config
 from ...store.layout import RoundDir, RunDir
-from ...store.ledger import NANO, read_price_sources, read_totals
+from ...store.ledger import NANO, read_forecast, read_price_sources, read_totals
+from ..audit.forecast import against_the_bill
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def as_json(run: RunDir, config: Config) -> dict[str, Any]:
         "unknown_requests": totals.unknown,
         "cached_tokens": totals.cached_tokens,
         "cache_write_tokens": totals.cache_write_tokens,
+        "predictions": predictions(run),
         "prices": read_price_sources(run.ledger),
         "budget_usd": config.teacher.budget_usd,
         "budget_tokens": config.teacher.budget_tokens,
@@ -64,7 +67,7 @@ def _round_status(run: RunDir, round_: RoundDir, config: Config) -> RoundStatus:
     chunks = counts["chunks"]
     expected = {
         "trajectories": None,
-        "rollouts": chunks.rows * config.teacher.rollouts if chunks.complete else None,
+        "rollouts": chunks.rows * config.teacher.most_rollouts if chunks.complete else None,
         "scores": chunks.rows if chunks.complete else None,
         "shards": counts["trajectories"].rows if counts["trajectories"].complete else None,
     }
@@ -136,6 +139,19 @@ def _caption(run: RunDir, config: Config, totals: Any) -> str:
     unknown = f", {totals.unknown} requests without an answer charged in full" if totals.unknown else ""
     prices = ", ".join(read_price_sources(run.ledger))
     by = f" by {prices}" if prices else ""
+    lines = "".join(f"\n{line}" for line in predictions(run))
     return (
         f"spent ${totals.charged_nusd / NANO:.4f}{usd}{by}, {totals.charged_tokens:,}{tokens} teacher tokens{unknown}"
+        f"{lines}"
     )
+
+
+def predictions(run: RunDir) -> list[str]:
+    """For each round whose audit has begun: what was predicted, what it cost, and what became of its rollouts."""
+    lines: list[str] = []
+    for round_ in run.rounds():
+        if (prediction := read_forecast(run.ledger, round_.index)) is not None:
+            statuses = Counter(round_.rollouts.read(["status"])["status"].to_pylist())
+            bill = against_the_bill(prediction, read_totals(run.ledger, round_.index), statuses)
+            lines.append(f"round {round_.index}: {bill}")
+    return lines

@@ -11,6 +11,8 @@ from ....store.errors import TeacherError
 from ....store.sections import TeacherConfig
 from ..teacher import Ask, Continuation, Rollout
 
+_MOST_TOKENS = 1 << 40
+
 TEMPLATE_TOKENS = 256
 """Room for what a chat template and special tokens add to a prompt."""
 
@@ -122,10 +124,10 @@ def count(usage: Mapping[str, Any], key: str) -> int:
     """A number of tokens; an absent one is zero.
 
     Raises:
-        ValueError: it is not a whole number of at least zero.
+        ValueError: it is no whole number that could be one.
     """
     value = usage.get(key) or 0
-    if not isinstance(value, int) or value < 0:
+    if not isinstance(value, int) or not 0 <= value < _MOST_TOKENS:
         raise ValueError(f"{key} is {value!r}")
     return value
 

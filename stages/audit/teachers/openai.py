@@ -32,7 +32,7 @@ from .common import (
 )  # fmt: skip
 
 _DEFAULT_URL = "http://127.0.0.1:8000/v1"
-_KEY = "OPENAI_API_KEY"
+KEY = "OPENAI_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ async def _models(http: Http, url: str, headers: Mapping[str, str]) -> set[str]:
     """Ids that the server lists; empty where it lists none."""
     reply = await http.get(url + "/models", headers)
     if reply.status in (401, 403):
-        raise key_refused(url, reply.status, _KEY)
+        raise key_refused(url, reply.status, KEY)
     body = reply.body
     if reply.status != 200 or not isinstance(body, dict):
         return set()
@@ -162,7 +162,7 @@ class OpenAITeacher:
 
 
 def _headers(config: TeacherConfig) -> dict[str, str]:
-    key = api_key(config, _KEY)
+    key = api_key(config, KEY)
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq, Levenshtein
 from rapidfuzz.process import cpdist
 
+from ...store.config import Config
 from ...store.errors import InputError
+from ...store.policy import resolve_model
 from ...store.sections import METRIC_GROUP, ScoreConfig
-from .units import Encoder, Pairs, pairs_of
+from ..student import load_tokenizer
+from .units import CharUnits, Encoder, Pairs, TokenUnits, WordUnits, pairs_of
 
 Metric = Callable[[Pairs], NDArray[np.float64]]
 """φ of each pair [P]. Installed packages add one under the entry point group `omniopd.metrics`."""
@@ -192,3 +195,10 @@ def find_metric(score: ScoreConfig) -> Metric:
         return Embedding(score.embedding_model)
     (entry,) = importlib.metadata.entry_points(group=METRIC_GROUP, name=score.phi)
     return entry.load()
+
+
+def make_encoder(config: Config) -> Encoder:
+    """What cuts texts into the config's units."""
+    if config.score.unit == "token":
+        return TokenUnits(load_tokenizer(resolve_model(config.student.model)))
+    return WordUnits() if config.score.unit == "word" else CharUnits()

@@ -1,0 +1,287 @@
+"""From missing rollouts to durable rows by a provider's batch API.
+
+What is to be asked is reserved at its worst case and written down as a batch that is intended; then as one that is
+being created, before the provider hears of it; then with the provider's id. A crash at any point leaves a state from
+which the next start knows what to do: nothing was sent; or look whether the batch is there; or wait for it.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ...store.batch_book import Batch, BatchRow
+from ...store.errors import Interrupted, TeacherError
+from ...store.ledger import Reservation, Settlement
+from ...store.sections import TeacherConfig
+from ...store.table import Table
+from ..progress import Advance
+from .batches.api import Batches, Intent, Refused, Unsure
+from .client import Outcome
+from .enough import Enough
+from .flow import budget_reached, drain, seed_of
+from .group_commit import GroupCommit
+from .models import ModelWatch
+from .price import Rates
+from .rows import Receipt, billed, unbilled
+from .teacher import Ask, Teacher
+from .work import Work
+
+_SETTLED_TOGETHER = 1024
+_UNSURE_BEFORE_GIVING_UP = 20
+"""Looks in a row at a batch that nobody answers."""
+
+PrefixesOf = Callable[[Sequence[str]], Mapping[str, str]]
+"""Prefixes of chunks, by chunk id."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A request before it is in a batch."""
+
+    row: BatchRow
+    reservation: Reservation
+    line: bytes
+
+
+class BatchFlow:
+    """One round's audit by batches. Answers that were fetched are in the table, however it ended."""
+
+    def __init__(
+        self, table: Table, index: int, config: TeacherConfig, enough: Enough, teacher: Teacher, batches: Batches,
+        rates: Rates, commit: GroupCommit, prefixes_of: PrefixesOf, advance: Advance,
+    ) -> None:  # fmt: skip
+        self._table = table
+        self._index = index
+        self._config = config
+        self._enough = enough
+        self._teacher = teacher
+        self._batches = batches
+        self._rates = rates.batch()
+        self._commit = commit
+        self._prefixes_of = prefixes_of
+        self._advance = advance
+        self._choices = min(enough.most, teacher.most_choices or enough.most)
+        self._stopped = asyncio.Event()
+        self._watch = ModelWatch(config.model)
+
+    def interrupt(self) -> None:
+        """Look no further; the provider goes on."""
+        self._stopped.set()
+
+    def worst_case(self, work: Work) -> tuple[int, int]:
+        """Most that what is wanted of a chunk now can cost: nano-dollars and tokens."""
+        usages = [self._teacher.worst_case(self._ask(work, indices)) for indices in self._split(work)]
+        return sum(map(self._rates.nusd, usages)), sum(usage.tokens for usage in usages)
+
+    async def run(self, works: Iterable[Work]) -> None:
+        """Send what is wanted of each chunk, and wait for it. A chunk may want more afterwards.
+
+        Raises:
+            BudgetReached: not even one request is covered.
+            TeacherError: the provider refuses, or does not answer.
+            Interrupted: `interrupt` was called.
+        """
+        for requests in self._filled(works):
+            await self._send(requests)
+        await self.collect()
+
+    # -- sending
+
+    def _filled(self, works: Iterable[Work]) -> Iterator[list[_Request]]:
+        """Requests, as many at a time as a batch may hold."""
+        filled: list[_Request] = []
+        size = 0
+        for work in works:
+            for indices in self._split(work):
+                ask = self._ask(work, indices)
+                worst = self._teacher.worst_case(ask)
+                request_id = uuid.uuid4().hex
+                line = self._batches.row(request_id, self._teacher.request(ask))
+                if filled and (len(filled) == self._batches.most_rows or size + len(line) > self._batches.most_bytes):
+                    yield filled
+                    filled, size = [], 0
+                reservation = Reservation(
+                    request_id, self._index, self._config.model, self._rates.nusd(worst), worst.tokens,
+                    self._rates.source,
+                )  # fmt: skip
+                filled.append(_Request(BatchRow(request_id, work.chunk_id, indices, 1), reservation, line))
+                size += len(line) + 1
+        if filled:
+            yield filled
+
+    def _split(self, work: Work) -> list[tuple[int, ...]]:
+        """The rollouts that are wanted now, by request."""
+        wanted = self._enough.wanted(work.phi, work.prior)
+        step = tuple(index for index in work.missing if index < wanted)
+        return [step[start : start + self._choices] for start in range(0, len(step), self._choices)]
+
+    def _ask(self, work: Work, indices: tuple[int, ...]) -> Ask:
+        seed = seed_of(self._config.seed, work.chunk_id, indices[0])
+        return Ask(work.question, work.prompt_text, work.prefix, len(indices), work.max_tokens, seed, work.cuts)
+
+    async def _send(self, requests: list[_Request]) -> None:
+        """Reserve, write down, create."""
+        key = uuid.uuid4().hex
+        ledger = self._commit.ledger
+        before = await self._commit.call(ledger.batches.attempts, list({request.row.chunk_id for request in requests}))
+        rows = {
+            r.row.request_id: BatchRow(
+                r.row.request_id, r.row.chunk_id, r.row.indices, before.get(r.row.chunk_id, 0) + 1
+            )
+            for r in requests
+        }
+        granted = await self._commit.call(
+            ledger.commit, [r.reservation for r in requests], [], (key, self._index, rows)
+        )
+        covered = [request for request, fits in zip(requests, granted, strict=True) if fits]
+        lines = [request.line for request in covered]
+        if not covered:
+            raise budget_reached()
+        try:
+            prepared = await self._batches.prepare(key, lines)
+        except (Refused, Unsure) as error:
+            await self._give_back(key)
+            raise self._problem("does not take a batch", error) from error
+        await self._commit.call(ledger.batches.mark, key, "creating")
+        try:
+            remote_id = await self._batches.create(key, prepared, lines)
+        except Refused as error:
+            await self._give_back(key)
+            raise self._problem("does not take a batch", error) from error
+        except Unsure as error:
+            (batch,) = [b for b in await self._commit.call(ledger.batches.open, self._index) if b.key == key]
+            if not await self._found(batch):
+                # Not tried again by itself: each trial that is not seen to fail is charged.
+                raise self._problem("did not answer when a batch was created", error) from error
+            return
+        await self._commit.call(ledger.batches.mark, key, "created", remote_id)
+
+    async def _found(self, batch: Batch) -> bool:
+        """Look for a batch whose creation was not seen to end. If it is not there, nobody knows whether it will be: it
+        is charged in full."""
+        ledger = self._commit.ledger
+        rows = await self._commit.call(ledger.batches.unsettled, batch.key)
+        known = await self._commit.call(ledger.batches.remote_ids)
+        try:
+            found = await self._batches.find(Intent(batch.key, rows.keys(), batch.intended_at, known))
+        except (Refused, Unsure) as error:
+            raise self._problem("does not list its batches", error) from error
+        if found is None:
+            await self._commit.call(ledger.commit, [], [Settlement(request_id, "unknown") for request_id in rows])
+            await self._commit.call(ledger.batches.mark, batch.key, "closed")
+            return False
+        await self._commit.call(ledger.batches.mark, batch.key, "created", found)
+        return True
+
+    # -- fetching
+
+    async def collect(self) -> None:
+        """Wait for the batches that are open, and fetch what they bring.
+
+        Raises:
+            TeacherError: a batch failed or was cancelled, or the provider does not answer.
+            Interrupted: `interrupt` was called.
+        """
+        ledger = self._commit.ledger
+        unsure = 0
+        while batches := await self._commit.call(ledger.batches.open, self._index):
+            waiting = 0
+            try:
+                for batch in batches:
+                    waiting += not await self._collected(batch)
+                unsure = 0
+            except Unsure as error:
+                waiting, unsure = waiting + 1, unsure + 1
+                if unsure >= _UNSURE_BEFORE_GIVING_UP:
+                    raise self._problem("has stopped answering", error) from error
+            except Refused as error:
+                raise self._problem("refuses to show a batch", error) from error
+            finally:
+                await drain(self._table, self._index, self._commit)
+            if waiting:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopped.wait(), self._config.poll_s)
+                if self._stopped.is_set():
+                    raise Interrupted(
+                        "Interrupted while the provider works on a batch.", "Run the same command again to fetch it."
+                    )
+
+    async def _collected(self, batch: Batch) -> bool:
+        """Fetch a batch if it has ended; False: not yet."""
+        if batch.remote_id is None:
+            return not await self._found(batch)
+        state = await self._batches.state(batch.remote_id)
+        if state.kind == "running":
+            return False
+        if state.kind == "failed":
+            await self._give_back(batch.key)
+            raise TeacherError(
+                f"The provider refused batch {batch.remote_id}: {state.reason or 'without a reason'}.",
+                "Mend [teacher], and run the same command again.",
+            )
+        await self._fetch(batch.key, batch.remote_id, batch.intended_at)
+        await self._commit.call(self._commit.ledger.batches.mark, batch.key, "closed")
+        if state.kind == "cancelled":
+            raise TeacherError(
+                f"Batch {batch.remote_id} was cancelled; what was done before is kept.",
+                "Run the same command again to ask for the rest.",
+            )
+        return True
+
+    async def _fetch(self, key: str, remote_id: str, since: float) -> None:
+        open_rows = await self._commit.call(self._commit.ledger.batches.unsettled, key)
+        results: list[tuple[BatchRow, Outcome]] = []
+        async for request_id, outcome in self._batches.results(remote_id):
+            # A result may come twice, and one that was fetched before a crash is settled.
+            if (row := open_rows.pop(request_id, None)) is not None:
+                results.append((row, outcome))
+            if len(results) >= _SETTLED_TOGETHER:
+                await self._settle(results, since)
+                results = []
+        # What has no result may have been done.
+        results += [(row, Outcome("unknown", reason="the batch ended without a result")) for row in open_rows.values()]
+        await self._settle(results, since)
+
+    async def _settle(self, results: list[tuple[BatchRow, Outcome]], since: float) -> None:
+        prefixes = self._prefixes_of([row.chunk_id for row, _ in results])
+        settlements = [self._settlement(row, outcome, prefixes[row.chunk_id], since) for row, outcome in results]
+        await self._commit.call(self._commit.ledger.commit, [], settlements)
+
+    def _settlement(self, row: BatchRow, outcome: Outcome, prefix: str, since: float) -> Settlement:
+        receipt = Receipt(
+            row.chunk_id, row.request_id, time.time() - since, row.attempt, self._teacher.continuation
+        )  # fmt: skip
+        problem, known, again = outcome.problem, outcome.known, outcome.worth_retrying
+        if outcome.kind == "answered":
+            try:
+                answer = self._teacher.parse(outcome.body, Ask("", "", prefix, len(row.indices), 0))
+                if answer.rollouts:
+                    got = row.indices[: len(answer.rollouts)]
+                    self._choices = min(self._choices, len(got))
+                    self._watch.saw(answer.model)
+                    self._advance(len(got), "")
+                    nusd = 0 if answer.usage is None else self._rates.nusd(answer.usage)
+                    return billed(receipt, answer, got, nusd)
+                problem = "an answer without a choice"
+            except (ValueError, KeyError, TypeError) as error:
+                problem = f"unreadable answer: {error}"
+            known, again = False, True
+        if again and row.attempt < self._config.max_attempts:
+            return unbilled(receipt, known)
+        self._advance(len(row.indices), "")
+        return unbilled(receipt, known, row.indices, problem)
+
+    async def _give_back(self, key: str) -> None:
+        """End a batch of which nothing was done."""
+        ledger = self._commit.ledger
+        rows = await self._commit.call(ledger.batches.unsettled, key)
+        await self._commit.call(ledger.commit, [], [Settlement(request_id, "released") for request_id in rows])
+        await self._commit.call(ledger.batches.drop, key)
+
+    def _problem(self, what: str, error: Exception) -> TeacherError:
+        return TeacherError(
+            f"The teacher at {self._teacher.base_urls[0]} {what} ({error}).", "Run the same command again to go on."
+        )

@@ -1,0 +1,100 @@
+# pyright: strict
+"""What a round will ask for, predicted before and compared with the bill afterwards. Pure.
+
+Tokens are counted by the student's tokenizer; the teacher's count differs a little, and by what its template adds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from ...store.config import Config
+from ...store.ledger import NANO, Totals, Usage
+from .enough import adaptive_looks
+from .price import Rates
+from .teacher import Continuation
+from .teachers.common import CONTINUE
+
+_MOST_CHOICES = {"anthropic": 1, "gemini": 8}
+"""Continuations of one request, by kind of teacher; no limit for others."""
+
+_BYTES_A_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The audited chunks of a round, as far as it matters for the price."""
+
+    chunks: int
+    prefix_tokens: int
+    """Prompt and prefix, summed over chunks: M (P + L/2) a trajectory (§9)."""
+    new_tokens: int
+    """Those of them that no shorter prefix of the same trajectory has: what a prefix cache has to read."""
+    max_tokens: int
+    """Longest rollout, summed over chunks."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One way to audit a round."""
+
+    mode: Literal["live", "batch"]
+    continuation: str
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    """Of the prompt tokens: as many as the server's cache can give, if it has one and keeps all."""
+    completion_tokens: int
+    """At most."""
+    usd: float
+    """With that cache."""
+    usd_uncached: float
+    """Without any cache."""
+    prices: str
+
+
+def forecast(
+    shape: Shape, config: Config, rates: Rates, mode: Literal["live", "batch"], continuation: Continuation
+) -> Forecast:
+    """Predict one way to audit a round of this shape. Adaptive rollouts are counted at the most there can be."""
+    n = config.teacher.most_rollouts
+    choices = min(n, _MOST_CHOICES.get(config.teacher.kind, n))
+    looks = adaptive_looks(n) if config.teacher.rollouts == "adaptive" else (n,)
+    each = sum(-(-(look - before) // choices) for before, look in pairwise((0, *looks)))
+    told = len(CONTINUE) // _BYTES_A_TOKEN if continuation == "instruct" else 0
+    prompt = each * (shape.prefix_tokens + told * shape.chunks)
+    # Requests of a batch run in any order, so none can count on what another has left in the cache.
+    cached = 0 if mode == "batch" else max(0, prompt - shape.new_tokens - each * told * shape.chunks)
+    completion = n * shape.max_tokens
+    prices = rates.batch() if mode == "batch" else rates
+    with_cache, without = Usage(prompt, cached, completion), Usage(prompt, 0, completion)
+    return Forecast(
+        mode, continuation, each * shape.chunks, prompt, cached, completion,
+        prices.nusd(with_cache) / NANO, prices.nusd(without) / NANO, prices.source,
+    )  # fmt: skip
+
+
+def continuations(kind: str, chosen: str) -> tuple[Continuation, ...]:
+    """The ways in which a kind of teacher may be made to go on, given teacher.continuation."""
+    if chosen == "completion" or chosen == "prefill" or chosen == "instruct":
+        return (chosen,)
+    return ("prefill", "instruct") if kind in ("anthropic", "gemini") else ("completion", "prefill", "instruct")
+
+
+def as_row(prediction: Forecast) -> dict[str, Any]:
+    """For the ledger."""
+    return asdict(prediction)
+
+
+def against_the_bill(prediction: Mapping[str, Any], totals: Totals, statuses: Mapping[str, int]) -> str:
+    """One line: prediction, bill, and what became of the rollouts."""
+    p = prediction
+    dollars = f"${p['usd']:.4f}" if p["usd"] == p["usd_uncached"] else f"${p['usd']:.4f} to ${p['usd_uncached']:.4f}"
+    outcomes = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items())) or "none yet"
+    return (
+        f"predicted ({p['mode']}, {p['continuation']}) {p['requests']:,} requests, {p['prompt_tokens']:,} prompt tokens"
+        f" ({p['cached_tokens']:,} of them cached at best) and {p['completion_tokens']:,} output at most, {dollars};"
+        f" billed {totals.requests:,} requests, {totals.prompt_tokens:,} ({totals.cached_tokens:,} cached) and"
+        f" {totals.completion_tokens:,}, ${totals.charged_nusd / NANO:.4f}; rollouts: {outcomes}"
+    )

@@ -1,0 +1,123 @@
+"""What goes over the wire, and what does not: certificates, redirects, proxies, and keys in files."""
+
+import asyncio
+import contextlib
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
+
+import pytest
+from aiohttp import web
+
+from omniopd.stages.audit.stage import audit
+from omniopd.stages.generate.stage import generate
+from omniopd.store.errors import TeacherError
+
+SECRET = "sk-very-secret-0123456789"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A self-signed certificate for 127.0.0.1."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, *files]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+@contextlib.contextmanager
+def tls_server(folder, seen):
+    """https://127.0.0.1 in a thread, with a model and nothing else."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    loop = asyncio.new_event_loop()
+    ready = threading.Event()
+    urls = []
+
+    async def answer(request):
+        seen.append(dict(request.headers))
+        return web.json_response({"data": [{"id": "scripted"}]})
+
+    async def start():
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+        await site.start()
+        urls.append(f"https://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/v1")
+        ready.set()
+
+    def serve():
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(start())
+        loop.run_forever()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    yield urls[0]
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_one_line_and_the_key_stays_here(make_run, certificate, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    seen = []
+    with tls_server(certificate, seen) as url:
+        run = make_run(questions=2, teacher={"base_url": url})
+        generate(run, 0, run.config())
+        with pytest.raises(TeacherError, match=r"certificate of https://127\.0\.0\.1:\d+/v1 .*SSL_CERT_FILE") as caught:
+            audit(run, 0, run.config())
+    assert "\n" not in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert seen == [], "no request was sent"
+
+
+def test_a_certificate_authority_of_ones_own_is_taken_from_the_environment(make_run, certificate, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
+    seen = []
+    with tls_server(certificate, seen) as url:
+        run = make_run(questions=2, teacher={"base_url": url, "model": "other"})
+        generate(run, 0, run.config())
+        with pytest.raises(TeacherError, match="has no model 'other'"):
+            audit(run, 0, run.config())
+    assert seen
+
+
+@pytest.mark.parametrize("source", ["environment", "file"])
+def test_no_byte_that_a_run_writes_or_says_holds_the_key(make_run, teacher, monkeypatch, tmp_path, source):
+    """The whole command, a refusal that repeats the key, a crash of a request and all."""
+    settings = {"base_url": teacher.base_url, "max_attempts": 2}
+    if source == "environment":
+        monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    else:
+        (tmp_path / "key").write_text(SECRET)
+        settings["api_key_file"] = str(tmp_path / "key")
+    run = make_run(questions=4, teacher=settings)
+    generate(run, 0, run.config())
+
+    def behave(body, number):
+        if number == 1:
+            return web.json_response({"error": {"message": f"{SECRET} may not say so much"}}, status=400)
+        return "hang up" if number == 2 else None
+
+    teacher.behave = behave
+    said = ""
+    for command in (["--debug", "audit"], ["status", "--json"]):
+        words = [*command, str(run.path)]
+        done = subprocess.run([sys.executable, "-m", "omniopd", *words], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        said += done.stdout + done.stderr
+    assert SECRET not in said
+    written = [path for path in run.path.rglob("*") if path.is_file()]
+    assert any(path.name == "ledger.sqlite" for path in written)
+    for path in written:
+        assert not re.search(SECRET.encode(), path.read_bytes()), path
