@@ -43,6 +43,7 @@ class StepMetrics:
     lr: float
     seconds: float
     tokens_per_s: float
+    padding: float | None
     skipped: bool
 
 
@@ -72,6 +73,7 @@ TRAIN_METRICS = TableSpec(
             _column("lr", pa.float64(), "learning rate of the step"),
             _column("seconds", pa.float64(), "wall time of the step", "s"),
             _column("tokens_per_s", pa.float64(), "tokens of the global batch, prompts included, a second", "1/s"),
+            _column("padding", pa.float64(), "share of the positions computed that pad shorter sequences"),
             _column("skipped", pa.bool_(), "loss or gradient was not finite, and the weights stayed as they were"),
         ]
     ),
@@ -82,7 +84,7 @@ TRAIN_METRICS = TableSpec(
 
 def step_metrics(
     step: int, facts: "BatchFacts", sums: "StepSums", *, beta: float, norm: float, lr: float, updated: bool,
-    tokens: int, seconds: float,
+    padding: float, tokens: int, seconds: float,
 ) -> StepMetrics:  # fmt: skip
     """Turn the sums of a step into its row."""
     audited, unaudited = facts.audited_tokens, facts.unaudited_tokens
@@ -109,6 +111,7 @@ def step_metrics(
         lr=lr,
         seconds=seconds,
         tokens_per_s=tokens / seconds,
+        padding=padding,
         skipped=not updated,
     )
 

@@ -115,6 +115,7 @@ def _transformer_config(arch: Architecture, config: TrainConfig) -> mcore.Transf
         bf16=dtype is torch.bfloat16,
         tensor_model_parallel_size=config.tensor_parallel,
         pipeline_model_parallel_size=config.pipeline_parallel,
+        context_parallel_size=config.context_parallel,
         sequence_parallel=config.sequence_parallel and config.tensor_parallel > 1,
         perform_initialization=False,  # every weight is loaded
         use_cpu_initialization=True,

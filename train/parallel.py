@@ -13,6 +13,7 @@ from ..store.errors import OmniopdError
 from ..store.sections import TrainConfig
 from . import mcore
 from .cpu import cuda_means_cpu
+from .data import Share
 from .mcore import parallel_state as mpu
 
 T = TypeVar("T")
@@ -61,7 +62,12 @@ def world() -> Generator[torch.device]:
 @contextlib.contextmanager
 def model_parallel(config: TrainConfig) -> Generator[None]:
     """Megatron's process groups for the layout of [train]. `architecture.check_layout` was asked before."""
-    mpu.initialize_model_parallel(config.tensor_parallel, config.pipeline_parallel, create_gloo_process_groups=False)
+    mpu.initialize_model_parallel(
+        config.tensor_parallel,
+        config.pipeline_parallel,
+        context_parallel_size=config.context_parallel,
+        create_gloo_process_groups=False,
+    )
     try:
         with torch.random.fork_rng(devices=[]):
             # No layer draws random numbers (there is no dropout): one seed for all ranks does, and for CUDA the tracker
@@ -71,6 +77,17 @@ def model_parallel(config: TrainConfig) -> Generator[None]:
             yield
     finally:
         mpu.destroy_model_parallel()
+
+
+def share(config: TrainConfig) -> Share:
+    """This rank's share of a global batch."""
+    return Share(
+        rank=mpu.get_data_parallel_rank(),
+        ranks=mpu.get_data_parallel_world_size(),
+        context_rank=mpu.get_context_parallel_rank(),
+        context_ranks=config.context_parallel,
+        multiple=config.tensor_parallel if config.sequence_parallel else 1,
+    )
 
 
 @contextlib.contextmanager

@@ -24,12 +24,11 @@ from ..store.policy import resolve_model, weights_hash
 from ..store.sections import TrainConfig
 from .architecture import Architecture, check_layout, check_tokenizer, check_weights, read_architecture
 from .checkpoint import Checkpoints, Position, sync_files
-from .data import Shards, micro_batches, plan_steps, read_shards
+from .data import Shards, micro_batches, padding_share, plan_steps, read_shards
 from .hf_weights import WeightFiles
-from .mcore import parallel_state as mpu
 from .metrics import MetricsLog, StepMetrics, step_metrics
 from .model import Student, build, load_weights, write_weights
-from .parallel import few_threads, model_parallel, on_first_rank, world
+from .parallel import few_threads, model_parallel, on_first_rank, share, world
 from .result import Progress, TrainResult, result_of
 from .step import Learner
 from .weights import batch_facts
@@ -167,17 +166,15 @@ def _steps(
             shards.loss_weight[tokens], shards.audited[tokens], shards.response[tokens],
             centre=config.score.centre, normalise=train.normalise,
         )  # fmt: skip
-        batches = micro_batches(
-            shards, plan[step], facts,
-            rank=mpu.get_data_parallel_rank(), ranks=mpu.get_data_parallel_world_size(),
-            micro_batch=train.micro_batch, multiple=train.tensor_parallel if train.sequence_parallel else 1,
-        )  # fmt: skip
+        mine = share(train)
+        batches = micro_batches(shards, plan[step], facts, mine, micro_batch=train.micro_batch)
         sums = learner.gradients(batches, facts, on_policy=step == 0 and not train.off_policy)
         lr = train.lr * min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else train.lr
         norm, updated = learner.update(sums, lr)
         position = Position(step + 1, position.skipped + (not updated))
         metrics = step_metrics(
             step, facts, sums, beta=train.beta, norm=norm, lr=lr, updated=updated,
+            padding=padding_share(shards.lengths, plan[step], ranks=mine.ranks, micro_batch=train.micro_batch),
             tokens=len(tokens), seconds=time.perf_counter() - start,
         )  # fmt: skip
         yield position, metrics, len(plan)

@@ -22,7 +22,7 @@ from omniopd.train.data import micro_batches, read_shards
 from omniopd.train.hf_weights import WeightFiles
 from omniopd.train.mcore import parallel_state as mpu
 from omniopd.train.model import Student, build, hf_gradients, load_weights
-from omniopd.train.parallel import model_parallel, world
+from omniopd.train.parallel import model_parallel, share, world
 from omniopd.train.step import Learner
 from omniopd.train.weights import batch_facts
 
@@ -43,11 +43,8 @@ def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device) -> d
     facts = batch_facts(
         shards.loss_weight, shards.audited, shards.response, centre=job["centre"], normalise=train.normalise
     )
-    batches = micro_batches(
-        shards, torch.arange(len(shards)).numpy(), facts,
-        rank=mpu.get_data_parallel_rank(), ranks=mpu.get_data_parallel_world_size(),
-        micro_batch=train.micro_batch, multiple=train.tensor_parallel if train.sequence_parallel else 1,
-    )  # fmt: skip
+    everything = torch.arange(len(shards)).numpy()
+    batches = micro_batches(shards, everything, facts, share(train), micro_batch=train.micro_batch)
     sums = learner.gradients(batches, facts, on_policy=False)
     stages: list[Any] = [None] * train.pipeline_parallel
     dist.all_gather_object(stages, hf_gradients(learner.policy), group=mpu.get_pipeline_model_parallel_group())

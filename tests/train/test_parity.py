@@ -14,6 +14,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tensor": {"tensor_parallel": 2},
     "sequence": {"tensor_parallel": 2, "sequence_parallel": True, "recompute": True},
     "pipeline": {"pipeline_parallel": 2},
+    "context": {"context_parallel": 2},
 }
 KINDS = ("qwen3", "llama", "qwen2")
 TRAIN = {"beta": 0.3, "micro_batch": 2, "loss_rows": 7, "importance_cap": 1.5}
