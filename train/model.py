@@ -16,8 +16,7 @@ from .attention import CausalAttention, RMSNorm
 from .hf_weights import WeightFiles, fuse, hf_names, is_split, padded_vocabulary, shard, unfuse, unshard
 from .loss import Head
 from .mcore import parallel_state as mpu
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from .optimizer import PRECISIONS
 
 
 class Student(mcore.GPTModel):

@@ -17,7 +17,8 @@ from .cpu import without_stand_ins
 from .data import MicroBatch
 from .loss import LossOutput, LossRows, omniopd_loss
 from .mcore import parallel_state as mpu
-from .model import PRECISIONS, Student
+from .model import Student
+from .optimizer import make_optimizer
 from .weights import BatchFacts
 
 
@@ -65,19 +66,7 @@ class Learner:
             ),
             policy,
         )
-        self.optimizer: mcore.MegatronOptimizer = mcore.get_megatron_optimizer(
-            mcore.OptimizerConfig(
-                optimizer="adam",
-                lr=config.lr,
-                weight_decay=config.weight_decay,
-                clip_grad=config.clip_grad,
-                bf16=config.precision == "bf16",
-                params_dtype=PRECISIONS[config.precision],
-                use_distributed_optimizer=config.distributed_optimizer,
-            ),
-            [self.ddp],
-            use_gloo_process_groups=False,
-        )
+        self.optimizer = make_optimizer(self.ddp, config)
         self._schedule = mcore.get_forward_backward_func()
 
     def gradients(self, batches: Sequence[MicroBatch], facts: BatchFacts, *, on_policy: bool) -> StepSums:

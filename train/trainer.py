@@ -108,9 +108,9 @@ def _train(
     progress: Progress | None,
 ) -> None:  # fmt: skip
     round_, train = run.round(index), config.train
-    checkpoints, log = Checkpoints(round_.checkpoint), MetricsLog(run, index)
+    checkpoints, log = Checkpoints(round_.checkpoint, train.keep_checkpoints), MetricsLog(run, index)
     previous = Checkpoints(run.round(index - 1).checkpoint)
-    carried = on_first_rank(lambda: previous.carries(train.precision)) if train.carry_optimizer and index else None
+    carried = on_first_rank(lambda: previous.carries(train)) if train.carry_optimizer and index else None
     resume = on_first_rank(lambda: checkpoints.begin(_made_with(round_, config, inputs, carried)))
     policy = _student(inputs.arch, inputs.policy, train, device)
     reference = _student(inputs.arch, inputs.reference, train, device) if train.beta > 0 else None
