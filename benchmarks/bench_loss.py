@@ -1,11 +1,11 @@
-"""The fused loss beside Eq. 8 written with whole matrices of logits, and beside the memory that train/memory.py predicts.
+"""The fused loss beside Eq. 8 with whole matrices of logits, and its memory beside what train/memory.py predicts.
 
     python benchmarks/bench_loss.py                              V=49,152, H=576, T=2,048 and 8,192
     python benchmarks/bench_loss.py --fused-only --tokens 20480 --vocabulary 151936 --hidden 1024
 
-Float32 on a CPU. Three rows in ten are audited, ten have no weight, the rest are anchored. Each measurement is a process
-of its own: the best time of `--repeats` of forward and backward, and how much the largest resident memory grew over what the
-inputs take.
+Float32 on a CPU. Three rows in ten are audited, the rest are anchored; with --weighted 0.1 only a tenth of the rows has
+either weight. Each measurement is a process of its own: the best time of `--repeats` of forward and backward, and how
+much the largest resident memory grew over what the inputs take.
 """
 
 import argparse
@@ -25,21 +25,20 @@ from omniopd.train.memory import loss_bytes
 BETA = 0.1
 
 
-def inputs(tokens: int, vocabulary: int, hidden: int) -> tuple[list[Tensor], LossRows]:
+def inputs(tokens: int, vocabulary: int, hidden: int, weighted: float = 1.0) -> tuple[list[Tensor], LossRows]:
     """Hidden states and heads of policy and reference, and the rows."""
     generator = torch.Generator().manual_seed(0)
     hidden_TH = torch.randn(tokens, hidden, generator=generator)
     weight_VH = torch.randn(vocabulary, hidden, generator=generator).mul_(0.05)
     reference_TH, reference_VH = hidden_TH + 0.1, weight_VH * 1.01
-    audited = torch.rand(tokens, generator=generator) < 0.3
-    audited[:10] = False
-    audited_A = audited.nonzero().squeeze(1)
+    kind_T = torch.rand(tokens, generator=generator) / weighted
+    audited_A = (kind_T < 0.3).nonzero().squeeze(1)
     rows = LossRows(
         audited_A,
         torch.randint(0, vocabulary, (len(audited_A),), generator=generator),
         torch.randn(len(audited_A), generator=generator),
         torch.full((len(audited_A),), -11.0),
-        (~audited).nonzero().squeeze(1)[10:],
+        ((kind_T >= 0.3) & (kind_T < 1)).nonzero().squeeze(1),
     )
     return [hidden_TH.requires_grad_(), weight_VH.requires_grad_(), reference_TH, reference_VH], rows
 
@@ -54,9 +53,9 @@ def naive(hidden_TH: Tensor, weight_VH: Tensor, reference_TH: Tensor, reference_
     return chunk_loss + BETA * kl_T[rows.anchored_U].sum()
 
 
-def child(kind: str, tokens: int, vocabulary: int, hidden: int, chunk: int, repeats: int) -> None:
+def child(kind: str, tokens: int, vocabulary: int, hidden: int, chunk: int, repeats: int, weighted: float) -> None:
     """One measurement, as a line of JSON."""
-    tensors, rows = inputs(tokens, vocabulary, hidden)
+    tensors, rows = inputs(tokens, vocabulary, hidden, weighted)
     small, few = inputs(64, 512, 16)
     naive(*small, few).backward()  # what the first backward pass of a process sets up is no part of the loss
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -81,7 +80,7 @@ def child(kind: str, tokens: int, vocabulary: int, hidden: int, chunk: int, repe
 
 
 def measure(kind: str, args: argparse.Namespace, tokens: int, chunk: int) -> dict[str, Any]:
-    sizes = [kind, tokens, args.vocabulary, args.hidden, chunk, args.repeats]
+    sizes = [kind, tokens, args.vocabulary, args.hidden, chunk, args.repeats, args.weighted]
     command = [sys.executable, __file__, "--child", *map(str, sizes)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
@@ -93,12 +92,13 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=576)
     parser.add_argument("--chunks", type=int, nargs="+", default=[256])
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--weighted", type=float, default=1.0)
     parser.add_argument("--fused-only", action="store_true")
-    parser.add_argument("--child", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=7, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        kind, *sizes = args.child
-        child(kind, *map(int, sizes))
+        kind, *sizes, weighted = args.child
+        child(kind, *map(int, sizes), float(weighted))
         return
     print(f"V={args.vocabulary:,} H={args.hidden:,} float32, {torch.get_num_threads()} threads, best of {args.repeats}")
     print(f"{'':22}{'s':>8}{'GiB':>8}{'predicted':>11}{'time':>7}{'memory':>8}")

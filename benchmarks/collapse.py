@@ -2,8 +2,8 @@
 
     python benchmarks/collapse.py FOLDER --rounds 24 --centre none --beta 0.1 0
 
-The rounds are the demo's but for their number, `train.beta` and `score.centre`. After every `--every` rounds the student
-answers the held-out questions; what its trajectories looked like comes from the rounds' own tables.
+The rounds are the demo's but for their number, `train.beta`, `train.lr` and `score.centre`. After every `--every`
+rounds the student answers the held-out questions; what its trajectories looked like comes from the rounds' own tables.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from omniopd.demo.evaluate import evaluate, wilson
 from omniopd.demo.run import HELD_OUT, PROMPTS_PER_ROUND, settings
 from omniopd.demo.task import problems
-from omniopd.demo.teacher import MODELS, TeacherServer
+from omniopd.demo.teacher import TeacherServer
 from omniopd.run import run_round
 from omniopd.store.config import commented_toml
 from omniopd.store.layout import RunDir
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     held_out = problems(HELD_OUT, seed=args.seed, split="heldout")
-    print("beta rounds  T=1                greedy             tokens  entropy  audited NLL  KL  mean weight", flush=True)
+    print("beta, rounds, T=1, greedy, tokens, entropy, audited NLL, KL, mean weight", flush=True)
     with TeacherServer() as base_url:
         for beta in args.beta:
             run = RunDir(args.folder / f"beta={beta}-centre={args.centre}-lr={args.lr}-seed={args.seed}")

@@ -248,6 +248,8 @@ class TrainConfig(Section):
     """Steps between checkpoints inside a round."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Newest checkpoints of a round that are kept."""
+    wandb: bool = False
+    """Log to Weights & Biases too (package wandb); TensorBoard's files are always in metrics/tensorboard."""
     processes: int = Field(default=1, gt=0)
     """Trainer processes that `omniopd train` starts on this machine; under torchrun, torchrun decides."""
     seed: int = 0

@@ -18,7 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_BLOCK = 16384
+from .memory import LOSS_BLOCK
+
+_BLOCK = LOSS_BLOCK
 """Columns of the vocabulary that are worked on at a time, so that a temporary is never as large as the logits."""
 
 

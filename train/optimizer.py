@@ -1,8 +1,8 @@
 """AdamW through Megatron, its state whole on every data-parallel rank or split over them.
 
-Megatron's distributed optimizer expects the fused Adam of Transformer Engine or Apex, whose step count belongs to a group
-of parameters. torch's AdamW stands in where neither is installed, and counts for each parameter; `prepare_to_load` mends
-the three places where the loader trips over that.
+Megatron's distributed optimizer expects the fused Adam of Transformer Engine or Apex, whose step count belongs to a
+group of parameters. torch's AdamW stands in where neither is installed, and counts for each parameter;
+`prepare_to_load` mends the places where the loader trips over that.
 """
 
 from typing import Any

@@ -90,6 +90,27 @@ def share(config: TrainConfig) -> Share:
     )
 
 
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether a flag is set on any rank. Collective."""
+    found = torch.tensor(int(flag), device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
+
+
+def least_memory(device: torch.device) -> int:
+    """Bytes that the rank with the least of them can have. Collective."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device)  # of rounds trained before in this process
+    else:
+        import psutil
+
+        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    least = torch.tensor(free, device=device)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return int(least)
+
+
 @contextlib.contextmanager
 def few_threads(parameters: int) -> Generator[None]:
     """One CPU thread for a small model, for the length of a `with`."""

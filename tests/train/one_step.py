@@ -19,9 +19,10 @@ from omniopd.store.schema import SHARDS
 from omniopd.store.sections import TrainConfig
 from omniopd.train.architecture import check_layout, read_architecture
 from omniopd.train.data import micro_batches, read_shards
+from omniopd.train.hf_model import hf_gradients, load_weights
 from omniopd.train.hf_weights import WeightFiles
 from omniopd.train.mcore import parallel_state as mpu
-from omniopd.train.model import Student, build, hf_gradients, load_weights
+from omniopd.train.model import Student, build
 from omniopd.train.parallel import model_parallel, share, world
 from omniopd.train.step import Learner
 from omniopd.train.weights import batch_facts

@@ -21,8 +21,9 @@ from omniopd.train.architecture import (
     check_weights,
     read_architecture,
 )
+from omniopd.train.hf_model import load_weights, write_weights
 from omniopd.train.hf_weights import WeightFiles, fuse, hf_names, shard, unfuse, unshard
-from omniopd.train.model import Student, build, load_weights, write_weights
+from omniopd.train.model import Student, build
 from omniopd.train.parallel import model_parallel, world
 
 LLAMA3 = {

@@ -352,5 +352,5 @@ def test_a_machine_without_megatron_is_told_what_to_install(
     run: RunDir, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs megatron and psutil.*pip install 'omniopd\[train\]'"):
+    with pytest.raises(InputError, match=r"needs megatron, psutil, tensorboard.*pip install 'omniopd\[train\]'"):
         launch(run, 0, config)
