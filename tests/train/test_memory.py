@@ -56,7 +56,7 @@ def test_a_step_that_cannot_fit_is_refused_before_it_is_begun(
     kit: Any, run: RunDir, students: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_memory(need(), need().total)
-    with pytest.raises(InputError, match=r"at least 328 GB on each rank .* there are 80\. Set train.micro_batch = 1"):
+    with pytest.raises(InputError, match=r"at least 391 GB on each rank .* there are 80\. Set train.micro_batch = 1"):
         check_memory(need(), 80 * 10**9)
     config = kit.make_config(students("qwen3"))
     kit.write_round(run, 0, config, kit.shard_rows(4))
