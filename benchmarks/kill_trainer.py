@@ -53,6 +53,7 @@ def main() -> None:
     log = MetricsLog(killed, 0)
     for kill in range(1, args.kills + 1):
         before = (Checkpoints(killed.round(0).checkpoint).latest() or "step=000000").removeprefix("step=")
+        log.rewind(int(before))  # as the trainer will do, so that the first row to come is a new one
         process = start(killed, args.sets)
         while len(log.rows()) <= int(before) and process.poll() is None:
             time.sleep(0.005)
