@@ -146,23 +146,32 @@ def deal(
 ) -> list[list[list[int | None]]]:
     """The micro-batches of every data-parallel rank, as lists of sequences.
 
-    Sequences are dealt in order of length, so that ranks have equal work and micro-batches little padding. Every rank
-    gets the same number of micro-batches: one that comes up short is given an empty sequence, None.
+    Sequences next to each other in order of length share a micro-batch, so that there is little padding; longest first,
+    each goes to the rank that has least work so far. Every rank gets the same number of micro-batches; where there are
+    fewer sequences, some hold an empty one, None.
 
     Args:
         lengths: of all sequences, tokens.
         sequences: the global batch.
         ranks: data-parallel ranks.
-        micro_batch: sequences in a micro-batch.
+        micro_batch: most sequences in a micro-batch.
     """
-    by_length = sequences[np.argsort(-lengths[sequences], kind="stable")]
-    dealt: list[list[list[int | None]]] = []
-    for rank in range(ranks):
-        mine: list[int | None] = [int(n) for n in by_length[rank::ranks]]
-        if len(mine) < -(-len(sequences) // ranks):
-            mine.append(None)
-        dealt.append([mine[start : start + micro_batch] for start in range(0, len(mine), micro_batch)])
+    by_length = sequences[np.argsort(-lengths[sequences], kind="stable")].tolist()
+    turns = -(-len(sequences) // (ranks * micro_batch))
+    ends = np.arange(1, turns * ranks + 1) * len(sequences) // (turns * ranks)
+    dealt: list[list[list[int | None]]] = [[] for _ in range(ranks)]
+    work = [0] * ranks
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        batch = by_length[start:end] or [None]
+        rank = min((r for r in range(ranks) if len(dealt[r]) < turns), key=lambda r: work[r])
+        dealt[rank].append(batch)
+        work[rank] += len(batch) * _longest(lengths, batch)
     return dealt
+
+
+def _longest(lengths: npt.NDArray[np.int64], batch: Sequence[int | None]) -> int:
+    """Length that a micro-batch is padded to; an empty sequence is one position."""
+    return max(1 if n is None else int(lengths[n]) for n in batch)
 
 
 def padding_share(
@@ -172,7 +181,7 @@ def padding_share(
     computed = 0
     for part in deal(lengths, sequences, ranks=ranks, micro_batch=micro_batch):
         for batch in part:
-            computed += len(batch) * max(1 if n is None else int(lengths[n]) for n in batch)
+            computed += len(batch) * _longest(lengths, batch)
     return 1 - int(lengths[sequences].sum()) / computed
 
 
