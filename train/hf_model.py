@@ -106,14 +106,18 @@ def _plan_files(model: Student) -> list[dict[str, int]]:
 def _write_files(model: Student, folder: Path, files: list[str], plan: list[dict[str, int]]) -> None:
     from safetensors.torch import save_file
 
-    waiting: dict[str, Tensor] = {}
+    writes = mpu.get_tensor_model_parallel_rank() == 0
     stream = _stream(model, lambda parameter: parameter)
     for file, sizes in zip(files, plan, strict=True):
-        while len(waiting) < len(sizes):
-            waiting |= next(stream)
-        if mpu.get_tensor_model_parallel_rank() == 0:
-            save_file(waiting, folder / file, metadata={"format": "pt"})
-        waiting = {}
+        tensors: dict[str, Tensor] = {}
+        missing = len(sizes)
+        while missing:
+            part = next(stream)
+            missing -= len(part)
+            if writes:
+                tensors |= part
+        if writes:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
 
 
 def _write_index(sizes: list[dict[str, int]], files: list[str], folder: Path) -> None:
