@@ -20,9 +20,6 @@ from torch import Tensor
 
 from .memory import LOSS_BLOCK
 
-_BLOCK = LOSS_BLOCK
-"""Columns of the vocabulary that are worked on at a time, so that a temporary is never as large as the logits."""
-
 
 class LossRows(NamedTuple):
     """Which rows of hidden states count, and how. A row is audited, anchored or neither, never both."""
@@ -74,7 +71,7 @@ class Head:
             dist.all_reduce(top_R, op=dist.ReduceOp.MAX, group=self.group)
         logits_RV.sub_(top_R[:, None])
         total_R = torch.zeros_like(top_R)
-        for block_RV in logits_RV.split(_BLOCK, 1):
+        for block_RV in logits_RV.split(LOSS_BLOCK, 1):
             total_R.add_(block_RV.exp().sum(-1))
         return logits_RV.sub_(self.summed(total_R).log()[:, None])
 
@@ -212,7 +209,7 @@ class _Gradients:
         if self.head_VH.dtype == hidden_RH.dtype:
             self.head_VH.addmm_(dlogits_RV.t(), hidden_RH)
             return
-        for total_VH, part_RV in zip(self.head_VH.split(_BLOCK), dlogits_RV.split(_BLOCK, 1), strict=True):
+        for total_VH, part_RV in zip(self.head_VH.split(LOSS_BLOCK), dlogits_RV.split(LOSS_BLOCK, 1), strict=True):
             total_VH.add_(_product(part_RV.t(), hidden_RH, torch.empty_like(total_VH)))
 
     def hand_out(self, scale: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -225,7 +222,7 @@ class _Gradients:
 def _into_probs(logp_RV: Tensor) -> Tensor:
     """Turn log-probs into probabilities, in place. Returns this slice's share of sum pi log pi, [R]."""
     total_R = logp_RV.new_zeros(len(logp_RV))
-    for block_RV in logp_RV.split(_BLOCK, 1):
+    for block_RV in logp_RV.split(LOSS_BLOCK, 1):
         probs_RV = block_RV.exp()
         total_R.add_(block_RV.mul_(probs_RV).sum(-1))
         block_RV.copy_(probs_RV)
@@ -235,7 +232,7 @@ def _into_probs(logp_RV: Tensor) -> Tensor:
 def _into_difference(logp_RV: Tensor, reference_RV: Tensor) -> Tensor:
     """Turn log pi into pi - pi_ref, in place; log pi_ref is used up. Returns this slice's share of the KL, [R]."""
     total_R = logp_RV.new_zeros(len(logp_RV))
-    for block_RV, ref_RV in zip(logp_RV.split(_BLOCK, 1), reference_RV.split(_BLOCK, 1), strict=True):
+    for block_RV, ref_RV in zip(logp_RV.split(LOSS_BLOCK, 1), reference_RV.split(LOSS_BLOCK, 1), strict=True):
         probs_RV = ref_RV.exp()
         total_R.add_(ref_RV.sub_(block_RV).mul_(probs_RV).sum(-1))
         block_RV.exp_().sub_(probs_RV)

@@ -13,7 +13,7 @@ from ..store.sections import TrainConfig
 from .architecture import Architecture
 
 LOSS_BLOCK = 16384
-"""Columns of the vocabulary that the loss works on at a time."""
+"""Columns of the vocabulary that the loss works on at a time, so that no temporary is as large as the logits."""
 
 
 def loss_bytes(tokens: int, vocabulary: int, hidden: int, *, rows: int, parameter_bytes: int) -> int:

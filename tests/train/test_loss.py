@@ -68,7 +68,7 @@ def written_out(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def fused(case: Case) -> Any:
-    with mock.patch.object(loss_module, "_BLOCK", case.block):
+    with mock.patch.object(loss_module, "LOSS_BLOCK", case.block):
         return omniopd_loss(
             case.hidden_TH, Head(case.weight_VH), case.rows, beta=case.beta, reference_TH=case.reference_TH,
             reference_head=Head(case.reference_VH), importance_cap=case.cap, chunk=case.chunk,
