@@ -99,7 +99,7 @@ def settings(prompts: Path, rounds: int, seed: int, base_url: str) -> dict[str, 
         "select": {"chunks": 3, "chunk_tokens": 6},
         "teacher": {"base_url": base_url, "model": TeacherServer.model, "rollouts": 8, "max_tokens": 6, "seed": seed},
         "score": {"unit": "char", "centre": "batch_mean"},
-        "train": {"lr": 2e-4, "global_batch": 64, "micro_batch": 32, "seed": seed},
+        "train": {"lr": 2e-4, "global_batch": 64, "micro_batch": 32, "loss_rows": 512, "seed": seed},
         "run": {"rounds": rounds},
     }
 

@@ -251,16 +251,24 @@ class TrainConfig(Section):
     """Ranks that share each layer."""
     pipeline_parallel: int = Field(default=1, gt=0)
     """Ranks that share the depth."""
+    context_parallel: int = Field(default=1, gt=0)
+    """Ranks that share each sequence."""
     sequence_parallel: bool = False
     """Split the activations between layers over the tensor-parallel ranks too."""
+    distributed_optimizer: bool = False
+    """Split the optimizer's state over the data-parallel ranks; its checkpoints fit only runs that do so too."""
     recompute: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of parameters, activations and the policy that is written; loss and optimizer are always fp32."""
-    loss_rows: int = Field(default=512, gt=0)
+    loss_rows: int = Field(default=256, gt=0)
     """Rows of logits held at a time."""
     checkpoint_every: int = Field(default=50, gt=0)
     """Steps between checkpoints inside a round."""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    """Newest checkpoints of a round that are kept."""
+    wandb: bool = False
+    """Log to Weights & Biases too (package wandb); TensorBoard's files are always in metrics/tensorboard."""
     processes: int = Field(default=1, gt=0)
     """Trainer processes that `omniopd train` starts on this machine; under torchrun, torchrun decides."""
     seed: int = 0

@@ -187,12 +187,12 @@ def check_layout(arch: Architecture, config: TrainConfig, processes: int) -> Non
     Raises:
         ConfigError: it cannot.
     """
-    tensor, pipeline = config.tensor_parallel, config.pipeline_parallel
-    if processes % (tensor * pipeline):
+    tensor, pipeline, context = config.tensor_parallel, config.pipeline_parallel, config.context_parallel
+    if processes % (tensor * pipeline * context):
         raise ConfigError(
             f"{processes} trainer process{'es' * (processes > 1)} cannot be split into groups of"
-            f" tensor_parallel x pipeline_parallel = {tensor} x {pipeline}.",
-            f"Set train.processes to a multiple of {tensor * pipeline}.",
+            f" tensor_parallel x pipeline_parallel x context_parallel = {tensor} x {pipeline} x {context}.",
+            f"Set train.processes to a multiple of {tensor * pipeline * context}.",
         )
     split = {"attention heads": arch.heads, "key-value heads": arch.groups, "feed-forward channels": arch.ffn}
     for what, count in split.items():

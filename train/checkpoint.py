@@ -5,7 +5,8 @@
     checkpoint/step=000050/...      Megatron distributed checkpoint: weights, optimizer, RNG, position
 
 A checkpoint is written and synced before `latest` names it; one that `latest` does not name, or that is older than
-the newest two, is deleted. The layout (tensor, pipeline and data parallelism) may change between two runs.
+the newest `train.keep_checkpoints`, is deleted. The layout (tensor, pipeline, context and data parallelism) may change
+between two runs, but not whether the optimizer is distributed: Megatron's formats differ.
 
 The last one of a round outlives it: the next round takes the optimizer's state from it.
 """
@@ -24,11 +25,14 @@ import torch.distributed as dist
 
 from ..store import files
 from ..store.errors import ConfigChangedError, InputError
+from ..store.sections import TrainConfig
 from . import mcore
 from .mcore import parallel_state as mpu
+from .optimizer import prepare_to_load
 from .step import Learner
 
-_KEPT = 2
+_ONCE = {"train.distributed_optimizer": False}
+"""What settings were before there were such keys."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,14 @@ class Position:
 class Checkpoints:
     """The checkpoint folder of one round."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        """
+        Args:
+            folder: where they are.
+            keep: how many are kept.
+        """
         self.folder = folder
+        self.keep = keep
 
     # -- on rank 0 alone
 
@@ -86,17 +96,21 @@ class Checkpoints:
             )
         return name
 
-    def carries(self, precision: str) -> str | None:
-        """Name of the checkpoint whose optimizer state a next round of this precision can take over, or None."""
+    def carries(self, train: TrainConfig) -> str | None:
+        """Name of the checkpoint whose optimizer state a next round with these settings can take over, or None."""
         latest = self.latest()
         if latest is None:
             return None
         made_with = orjson.loads((self.folder / "made_with.json").read_bytes())
-        return latest if made_with["train.precision"] == precision else None
+        same = made_with["train.precision"] == train.precision
+        same &= made_with.get("train.distributed_optimizer", False) == train.distributed_optimizer
+        return latest if same else None
 
     def _refuse_changes(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         # Compare what JSON makes of both: a tuple there and a list here are the same.
         now = orjson.loads(orjson.dumps(now))
+        # Checkpoints from before there was a choice have no such entry.
+        before = {key: value for key, value in _ONCE.items() if key in now} | dict(before)
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if keys:
             changes = ", ".join(f"{key} from {before.get(key)!r} to {now.get(key)!r}" for key in keys)
@@ -109,7 +123,7 @@ class Checkpoints:
         latest = self.latest()
         names = sorted(path.name for path in self.folder.glob("step=*"))
         whole = [name for name in names if latest is not None and name <= latest]
-        for name in set(names) - set(whole[-_KEPT:]):
+        for name in set(names) - set(whole[-self.keep :]):
             shutil.rmtree(self.folder / name)
 
     def remove(self) -> None:
@@ -137,24 +151,33 @@ class Checkpoints:
             self._prune()
         dist.barrier()
 
+    @torch.no_grad()
     def load(self, learner: Learner, name: str) -> Position:
         """Put a checkpoint's weights, optimizer state and random state in place. Collective."""
-        wanted = _state(learner, Position(), loading=True)
-        state: Any = mcore.dist_checkpointing.load(wanted, str(self.folder / name))
+        state = self._load(learner, name, {"model", "optimizer", "rng", "step", "skipped"})
         learner.policy.load_state_dict(state["model"])
         learner.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         return Position(state["step"], state["skipped"])
 
+    @torch.no_grad()
     def load_optimizer(self, learner: Learner, name: str) -> None:
-        """Put a checkpoint's optimizer state in place, and nothing else. Collective."""
-        wanted = {"optimizer": _state(learner, Position(), loading=True)["optimizer"]}
+        """Put a checkpoint's optimizer state in place, and keep the policy's weights. Collective."""
+        learner.optimizer.load_state_dict(self._load(learner, name, {"optimizer"})["optimizer"])
+
+    def _load(self, learner: Learner, name: str, keys: set[str]) -> dict[str, Any]:
+        prepare_to_load(learner.optimizer)
+        wanted = _state(learner, Position(), loading=True)
+        wanted = {key: value for key, value in wanted.items() if key in keys}
         state: Any = mcore.dist_checkpointing.load(wanted, str(self.folder / name))
-        learner.optimizer.load_state_dict(state["optimizer"])
+        return state
 
 
 def _state(learner: Learner, position: Position, *, loading: bool) -> dict[str, Any]:
-    metadata = {"dp_cp_group": mpu.get_data_parallel_group(with_context_parallel=True)}
+    metadata: dict[str, Any] = {"dp_cp_group": mpu.get_data_parallel_group(with_context_parallel=True)}
+    if learner.config.distributed_optimizer:
+        # The one format that another layout can load.
+        metadata["distrib_optim_sharding_type"] = "fully_reshardable"
     model = learner.policy.sharded_state_dict(metadata=metadata)
     return {
         "model": model,

@@ -45,6 +45,7 @@ class _CudaMeansCpu(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        kwargs.pop("pin_memory", None)  # there is nothing to copy to
         if "device" in kwargs and str(kwargs["device"]).startswith("cuda"):
             kwargs["device"] = "cpu"
         if func is torch.Tensor.cuda:

@@ -103,9 +103,30 @@ def plan_steps(
     return plan[:steps]
 
 
+def context_pieces(rank: int, ranks: int) -> tuple[int, int]:
+    """Which two of a sequence's 2 * `ranks` equal pieces a rank of context parallelism has, as in Megatron.
+
+    One early and one late: causal attention then costs all ranks the same.
+    """
+    return rank, 2 * ranks - 1 - rank
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank takes of a global batch."""
+
+    rank: int = 0
+    """Data-parallel rank."""
+    ranks: int = 1
+    context_rank: int = 0
+    context_ranks: int = 1
+    multiple: int = 1
+    """A rank's piece of a sequence is padded to a multiple of this (sequence parallelism splits it)."""
+
+
 @dataclass(frozen=True)
 class MicroBatch:
-    """The sequences of one forward pass: B sequences padded on the right to S tokens."""
+    """The sequences of one forward pass: B sequences padded on the right to S tokens, or a rank's pieces of them."""
 
     ids_BS: Tensor
     """int64"""
@@ -120,61 +141,105 @@ class MicroBatch:
         return replace(self, rows=self.rows._replace(anchored_U=self.rows.anchored_U[:0]))
 
 
-def micro_batches(
-    shards: Shards,
-    sequences: npt.NDArray[np.int64],
-    facts: BatchFacts,
-    *,
-    rank: int,
-    ranks: int,
-    micro_batch: int,
-    multiple: int = 1,
-) -> list[MicroBatch]:
-    """One data-parallel rank's share of a global batch.
+def deal(
+    lengths: npt.NDArray[np.int64], sequences: npt.NDArray[np.int64], *, ranks: int, micro_batch: int
+) -> list[list[list[int | None]]]:
+    """The micro-batches of every data-parallel rank, as lists of sequences.
 
-    Sequences are dealt to the ranks in order of length, so that ranks have equal work and micro-batches little
-    padding. Every rank gets the same number of micro-batches: one that comes up short is given an empty sequence.
+    Sequences next to each other in order of length share a micro-batch, so that there is little padding; longest first,
+    each goes to the rank that has least work so far. Every rank gets the same number of micro-batches; where there are
+    fewer sequences, some hold an empty one, None.
+
+    Args:
+        lengths: of all sequences, tokens.
+        sequences: the global batch.
+        ranks: data-parallel ranks.
+        micro_batch: most sequences in a micro-batch.
+    """
+    by_length = sequences[np.argsort(-lengths[sequences], kind="stable")].tolist()
+    turns = -(-len(sequences) // (ranks * micro_batch))
+    ends = np.arange(1, turns * ranks + 1) * len(sequences) // (turns * ranks)
+    dealt: list[list[list[int | None]]] = [[] for _ in range(ranks)]
+    work = [0] * ranks
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        batch = by_length[start:end] or [None]
+        rank = min((r for r in range(ranks) if len(dealt[r]) < turns), key=lambda r: work[r])
+        dealt[rank].append(batch)
+        work[rank] += len(batch) * _longest(lengths, batch)
+    return dealt
+
+
+def _longest(lengths: npt.NDArray[np.int64], batch: Sequence[int | None]) -> int:
+    """Length that a micro-batch is padded to; an empty sequence is one position."""
+    return max(1 if n is None else int(lengths[n]) for n in batch)
+
+
+def padding_share(
+    lengths: npt.NDArray[np.int64], sequences: npt.NDArray[np.int64], *, ranks: int, micro_batch: int
+) -> float:
+    """Share of the positions of a global batch's micro-batches that are padding."""
+    computed = 0
+    for part in deal(lengths, sequences, ranks=ranks, micro_batch=micro_batch):
+        for batch in part:
+            computed += len(batch) * _longest(lengths, batch)
+    return 1 - int(lengths[sequences].sum()) / computed
+
+
+def micro_batches(
+    shards: Shards, sequences: npt.NDArray[np.int64], facts: BatchFacts, share: Share, *, micro_batch: int
+) -> list[MicroBatch]:
+    """One rank's share of a global batch.
 
     Args:
         shards: all sequences.
         sequences: the global batch.
         facts: its `batch_facts`.
-        rank: this data-parallel rank.
-        ranks: data-parallel ranks.
+        share: which rank this is.
         micro_batch: sequences in a micro-batch.
-        multiple: pad lengths to a multiple of this (sequence parallelism splits them).
     """
-    by_length = sequences[np.argsort(-shards.lengths[sequences], kind="stable")]
-    mine: list[int | None] = [int(n) for n in by_length[rank::ranks]]
-    if len(mine) < -(-len(sequences) // ranks):
-        mine.append(None)
-    parts = [mine[start : start + micro_batch] for start in range(0, len(mine), micro_batch)]
-    return [_pad(shards, part, facts.baseline, multiple) for part in parts]
+    dealt = deal(shards.lengths, sequences, ranks=share.ranks, micro_batch=micro_batch)
+    return [_pad(shards, part, facts.baseline, share) for part in dealt[share.rank]]
 
 
-def _pad(shards: Shards, sequences: Sequence[int | None], baseline: float, multiple: int) -> MicroBatch:
+def _pad(shards: Shards, sequences: Sequence[int | None], baseline: float, share: Share) -> MicroBatch:
     spans = [(0, 0) if n is None else (int(shards.offsets[n]), int(shards.offsets[n + 1])) for n in sequences]
     longest = max(1, *(stop - start for start, stop in spans))
-    length = -(-longest // multiple) * multiple
-    ids_BS = np.zeros((len(spans), length), np.int64)
-    audited: list[npt.NDArray[np.int64]] = []
-    anchored: list[npt.NDArray[np.int64]] = []
+    row_of = _rows_of_positions(longest, share)
+    ids_BS = np.zeros((len(spans), len(row_of)), np.int64)
+    rows_A: list[npt.NDArray[np.int64]] = []
+    rows_U: list[npt.NDArray[np.int64]] = []
     tokens: list[npt.NDArray[np.int64]] = []
     for b, (start, stop) in enumerate(spans):
         ids_BS[b, : stop - start] = shards.input_ids[start:stop]
-        (at,) = np.nonzero(shards.audited[start:stop])
+        (audited,) = np.nonzero(shards.audited[start:stop])
         (free,) = np.nonzero(shards.response[start:stop] & ~shards.audited[start:stop])
-        tokens.append(start + at)
-        audited.append((at - 1) * len(spans) + b)
-        anchored.append((free - 1) * len(spans) + b)
+        # Token i is predicted at position i - 1, which is another rank's where row_of says -1.
+        audited, free = (at[row_of[at - 1] >= 0] for at in (audited, free))
+        tokens.append(start + audited)
+        rows_A.append(row_of[audited - 1] * len(spans) + b)
+        rows_U.append(row_of[free - 1] * len(spans) + b)
     token_A = np.concatenate(tokens)
     return MicroBatch(
-        ids_BS=torch.from_numpy(ids_BS),
+        ids_BS=torch.from_numpy(ids_BS[:, row_of >= 0]),
         rows=LossRows(
-            audited_A=torch.from_numpy(np.concatenate(audited)),
+            audited_A=torch.from_numpy(np.concatenate(rows_A)),
             target_A=torch.from_numpy(shards.input_ids[token_A].astype(np.int64)),
             weight_A=torch.from_numpy((shards.loss_weight[token_A] - np.float32(baseline)).astype(np.float32)),
             behaviour_A=torch.from_numpy(shards.behaviour[token_A]),
-            anchored_U=torch.from_numpy(np.concatenate(anchored)),
+            anchored_U=torch.from_numpy(np.concatenate(rows_U)),
         ),
     )
+
+
+def _rows_of_positions(longest: int, share: Share) -> npt.NDArray[np.int64]:
+    """For each position of the padded sequences, its number on this rank of context parallelism, or -1."""
+    pieces = 2 * share.context_ranks if share.context_ranks > 1 else 1
+    multiple = pieces * share.multiple
+    length = -(-longest // multiple) * multiple
+    if pieces == 1:
+        return np.arange(length)
+    row_of = np.full(length, -1)
+    for i, piece in enumerate(context_pieces(share.context_rank, share.context_ranks)):
+        size = length // pieces
+        row_of[piece * size : (piece + 1) * size] = np.arange(i * size, (i + 1) * size)
+    return row_of

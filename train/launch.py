@@ -16,6 +16,7 @@ from ..store.config import Config
 from ..store.layout import RunDir
 from .metrics import MetricsLog, read_lines
 from .result import Progress, TrainResult, count_steps, result_of
+from .stop import on_sigterm
 
 ERROR_FILE = "OMNIOPD_TRAIN_ERROR_FILE"
 """Environment variable that tells a trainer process where to leave its error for the one that launched it."""
@@ -43,10 +44,10 @@ def launch(
         OmniopdError: as `trainer.train_round`, or a process died without saying why.
     """
     # psutil too: Megatron does not declare it, and without it a checkpoint is written for ever.
-    missing = [name for name in ("megatron", "psutil") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("megatron", "psutil", "tensorboard") if importlib.util.find_spec(name) is None]
     if missing:
         raise errors.InputError(
-            f"Training needs {' and '.join(missing)}, which is not installed.", "Run `pip install 'omniopd[train]'`."
+            f"Training needs {', '.join(missing)}, not installed here.", "Run `pip install 'omniopd[train]'`."
         )
     if config.train.processes > 1 and "WORLD_SIZE" not in os.environ and not run.round(index).policy.is_dir():
         _torchrun(run, index, config, overrides, progress)
@@ -68,7 +69,9 @@ def _torchrun(run: RunDir, index: int, config: Config, overrides: Sequence[str],
             env=_environment(error_file),
         )
         try:
-            _follow(process, run, index, config, progress)
+            # A scheduler's SIGTERM goes on to torchrun, which passes it to its processes.
+            with on_sigterm(process.terminate):
+                _follow(process, run, index, config, progress)
         except BaseException:
             process.terminate()  # torchrun passes it on to its processes
             process.wait()

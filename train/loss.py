@@ -18,8 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_DW_BLOCK = 16384
-"""Rows of the vocabulary whose weight gradient is formed at a time where its product needs a second buffer."""
+from .memory import LOSS_BLOCK
 
 
 class LossRows(NamedTuple):
@@ -64,15 +63,17 @@ class Head:
     group: dist.ProcessGroup | None = None
     """The ranks that hold the other slices; None where this rank holds the whole vocabulary."""
 
-    def logprobs(self, hidden_RH: Tensor, dtype: torch.dtype) -> Tensor:
-        """log pi over this rank's slice of the vocabulary, in `dtype`. Shape [R, V]."""
-        logits_RV = _product(hidden_RH, self.weight_VH.t(), dtype)
+    def logprobs(self, hidden_RH: Tensor, out_RV: Tensor) -> Tensor:
+        """log pi over this rank's slice of the vocabulary, in the dtype and memory of `out_RV`."""
+        logits_RV = _product(hidden_RH, self.weight_VH.t(), out_RV)
         top_R = logits_RV.amax(-1)
         if self.group is not None:
             dist.all_reduce(top_R, op=dist.ReduceOp.MAX, group=self.group)
         logits_RV.sub_(top_R[:, None])
-        total_R = self.summed(logits_RV.exp().sum(-1))
-        return logits_RV.sub_(total_R.log()[:, None])
+        total_R = torch.zeros_like(top_R)
+        for block_RV in logits_RV.split(LOSS_BLOCK, 1):
+            total_R.add_(block_RV.exp().sum(-1))
+        return logits_RV.sub_(self.summed(total_R).log()[:, None])
 
     def summed(self, partial: Tensor) -> Tensor:
         """The sum over all slices of the vocabulary. In place."""
@@ -90,7 +91,7 @@ def omniopd_loss(
     reference_TH: Tensor | None = None,
     reference_head: Head | None = None,
     importance_cap: float | None = None,
-    chunk: int = 512,
+    chunk: int = 256,
 ) -> LossOutput:
     """Eq. 8, summed over rows.
 
@@ -143,34 +144,36 @@ class _OmniopdLoss(torch.autograd.Function):
         kl_U = logp_A.new_zeros(len(rows.anchored_U))
         rho_A = logp_A.new_ones(len(rows.audited_A))
 
+        # Two buffers for the whole call. Fresh ones in each chunk would stand beside those of the chunk before.
+        policy_RV = weight_VH.new_empty((min(chunk, max(len(logp_A), len(kl_U))), len(weight_VH)), dtype=dtype)
+        reference_RV = torch.empty_like(policy_RV[: len(kl_U)])
+
         for part in _parts(len(rows.audited_A), chunk):
             hidden_RH, target_R = hidden_TH[rows.audited_A[part]], rows.target_A[part]
-            logp_RV = head.logprobs(hidden_RH, dtype)
+            logp_RV = head.logprobs(hidden_RH, policy_RV[: len(target_R)])
             local_R = target_R - head.first_id
             here_R = (local_R >= 0) & (local_R < logp_RV.shape[1])
             local_R = local_R.clamp(0, logp_RV.shape[1] - 1)
             logp_R = logp_RV.gather(1, local_R[:, None]).squeeze(1) * here_R
-            probs_RV = logp_RV.exp()
-            logp_R, negentropy_R = head.summed(torch.stack([logp_R, logp_RV.mul_(probs_RV).sum(-1)]))
+            logp_R, negentropy_R = head.summed(torch.stack([logp_R, _into_probs(logp_RV)]))
             ratio_R = torch.exp(logp_R - rows.behaviour_A[part])
             logp_A[part], entropy_A[part], ratio_A[part] = logp_R, -negentropy_R, ratio_R
             if importance_cap is not None:
                 rho_A[part] = ratio_R.clamp(max=importance_cap)
             # d/dlogits of -w rho log pi(y) is w rho (pi - onehot(y)); the buffer of pi becomes it.
             scale_R = rows.weight_A[part] * rho_A[part]
-            dlogits_RV = probs_RV.mul_(scale_R[:, None])
+            dlogits_RV = logp_RV.mul_(scale_R[:, None])
             dlogits_RV.scatter_add_(1, local_R[:, None], -(scale_R * here_R)[:, None])
             gradients.add(rows.audited_A[part], hidden_RH, dlogits_RV)
 
         for part in _parts(len(rows.anchored_U), chunk):
             index_R = rows.anchored_U[part]
             hidden_RH = hidden_TH[index_R]
-            reference_RV = reference_head.logprobs(reference_TH[index_R], dtype)
-            logp_RV = head.logprobs(hidden_RH, dtype)
-            probs_RV = reference_RV.exp()
-            kl_U[part] = head.summed(reference_RV.sub_(logp_RV).mul_(probs_RV).sum(-1))
+            refp_RV = reference_head.logprobs(reference_TH[index_R], reference_RV[: len(index_R)])
+            logp_RV = head.logprobs(hidden_RH, policy_RV[: len(index_R)])
+            kl_U[part] = head.summed(_into_difference(logp_RV, refp_RV))
             # d/dlogits of beta KL(pi_ref || pi) is beta (pi - pi_ref).
-            gradients.add(index_R, hidden_RH, logp_RV.exp_().sub_(probs_RV).mul_(beta))
+            gradients.add(index_R, hidden_RH, logp_RV.mul_(beta))
 
         chunk_loss = -(rows.weight_A * rho_A * logp_A).sum()
         details = (chunk_loss, logp_A, entropy_A, ratio_A, kl_U)
@@ -206,8 +209,8 @@ class _Gradients:
         if self.head_VH.dtype == hidden_RH.dtype:
             self.head_VH.addmm_(dlogits_RV.t(), hidden_RH)
             return
-        for total_VH, part_RV in zip(self.head_VH.split(_DW_BLOCK), dlogits_RV.split(_DW_BLOCK, 1), strict=True):
-            total_VH.add_(_product(part_RV.t(), hidden_RH, total_VH.dtype))
+        for total_VH, part_RV in zip(self.head_VH.split(LOSS_BLOCK), dlogits_RV.split(LOSS_BLOCK, 1), strict=True):
+            total_VH.add_(_product(part_RV.t(), hidden_RH, torch.empty_like(total_VH)))
 
     def hand_out(self, scale: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Both gradients times the incoming one, in place and in the inputs' dtypes."""
@@ -216,13 +219,33 @@ class _Gradients:
         return hidden_TH, head_VH
 
 
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b in `dtype`, without rounding the result to the inputs' dtype on the way."""
-    if a.dtype == dtype:
-        return a @ b
+def _into_probs(logp_RV: Tensor) -> Tensor:
+    """Turn log-probs into probabilities, in place. Returns this slice's share of sum pi log pi, [R]."""
+    total_R = logp_RV.new_zeros(len(logp_RV))
+    for block_RV in logp_RV.split(LOSS_BLOCK, 1):
+        probs_RV = block_RV.exp()
+        total_R.add_(block_RV.mul_(probs_RV).sum(-1))
+        block_RV.copy_(probs_RV)
+    return total_R
+
+
+def _into_difference(logp_RV: Tensor, reference_RV: Tensor) -> Tensor:
+    """Turn log pi into pi - pi_ref, in place; log pi_ref is used up. Returns this slice's share of the KL, [R]."""
+    total_R = logp_RV.new_zeros(len(logp_RV))
+    for block_RV, ref_RV in zip(logp_RV.split(LOSS_BLOCK, 1), reference_RV.split(LOSS_BLOCK, 1), strict=True):
+        probs_RV = ref_RV.exp()
+        total_R.add_(ref_RV.sub_(block_RV).mul_(probs_RV).sum(-1))
+        block_RV.exp_().sub_(probs_RV)
+    return total_R
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """a @ b in the dtype and memory of `out`, without rounding the result to the inputs' dtype on the way."""
+    if a.dtype == out.dtype:
+        return torch.mm(a, b, out=out)
     if a.is_cuda:
-        return torch.mm(a, b, out_dtype=dtype)
-    return a.to(dtype) @ b.to(dtype)  # the CPU has no product of mixed precision
+        return torch.mm(a, b, out.dtype, out=out)
+    return torch.mm(a.to(out.dtype), b.to(out.dtype), out=out)  # the CPU has no product of mixed precision
 
 
 def _parts(rows: int, chunk: int) -> Iterator[slice]:

@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class BatchReport:
+    """What a step has to say that is not in its sums; NaN where a table is not on this machine."""
+
+    phi: float
+    repetition: float
+    response_tokens: float
+    padding: float
+    seconds: float
+    tokens: int
+
+
+@dataclass(frozen=True)
 class StepMetrics:
     """One row of the metrics; null where a step has nothing to measure, or what it measured is not finite."""
 
@@ -43,6 +55,10 @@ class StepMetrics:
     lr: float
     seconds: float
     tokens_per_s: float
+    padding: float
+    phi: float | None
+    repetition: float | None
+    response_tokens: float
     skipped: bool
 
 
@@ -72,6 +88,10 @@ TRAIN_METRICS = TableSpec(
             _column("lr", pa.float64(), "learning rate of the step"),
             _column("seconds", pa.float64(), "wall time of the step", "s"),
             _column("tokens_per_s", pa.float64(), "tokens of the global batch, prompts included, a second", "1/s"),
+            _column("padding", pa.float64(), "share of the positions computed that pad shorter sequences"),
+            _column("phi", pa.float64(), "mean similarity of the batch's chunks to the teacher's continuations"),
+            _column("repetition", pa.float64(), "mean share of a response that its longest repeated sequence makes up"),
+            _column("response_tokens", pa.float64(), "mean length of a response", "tokens"),
             _column("skipped", pa.bool_(), "loss or gradient was not finite, and the weights stayed as they were"),
         ]
     ),
@@ -81,8 +101,8 @@ TRAIN_METRICS = TableSpec(
 
 
 def step_metrics(
-    step: int, facts: "BatchFacts", sums: "StepSums", *, beta: float, norm: float, lr: float, updated: bool,
-    tokens: int, seconds: float,
+    step: int, facts: "BatchFacts", sums: "StepSums", batch: BatchReport, *, beta: float, norm: float, lr: float,
+    updated: bool,
 ) -> StepMetrics:  # fmt: skip
     """Turn the sums of a step into its row."""
     audited, unaudited = facts.audited_tokens, facts.unaudited_tokens
@@ -107,8 +127,12 @@ def step_metrics(
         clipped_share=mean(sums.clipped, audited),
         grad_norm=_finite(norm),
         lr=lr,
-        seconds=seconds,
-        tokens_per_s=tokens / seconds,
+        seconds=batch.seconds,
+        tokens_per_s=batch.tokens / batch.seconds,
+        padding=batch.padding,
+        phi=_finite(batch.phi),
+        repetition=_finite(batch.repetition),
+        response_tokens=batch.response_tokens,
         skipped=not updated,
     )
 

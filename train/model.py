@@ -1,8 +1,5 @@
-"""The student as Megatron's GPTModel: built from an Architecture, filled from and written to Hugging Face folders."""
+"""The student as Megatron's GPTModel, built from an Architecture."""
 
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,11 +10,10 @@ from ..store.sections import TrainConfig
 from . import mcore
 from .architecture import Architecture
 from .attention import CausalAttention, RMSNorm
-from .hf_weights import WeightFiles, fuse, hf_names, is_split, padded_vocabulary, shard, unfuse, unshard
+from .hf_weights import is_split, padded_vocabulary
 from .loss import Head
 from .mcore import parallel_state as mpu
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from .optimizer import PRECISIONS
 
 
 class Student(mcore.GPTModel):
@@ -115,6 +111,7 @@ def _transformer_config(arch: Architecture, config: TrainConfig) -> mcore.Transf
         bf16=dtype is torch.bfloat16,
         tensor_model_parallel_size=config.tensor_parallel,
         pipeline_model_parallel_size=config.pipeline_parallel,
+        context_parallel_size=config.context_parallel,
         sequence_parallel=config.sequence_parallel and config.tensor_parallel > 1,
         perform_initialization=False,  # every weight is loaded
         use_cpu_initialization=True,
@@ -125,86 +122,3 @@ def _transformer_config(arch: Architecture, config: TrainConfig) -> mcore.Transf
         calculate_per_token_loss=True,  # gradients are summed over the data-parallel ranks, not averaged
         **recompute,
     )
-
-
-def _parameters(model: Student) -> Iterator[tuple[str, torch.nn.Parameter, list[str]]]:
-    """Each parameter of this rank with its name and the Hugging Face weights that it is made of."""
-    layers: Any = model.decoder.layers
-    first_layer = layers[0].layer_number - 1
-    for name, parameter in model.named_parameters():
-        yield name, parameter, hf_names(name, first_layer, model.arch.tied)
-
-
-@torch.no_grad()
-def load_weights(model: Student, files: WeightFiles) -> None:
-    """Fill a model from Hugging Face weights whose shapes were checked, a tensor at a time."""
-    rank, ranks = mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size()
-    for name, parameter, sources in _parameters(model):
-        whole = fuse(name, [files.tensor(source) for source in sources], model.arch)
-        parameter.copy_(shard(name, whole, model.arch, rank, ranks))
-
-
-@torch.no_grad()
-def hf_tensors(model: Student) -> dict[str, Tensor]:
-    """This pipeline stage's weights under Hugging Face's names, on the CPU. Collective over tensor-parallel ranks."""
-    return _hf_tensors(model, {name: parameter.detach() for name, parameter, _ in _parameters(model)})
-
-
-@torch.no_grad()
-def hf_gradients(model: Student) -> dict[str, Tensor]:
-    """As `hf_tensors`, for the summed gradients that Megatron's DDP keeps."""
-    return _hf_tensors(model, {name: cast(Any, parameter).main_grad for name, parameter, _ in _parameters(model)})
-
-
-def _hf_tensors(model: Student, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    ranks = mpu.get_tensor_model_parallel_world_size()
-    out: dict[str, Tensor] = {}
-    for name, _, sources in _parameters(model):
-        slices = [values[name].contiguous()]
-        if ranks > 1 and is_split(name):
-            slices = [torch.empty_like(slices[0]) for _ in range(ranks)]
-            dist.all_gather(slices, values[name].contiguous(), group=mpu.get_tensor_model_parallel_group())
-        parts = unfuse(name, unshard(name, slices, model.arch), model.arch)
-        # The last stage's copy of a tied embedding has the first stage's name and value.
-        if not (model.arch.tied and name == "output_layer.weight"):
-            out |= {source: part.cpu() for source, part in zip(sources, parts, strict=True)}
-    return out
-
-
-def write_weights(model: Student, folder: Path) -> None:
-    """Write safetensors that transformers reads, one file a pipeline stage. Collective; `folder` exists.
-
-    The weights keep the precision that they were trained in. A student that came as bfloat16 and is trained in float32
-    is written as float32: at a learning rate of 1e-6 a round moves most weights by less than bfloat16 can hold, and
-    the rounds would train nothing.
-
-    Args:
-        model: this rank's part of the student.
-        folder: seen by all ranks.
-    """
-    from safetensors.torch import save_file
-
-    if mpu.get_data_parallel_rank() > 0:
-        return
-    tensors = hf_tensors(model)
-    if mpu.get_tensor_model_parallel_rank() > 0:
-        return
-    stage, stages = mpu.get_pipeline_model_parallel_rank(), mpu.get_pipeline_model_parallel_world_size()
-    file = f"model-{stage + 1:05d}-of-{stages:05d}.safetensors" if stages > 1 else "model.safetensors"
-    save_file(tensors, folder / file, metadata={"format": "pt"})
-    if stages > 1:
-        mine = {name: (file, tensor.nbytes) for name, tensor in tensors.items()}
-        _write_index(mine, folder)
-
-
-def _write_index(mine: dict[str, tuple[str, int]], folder: Path) -> None:
-    """model.safetensors.index.json from every stage's (file, bytes) by weight."""
-    stages: list[Any] = [None] * mpu.get_pipeline_model_parallel_world_size()
-    dist.all_gather_object(stages, mine, group=mpu.get_pipeline_model_parallel_group())
-    if mpu.get_pipeline_model_parallel_rank() == 0:
-        entries: dict[str, tuple[str, int]] = {name: entry for stage in stages for name, entry in stage.items()}
-        index = {
-            "metadata": {"total_size": sum(size for _, size in entries.values())},
-            "weight_map": {name: file for name, (file, _) in sorted(entries.items())},
-        }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

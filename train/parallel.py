@@ -13,6 +13,7 @@ from ..store.errors import OmniopdError
 from ..store.sections import TrainConfig
 from . import mcore
 from .cpu import cuda_means_cpu
+from .data import Share
 from .mcore import parallel_state as mpu
 
 T = TypeVar("T")
@@ -47,6 +48,8 @@ def world() -> Generator[torch.device]:
         # Megatron warns of settings that matter for speed on CUDA, and calls parts of torch that are being renamed.
         warnings.filterwarnings("ignore", module="megatron")
         warnings.simplefilter("ignore", FutureWarning)
+        # The distributed optimizer asks for it on purpose; the stand-ins make the warning look as if it were ours.
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
         if processes() == 1:
             alone = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
             dist.init_process_group(backend, store=alone, rank=0, world_size=1)
@@ -61,7 +64,12 @@ def world() -> Generator[torch.device]:
 @contextlib.contextmanager
 def model_parallel(config: TrainConfig) -> Generator[None]:
     """Megatron's process groups for the layout of [train]. `architecture.check_layout` was asked before."""
-    mpu.initialize_model_parallel(config.tensor_parallel, config.pipeline_parallel, create_gloo_process_groups=False)
+    mpu.initialize_model_parallel(
+        config.tensor_parallel,
+        config.pipeline_parallel,
+        context_parallel_size=config.context_parallel,
+        create_gloo_process_groups=False,
+    )
     try:
         with torch.random.fork_rng(devices=[]):
             # No layer draws random numbers (there is no dropout): one seed for all ranks does, and for CUDA the tracker
@@ -71,6 +79,38 @@ def model_parallel(config: TrainConfig) -> Generator[None]:
             yield
     finally:
         mpu.destroy_model_parallel()
+
+
+def share(config: TrainConfig) -> Share:
+    """This rank's share of a global batch."""
+    return Share(
+        rank=mpu.get_data_parallel_rank(),
+        ranks=mpu.get_data_parallel_world_size(),
+        context_rank=mpu.get_context_parallel_rank(),
+        context_ranks=config.context_parallel,
+        multiple=config.tensor_parallel if config.sequence_parallel else 1,
+    )
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether a flag is set on any rank. Collective."""
+    found = torch.tensor(int(flag), device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
+
+
+def least_memory(device: torch.device) -> int:
+    """Bytes that the rank with the least of them can have. Collective."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device)  # of rounds trained before in this process
+    else:
+        import psutil
+
+        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    least = torch.tensor(free, device=device)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return int(least)
 
 
 @contextlib.contextmanager

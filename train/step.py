@@ -1,5 +1,6 @@
 """One optimizer step: the reference's and the policy's forward passes, Eq. 8, its gradient, AdamW."""
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,8 @@ from .cpu import without_stand_ins
 from .data import MicroBatch
 from .loss import LossOutput, LossRows, omniopd_loss
 from .mcore import parallel_state as mpu
-from .model import PRECISIONS, Student
+from .model import Student
+from .optimizer import make_optimizer
 from .weights import BatchFacts
 
 
@@ -59,22 +61,12 @@ class Learner:
         policy.config.finalize_model_grads_func = _sum_gradients
         self.ddp = mcore.DistributedDataParallel(
             policy.config,
-            mcore.DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=False),
+            mcore.DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True, use_distributed_optimizer=config.distributed_optimizer
+            ),
             policy,
         )
-        self.optimizer: mcore.MegatronOptimizer = mcore.get_megatron_optimizer(
-            mcore.OptimizerConfig(
-                optimizer="adam",
-                lr=config.lr,
-                weight_decay=config.weight_decay,
-                clip_grad=config.clip_grad,
-                bf16=config.precision == "bf16",
-                params_dtype=PRECISIONS[config.precision],
-                use_distributed_optimizer=False,
-            ),
-            [self.ddp],
-            use_gloo_process_groups=False,
-        )
+        self.optimizer = make_optimizer(self.ddp, config)
         self._schedule = mcore.get_forward_backward_func()
 
     def gradients(self, batches: Sequence[MicroBatch], facts: BatchFacts, *, on_policy: bool) -> StepSums:
@@ -180,14 +172,15 @@ class Learner:
         if mpu.get_pipeline_model_parallel_world_size() > 1:
             group = cast(dist.ProcessGroup, mpu.get_pipeline_model_parallel_group())
             dist.broadcast(total, src=mpu.get_pipeline_model_parallel_last_rank(), group=group)
-        if mpu.get_data_parallel_world_size() > 1:
-            dist.all_reduce(total, group=cast(dist.ProcessGroup, mpu.get_data_parallel_group()))
+        dist.all_reduce(total, group=cast(dist.ProcessGroup, mpu.get_data_parallel_group(with_context_parallel=True)))
         return StepSums(*total.tolist())
 
 
 def _forward(model: Any, batch: MicroBatch) -> Tensor:
     """What a pipeline stage hands on: [S, B, H]. No positions (they are rotary) and no mask (attention is causal)."""
-    with without_stand_ins():
+    # Megatron slices the rotary frequencies for context parallelism on a CUDA device.
+    names_cuda = mpu.get_context_parallel_world_size() > 1
+    with contextlib.nullcontext() if names_cuda else without_stand_ins():
         return model(batch.ids_BS, None, None)
 
 

@@ -5,10 +5,9 @@ comes out has the same bits. The policy folder appears under its name only when 
 """
 
 import contextlib
-import json
-import shutil
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..store import files
 from ..store.config import Config, made_with
-from ..store.errors import InputError
+from ..store.errors import InputError, Interrupted
 from ..store.layout import RoundDir, RunDir
 from ..store.policy import resolve_model, weights_hash
 from ..store.sections import TrainConfig
 from .architecture import Architecture, check_layout, check_tokenizer, check_weights, read_architecture
-from .checkpoint import Checkpoints, Position, sync_files
-from .data import Shards, micro_batches, plan_steps, read_shards
+from .checkpoint import Checkpoints, Position
+from .data import Shards, micro_batches, padding_share, plan_steps, read_shards
+from .hf_model import load_weights
 from .hf_weights import WeightFiles
-from .mcore import parallel_state as mpu
-from .metrics import MetricsLog, StepMetrics, step_metrics
-from .model import Student, build, load_weights, write_weights
-from .parallel import few_threads, model_parallel, on_first_rank, world
+from .memory import check_memory, training_need
+from .metrics import BatchReport, MetricsLog, StepMetrics, step_metrics
+from .model import Student, build
+from .parallel import any_rank, few_threads, least_memory, model_parallel, on_first_rank, share, world
+from .policy_folder import publish, write_policy
 from .result import Progress, TrainResult, result_of
 from .step import Learner
+from .stop import on_sigterm
+from .trackers import Trackers, check_wandb
+from .trajectory_facts import TrajectoryFacts, trajectory_facts
 from .weights import batch_facts
-
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".lock"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ class _Inputs:
     reference: Path
     """The initial student: reference of Eq. 8 in every round, and model of the files beside the weights."""
     arch: Architecture
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a round trains on."""
+
+    shards: Shards
+    trajectories: TrajectoryFacts
 
 
 def train_round(run: RunDir, index: int, config: Config, progress: Progress | None = None) -> TrainResult:
@@ -66,6 +75,7 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
         ConfigError: the student cannot be split as [train] says.
         ConfigChangedError: the round was begun with other settings or inputs.
         BusyError: another process trains this round.
+        Interrupted: SIGTERM came; a checkpoint was written after the step that was under way.
     """
     round_ = run.round(index)
     with contextlib.ExitStack() as stack:
@@ -77,8 +87,14 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
         inputs = on_first_rank(lambda: _inputs(run, index, config))
         check_layout(inputs.arch, config.train, dist.get_world_size())
         stack.enter_context(model_parallel(config.train))
-        shards = read_shards(round_.shards.read(), inputs.arch.vocabulary)
-        _train(run, index, config, inputs, shards, device, progress)
+        table = round_.shards.read()
+        shards = read_shards(table, inputs.arch.vocabulary)
+        longest = int(shards.lengths.max())
+        need = training_need(inputs.arch, config.train, processes=dist.get_world_size(), longest=longest)
+        check_memory(need, least_memory(device))
+        ids = table["trajectory_id"].to_pylist()
+        data = _Data(shards, on_first_rank(lambda: trajectory_facts(round_, ids)))
+        _train(run, index, config, inputs, data, device, progress)
         return result_of(run, index, trained=True)
 
 
@@ -89,6 +105,8 @@ def _enter(stack: contextlib.ExitStack, round_: RoundDir) -> None:
 def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
     """Check that the shards are there, and find and check the student and the round's starting policy."""
     run.round(index).shards.require(f"omniopd score {run.path} --round {index}")
+    if config.train.wandb:
+        check_wandb()
     reference = resolve_model(config.student.model)
     if index > 0 and not run.round(index - 1).policy.is_dir():
         raise InputError(
@@ -105,13 +123,13 @@ def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
 
 
 def _train(
-    run: RunDir, index: int, config: Config, inputs: _Inputs, shards: Shards, device: torch.device,
+    run: RunDir, index: int, config: Config, inputs: _Inputs, data: _Data, device: torch.device,
     progress: Progress | None,
 ) -> None:  # fmt: skip
     round_, train = run.round(index), config.train
-    checkpoints, log = Checkpoints(round_.checkpoint), MetricsLog(run, index)
+    checkpoints = Checkpoints(round_.checkpoint, train.keep_checkpoints)
     previous = Checkpoints(run.round(index - 1).checkpoint)
-    carried = on_first_rank(lambda: previous.carries(train.precision)) if train.carry_optimizer and index else None
+    carried = on_first_rank(lambda: previous.carries(train)) if train.carry_optimizer and index else None
     resume = on_first_rank(lambda: checkpoints.begin(_made_with(round_, config, inputs, carried)))
     policy = _student(inputs.arch, inputs.policy, train, device)
     reference = _student(inputs.arch, inputs.reference, train, device) if train.beta > 0 else None
@@ -119,24 +137,50 @@ def _train(
     if carried and not resume:
         previous.load_optimizer(learner, carried)
     start = checkpoints.load(learner, resume) if resume else Position()
-    on_first_rank(lambda: log.rewind(start.step))
 
-    with few_threads(sum(parameter.numel() for parameter in policy.parameters())):
-        for position, metrics, total in _steps(learner, shards, config, start):
-            if dist.get_rank() == 0:
-                log.append(metrics)
-                if progress is not None:
-                    progress(position.step, total, asdict(metrics))
+    asked = threading.Event()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(few_threads(sum(parameter.numel() for parameter in policy.parameters())))
+        stack.enter_context(on_sigterm(asked.set))
+        report = _reporter(stack, run, index, start, train, progress) if dist.get_rank() == 0 else None
+        for position, metrics, total in _steps(learner, data, config, start):
+            if report is not None:
+                report(position, metrics, total)
+            stop = any_rank(asked.is_set(), device) and position.step < total
             due = position.step % train.checkpoint_every == 0 or position.step == total
             # Without a single update there is no optimizer state to save, and nothing to lose.
-            if due and position.skipped < position.step:
+            if (due or stop) and position.skipped < position.step:
                 checkpoints.save(learner, position)
+            if stop:
+                raise Interrupted(
+                    f"SIGTERM: stopped after step {position.step} of {total}, with a checkpoint.",
+                    "Run the same command again to go on from there.",
+                )
 
-    _write_policy(policy, inputs, round_.policy)
-    on_first_rank(log.finish)
+    write_policy(policy, inputs.reference, round_.policy)
+    on_first_rank(MetricsLog(run, index).finish)
     # The name is the promise that the round is done, so everything else is in place before it.
-    on_first_rank(lambda: _publish(round_.policy))
+    on_first_rank(lambda: publish(round_.policy))
     on_first_rank(lambda: _forget(run, index - 1))
+
+
+def _reporter(
+    stack: contextlib.ExitStack, run: RunDir, index: int, start: Position, train: TrainConfig,
+    progress: Progress | None,
+) -> Callable[[Position, StepMetrics, int], None]:  # fmt: skip
+    """What rank 0 does with the metrics of each step."""
+    log = MetricsLog(run, index)
+    log.rewind(start.step)
+    trackers = Trackers(run, index, start.step, wandb=train.wandb)
+    stack.callback(trackers.close)
+
+    def report(position: Position, metrics: StepMetrics, total: int) -> None:
+        log.append(metrics)
+        trackers.log(metrics)
+        if progress is not None:
+            progress(position.step, total, asdict(metrics))
+
+    return report
 
 
 def _forget(run: RunDir, index: int) -> None:
@@ -153,10 +197,10 @@ def _student(arch: Architecture, folder: Path, train: TrainConfig, device: torch
 
 
 def _steps(
-    learner: Learner, shards: Shards, config: Config, position: Position
+    learner: Learner, data: _Data, config: Config, position: Position
 ) -> Iterator[tuple[Position, StepMetrics, int]]:
     """Do the steps of a round from `position` on, yielding (position after the step, its metrics, steps in all)."""
-    train = config.train
+    train, shards = config.train, data.shards
     plan = plan_steps(
         len(shards), global_batch=train.global_batch, epochs=train.epochs, seed=train.seed, steps=train.steps
     )
@@ -167,19 +211,21 @@ def _steps(
             shards.loss_weight[tokens], shards.audited[tokens], shards.response[tokens],
             centre=config.score.centre, normalise=train.normalise,
         )  # fmt: skip
-        batches = micro_batches(
-            shards, plan[step], facts,
-            rank=mpu.get_data_parallel_rank(), ranks=mpu.get_data_parallel_world_size(),
-            micro_batch=train.micro_batch, multiple=train.tensor_parallel if train.sequence_parallel else 1,
-        )  # fmt: skip
+        mine = share(train)
+        batches = micro_batches(shards, plan[step], facts, mine, micro_batch=train.micro_batch)
         sums = learner.gradients(batches, facts, on_policy=step == 0 and not train.off_policy)
         lr = train.lr * min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else train.lr
         norm, updated = learner.update(sums, lr)
         position = Position(step + 1, position.skipped + (not updated))
-        metrics = step_metrics(
-            step, facts, sums, beta=train.beta, norm=norm, lr=lr, updated=updated,
-            tokens=len(tokens), seconds=time.perf_counter() - start,
-        )  # fmt: skip
+        batch = BatchReport(
+            phi=data.trajectories.phi(plan[step]),
+            repetition=float(data.trajectories.repetition[plan[step]].mean()),
+            response_tokens=float(shards.response[tokens].sum() / len(plan[step])),
+            padding=padding_share(shards.lengths, plan[step], ranks=mine.ranks, micro_batch=train.micro_batch),
+            seconds=time.perf_counter() - start,
+            tokens=len(tokens),
+        )
+        metrics = step_metrics(step, facts, sums, batch, beta=train.beta, norm=norm, lr=lr, updated=updated)
         yield position, metrics, len(plan)
 
 
@@ -204,40 +250,3 @@ def _made_with(round_: RoundDir, config: Config, inputs: _Inputs, carried: str |
         "optimizer": carried or "fresh",
         "shards": [part.sha256 for part in round_.shards.manifest.parts],
     }
-
-
-def _unpublished(policy: Path) -> Path:
-    return policy.with_name(f".{policy.name}.tmp")
-
-
-def _write_policy(model: Student, inputs: _Inputs, policy: Path) -> None:
-    """Write the whole Hugging Face folder under a temporary name. Collective."""
-    folder = _unpublished(policy)
-
-    def prepare() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for path in inputs.reference.iterdir():
-            keep = path.suffix not in _WEIGHTS and not path.name.endswith(".index.json") and path.name[0] != "."
-            if path.is_file() and keep:
-                shutil.copyfile(path, folder / path.name)
-        _say_precision(folder / "config.json", model.config.params_dtype)
-
-    on_first_rank(prepare)
-    write_weights(model, folder)
-    dist.barrier()
-
-
-def _say_precision(config_json: Path, dtype: torch.dtype) -> None:
-    """Put the precision of the weights into config.json, where transformers looks for it."""
-    raw = json.loads(config_json.read_text(encoding="utf-8"))
-    raw.pop("torch_dtype", None)  # its name before transformers 5
-    raw["dtype"] = str(dtype).removeprefix("torch.")
-    config_json.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
-
-
-def _publish(policy: Path) -> None:
-    folder = _unpublished(policy)
-    sync_files(folder)
-    folder.rename(policy)
-    files.sync_folder(policy.parent)

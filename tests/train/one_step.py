@@ -4,6 +4,7 @@
 
 JOB.pt holds jobs by name: the student's and the policy's folders, the shards' rows, score.centre, and [train] sections
 by name. OUT.pt gets, by both names, the step's sums, the gradient's norm and the gradient under Hugging Face's names.
+The policy is written again, in small files, into a folder beside its own whose name ends in the layout's.
 """
 
 import dataclasses
@@ -17,18 +18,20 @@ import torch.distributed as dist
 
 from omniopd.store.schema import SHARDS
 from omniopd.store.sections import TrainConfig
+from omniopd.train import hf_model
 from omniopd.train.architecture import check_layout, read_architecture
 from omniopd.train.data import micro_batches, read_shards
+from omniopd.train.hf_model import hf_gradients, load_weights, write_weights
 from omniopd.train.hf_weights import WeightFiles
 from omniopd.train.mcore import parallel_state as mpu
-from omniopd.train.model import Student, build, hf_gradients, load_weights
-from omniopd.train.parallel import model_parallel, world
+from omniopd.train.model import Student, build
+from omniopd.train.parallel import model_parallel, share, world
 from omniopd.train.step import Learner
 from omniopd.train.weights import batch_facts
 
 
-def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device) -> dict[str, Any]:
-    """The sums and the gradient of a batch of all rows."""
+def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device, written: Path) -> dict[str, Any]:
+    """The sums and the gradient of a batch of all rows; the policy goes through Megatron into a new folder."""
     arch = read_architecture(job["student"])
     check_layout(arch, train, dist.get_world_size())
 
@@ -38,16 +41,18 @@ def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device) -> d
             load_weights(model, weights)
         return model
 
-    learner = Learner(student(job["policy"]), student(job["student"]), train, device)
+    policy = student(job["policy"])
+    if dist.get_rank() == 0:
+        written.mkdir()
+    dist.barrier()
+    write_weights(policy, written)
+    learner = Learner(policy, student(job["student"]), train, device)
     shards = read_shards(pa.Table.from_pylist(job["rows"], schema=SHARDS.schema), arch.vocabulary)
     facts = batch_facts(
         shards.loss_weight, shards.audited, shards.response, centre=job["centre"], normalise=train.normalise
     )
-    batches = micro_batches(
-        shards, torch.arange(len(shards)).numpy(), facts,
-        rank=mpu.get_data_parallel_rank(), ranks=mpu.get_data_parallel_world_size(),
-        micro_batch=train.micro_batch, multiple=train.tensor_parallel if train.sequence_parallel else 1,
-    )  # fmt: skip
+    everything = torch.arange(len(shards)).numpy()
+    batches = micro_batches(shards, everything, facts, share(train), micro_batch=train.micro_batch)
     sums = learner.gradients(batches, facts, on_policy=False)
     stages: list[Any] = [None] * train.pipeline_parallel
     dist.all_gather_object(stages, hf_gradients(learner.policy), group=mpu.get_pipeline_model_parallel_group())
@@ -58,6 +63,7 @@ def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device) -> d
 
 
 def main() -> None:
+    hf_model.FILE_BYTES = 20_000
     jobs = torch.load(sys.argv[1], weights_only=False)
     results: dict[str, dict[str, Any]] = {}
     with world() as device:
@@ -65,7 +71,9 @@ def main() -> None:
             for layout, section in job["layouts"].items():
                 train = TrainConfig.model_validate(section)
                 with model_parallel(train):
-                    results.setdefault(kind, {})[layout] = one_step(job, train, device)
+                    results.setdefault(kind, {})[layout] = one_step(
+                        job, train, device, Path(f"{job['policy']}-{layout}")
+                    )
         if dist.get_rank() == 0:
             torch.save(results, sys.argv[2])
 

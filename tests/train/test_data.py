@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniopd.store.errors import InputError
 from omniopd.store.schema import SHARDS
-from omniopd.train.data import Shards, micro_batches, plan_steps, read_shards
+from omniopd.train.data import Shards, Share, micro_batches, padding_share, plan_steps, read_shards
 from omniopd.train.weights import BatchFacts, batch_facts
 
 
@@ -24,30 +25,39 @@ def facts_of(shards: Shards, **options: Any) -> BatchFacts:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 2, 4]))
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 2, 4]), st.integers(1, 3))
 def test_every_weighted_token_is_in_one_micro_batch_of_one_rank(
-    kit: Any, sequences: int, ranks: int, micro_batch: int, multiple: int
+    kit: Any, sequences: int, ranks: int, micro_batch: int, multiple: int, context: int
 ) -> None:
     shards = read(kit.shard_rows(sequences, seed=sequences))
     order = np.arange(sequences)
     facts = facts_of(shards)
     parts = [
-        micro_batches(shards, order, facts, rank=r, ranks=ranks, micro_batch=micro_batch, multiple=multiple)
+        [
+            micro_batches(shards, order, facts, Share(r, ranks, c, context, multiple), micro_batch=micro_batch)
+            for c in range(context)
+        ]
         for r in range(ranks)
     ]
-    assert len({len(part) for part in parts}) == 1
+    assert len({len(batches) for part in parts for batches in part}) == 1
     audited: list[tuple[int, float, float]] = []
     anchored = 0
-    for batch in (batch for part in parts for batch in part):
-        size, length = batch.ids_BS.shape
+    for pieces in (pieces for part in parts for pieces in zip(*part, strict=True)):
+        # What the context ranks have of one micro-batch: pieces 0, 2n - 1 | 1, 2n - 2 | ..., which are put in order.
+        size, length = pieces[0].ids_BS.shape
         assert size <= micro_batch
         assert length % multiple == 0
-        rows = batch.rows
-        # Row position * B + b predicts the token after it.
-        after = batch.ids_BS[rows.audited_A % size, rows.audited_A // size + 1]
-        assert after.tolist() == rows.target_A.tolist()
-        audited += zip(rows.target_A.tolist(), rows.weight_A.tolist(), rows.behaviour_A.tolist(), strict=True)
-        anchored += len(rows.anchored_U)
+        halves = [piece.ids_BS.chunk(2, 1) if context > 1 else (piece.ids_BS,) for piece in pieces]
+        whole = torch.cat([half[0] for half in halves] + [half[-1] for half in reversed(halves)][: context**2 - 1], 1)
+        for c, piece in enumerate(pieces):
+            rows, at = piece.rows, piece.rows.audited_A // size
+            half = length // 2
+            late = at >= half
+            position = torch.where(late, at + (2 * context - 2 - c) * half, at + c * half) if context > 1 else at
+            # Row position * B + b predicts the token after it.
+            assert whole[rows.audited_A % size, position + 1].tolist() == rows.target_A.tolist()
+            audited += zip(rows.target_A.tolist(), rows.weight_A.tolist(), rows.behaviour_A.tolist(), strict=True)
+            anchored += len(rows.anchored_U)
     at = shards.audited
     expected = zip(
         shards.input_ids[at].tolist(), shards.loss_weight[at].tolist(), shards.behaviour[at].tolist(), strict=True
@@ -67,10 +77,21 @@ def test_an_epoch_takes_every_sequence_once_in_an_order_set_by_the_seed() -> Non
     assert plan_steps(10, global_batch=4, epochs=1, seed=4, steps=None)[0].tolist() != plan[0].tolist()
 
 
+def test_sequences_of_like_length_share_a_micro_batch() -> None:
+    lengths = np.random.default_rng(0).integers(10, 1000, 64)
+    order = np.random.default_rng(1).permutation(64)
+    padded = lengths[order].reshape(-1, 4).max(1).sum() * 4
+    assert 1 - lengths.sum() / padded > 0.3, "in the order of the data"
+    assert padding_share(lengths, order, ranks=2, micro_batch=4) < 0.06
+    assert padding_share(lengths, order, ranks=2, micro_batch=1) == 0
+    # The second rank's empty sequence is one position.
+    assert padding_share(np.array([5]), np.array([0]), ranks=2, micro_batch=1) == pytest.approx(1 / 6)
+
+
 def test_centring_makes_the_batch_s_audited_weights_sum_to_zero(kit: Any) -> None:
     shards = read(kit.shard_rows(5))
     facts = facts_of(shards, centre="batch_mean")
-    (batch,) = micro_batches(shards, np.arange(5), facts, rank=0, ranks=1, micro_batch=5)
+    (batch,) = micro_batches(shards, np.arange(5), facts, Share(), micro_batch=5)
     assert facts.mean_weight == pytest.approx(shards.loss_weight[shards.audited].mean(), rel=1e-6)
     assert batch.rows.weight_A.double().mean().item() == pytest.approx(0, abs=1e-7)
     assert facts_of(shards).baseline == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from omniopd.store.errors import ConfigError, InputError
 from omniopd.store.sections import TrainConfig
+from omniopd.train import hf_model
 from omniopd.train.architecture import (
     Architecture,
     check_layout,
@@ -21,8 +23,9 @@ from omniopd.train.architecture import (
     check_weights,
     read_architecture,
 )
+from omniopd.train.hf_model import load_weights, write_weights
 from omniopd.train.hf_weights import WeightFiles, fuse, hf_names, shard, unfuse, unshard
-from omniopd.train.model import Student, build, load_weights, write_weights
+from omniopd.train.model import Student, build
 from omniopd.train.parallel import model_parallel, world
 
 LLAMA3 = {
@@ -79,6 +82,29 @@ def test_a_student_goes_through_megatron_bit_for_bit_and_gives_the_logits_of_tra
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         torch.testing.assert_close(mine, theirs(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_a_policy_is_written_a_file_at_a_time(
+    students: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 30_000
+    monkeypatch.setattr(hf_model, "FILE_BYTES", limit)
+    written: list[int] = []
+    save = safetensors.torch.save_file
+
+    def spy(tensors: dict[str, Tensor], path: Path, **options: Any) -> None:
+        written.append(sum(tensor.nbytes for tensor in tensors.values()))
+        save(tensors, path, **options)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", spy)
+    student = students("qwen3")
+    with world(), model_parallel(TrainConfig()):
+        write_weights(load(student), tmp_path)
+    assert len(written) > 2
+    assert max(written) <= limit
+    shutil.copy(student / "config.json", tmp_path)
+    before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (student, tmp_path))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_weights_in_several_files_are_read_through_their_index(students: Callable[[str], Path], tmp_path: Path) -> None:
@@ -192,6 +218,7 @@ def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(kit: Any, broken: 
     ("train", "processes", "message"),
     [
         ({"tensor_parallel": 2}, 1, "1 trainer process cannot be split"),
+        ({"context_parallel": 2}, 3, "context_parallel = 1 x 1 x 2. Set train.processes to a multiple of 2"),
         ({"tensor_parallel": 2, "pipeline_parallel": 2}, 6, "6 trainer processes cannot be split"),
         ({"tensor_parallel": 4}, 4, "does not divide the student's 2 key-value heads"),
         ({"pipeline_parallel": 3}, 3, "does not divide the student's 2 layers"),

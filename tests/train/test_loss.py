@@ -1,6 +1,7 @@
 """The fused loss against Eq. 8 written out in float64."""
 
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from omniopd.train import loss as loss_module
 from omniopd.train.loss import Head, LossRows, omniopd_loss
 
 
@@ -20,6 +22,7 @@ class Case(NamedTuple):
     beta: float
     cap: float | None
     chunk: int
+    block: int = 16384
 
 
 @st.composite
@@ -45,6 +48,7 @@ def cases(draw: st.DrawFn) -> Case:
         beta=draw(st.sampled_from([0.0, 0.1, 3.0])),
         cap=draw(st.sampled_from([None, 1.0, 2.0, 1e9])),
         chunk=draw(st.integers(1, 50)),
+        block=draw(st.integers(1, 40)),
     )  # fmt: skip
 
 
@@ -64,10 +68,11 @@ def written_out(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def fused(case: Case) -> Any:
-    return omniopd_loss(
-        case.hidden_TH, Head(case.weight_VH), case.rows, beta=case.beta, reference_TH=case.reference_TH,
-        reference_head=Head(case.reference_VH), importance_cap=case.cap, chunk=case.chunk,
-    )  # fmt: skip
+    with mock.patch.object(loss_module, "LOSS_BLOCK", case.block):
+        return omniopd_loss(
+            case.hidden_TH, Head(case.weight_VH), case.rows, beta=case.beta, reference_TH=case.reference_TH,
+            reference_head=Head(case.reference_VH), importance_cap=case.cap, chunk=case.chunk,
+        )  # fmt: skip
 
 
 def gradients(loss: Tensor, case: Case, scale: float = 0.37) -> tuple[Tensor, ...]:

@@ -1,5 +1,6 @@
 """The trainer's loss and gradient against Eq. 8 written out in float64 over transformers, and every layout likewise."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "data": {},
     "tensor": {"tensor_parallel": 2},
     "sequence": {"tensor_parallel": 2, "sequence_parallel": True, "recompute": True},
     "pipeline": {"pipeline_parallel": 2},
+    "context": {"context_parallel": 2},
 }
 KINDS = ("qwen3", "llama", "qwen2")
 TRAIN = {"beta": 0.3, "micro_batch": 2, "loss_rows": 7, "importance_cap": 1.5}
@@ -57,7 +60,9 @@ def steps(
         results.append(torch.load(folder / "out.pt"))
     one, two = results
     return {
-        kind: one[kind] | two[kind] | {"written out": written_out(job["student"], job["policy"], job["rows"])}
+        kind: one[kind]
+        | two[kind]
+        | {"written out": written_out(job["student"], job["policy"], job["rows"]), "policy": job["policy"]}
         for kind, job in jobs.items()
     }
 
@@ -112,7 +117,24 @@ def test_loss_and_gradient_equal_equation_8_written_out_in_float64(steps: dict[s
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_processes_form_the_gradient_of_one(steps: dict[str, Any], kind: str, layout: str) -> None:
     one, two = steps[kind]["one"], steps[kind][layout]
+    loss = max(abs(two["sums"][name] / one["sums"][name] - 1) for name in ("chunk_loss", "kl"))
+    print(f"{kind} {layout}: loss {loss:.1e}, gradient {worst(two['gradients'], one['gradients']):.1e}")
     for name, value in one["sums"].items():
         assert two["sums"][name] == pytest.approx(value, rel=2e-6)
     assert two["norm"] == pytest.approx(one["norm"], rel=2e-6)
     assert worst(two["gradients"], one["gradients"]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_writes_the_bits_that_it_read(steps: dict[str, Any], kind: str, layout: str) -> None:
+    policy = steps[kind]["policy"]
+    files = sorted(Path(f"{policy}-{layout}").glob("*.safetensors"))
+    index = json.loads(Path(f"{policy}-{layout}", "model.safetensors.index.json").read_text())
+    assert {path.name for path in files} == set(index["weight_map"].values())
+    assert len(files) > 2
+    before = load_file(policy / "model.safetensors")
+    after = {name: tensor for path in files for name, tensor in load_file(path).items()}
+    assert before.keys() == after.keys() == index["weight_map"].keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in after.values())

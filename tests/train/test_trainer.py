@@ -176,10 +176,10 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone_and_is_counted(
     assert row["loss"] is None
 
 
-def test_a_trainer_killed_twice_ends_with_the_bits_of_one_that_was_not(
+def test_a_trainer_killed_and_stopped_ends_with_the_bits_of_one_that_was_not(
     kit: Any, tmp_path: Path, students: Callable[[str], Path]
 ) -> None:
-    config = kit.make_config(students("qwen3"), epochs=15, checkpoint_every=4, warmup_steps=10)
+    config = kit.make_config(students("qwen3"), epochs=15, checkpoint_every=4, warmup_steps=10, keep_checkpoints=1)
     runs = [RunDir(tmp_path / "whole"), RunDir(tmp_path / "killed")]
     for run in runs:
         kit.write_toml(run, config)
@@ -188,15 +188,23 @@ def test_a_trainer_killed_twice_ends_with_the_bits_of_one_that_was_not(
     train_round(whole, 0, config)
     metrics = MetricsLog(killed, 0)
     command = [sys.executable, "-m", "omniopd.train", str(killed.path), "--round", "0"]
-    for steps in (10, 23):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for steps, number in ((10, signal.SIGKILL), (23, signal.SIGTERM), (33, signal.SIGKILL)):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         while len(metrics.rows()) < steps:
             assert process.poll() is None, "the trainer ended before it was killed"
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.send_signal(number)
+        _, said = process.communicate()
+        if number == signal.SIGTERM:
+            done = len(metrics.rows())
+            assert process.returncode == 130
+            assert f"SIGTERM: stopped after step {done} of 45, with a checkpoint." in said.splitlines()[-1]
+            assert (killed.round(0).checkpoint / "latest").read_text() == f"step={done:06d}\n"
+        else:
+            assert process.returncode == -signal.SIGKILL
         assert (killed.round(0).checkpoint / "latest").is_file()
         assert not killed.round(0).policy.exists()
+    assert len(list(killed.round(0).checkpoint.glob("step=*"))) <= 3
     train_round(killed, 0, config)
     assert same(whole.round(0).policy, killed.round(0).policy)
     timing = {"seconds", "tokens_per_s"}
@@ -231,6 +239,9 @@ def test_a_config_or_input_changed_under_a_half_finished_round_is_refused(
     run.round(0).shards.replace([run.round(0).shards.read().slice(1)], {})
     with pytest.raises(ConfigChangedError, match="shards from"):
         train_round(run, 0, config)
+    other = kit.make_config(kit.save_student(run.path / "other", "qwen3", seed=1), epochs=2, off_policy=True)
+    with pytest.raises(ConfigChangedError, match=r"policy from '\w+' to '\w+', reference from '\w+' to '\w+'"):
+        train_round(run, 0, other)
     # How the work is cut up and split does not matter.
     run.round(0).checkpoint.joinpath("latest").unlink()
     with pytest.raises(Killed):
@@ -282,10 +293,13 @@ def test_one_process_cannot_be_split(kit: Any, run: RunDir, config: Config) -> N
         launch(run, 0, kit.make_config(config.student.model, tensor_parallel=2))
 
 
-@pytest.mark.parametrize("layout", ["tensor_parallel", "pipeline_parallel"])
+@pytest.mark.parametrize(
+    ("layout", "distributed"), [("tensor_parallel", False), ("pipeline_parallel", False), ("context_parallel", True)]
+)
 def test_a_round_begun_by_one_process_is_ended_by_two_as_one_would_have(
-    kit: Any, tmp_path: Path, config: Config, layout: str
+    kit: Any, tmp_path: Path, students: Callable[[str], Path], layout: str, distributed: bool
 ) -> None:
+    config = kit.make_config(students("qwen3"), epochs=2, distributed_optimizer=distributed)
     runs = [RunDir(tmp_path / "one"), RunDir(tmp_path / "two")]
     for run in runs:
         kit.write_toml(run, config)
@@ -352,5 +366,5 @@ def test_a_machine_without_megatron_is_told_what_to_install(
     run: RunDir, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs megatron and psutil.*pip install 'omniopd\[train\]'"):
+    with pytest.raises(InputError, match=r"needs megatron, psutil, tensorboard.*pip install 'omniopd\[train\]'"):
         launch(run, 0, config)

@@ -1,0 +1,66 @@
+"""What a rank needs, and what is said where it is not there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omniopd.store.errors import InputError
+from omniopd.store.layout import RunDir
+from omniopd.store.sections import TrainConfig
+from omniopd.train import trainer
+from omniopd.train.architecture import Architecture
+from omniopd.train.memory import Need, check_memory, loss_bytes, training_need
+
+QWEN3_8B = Architecture("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 40960, False, 1e-6, 1e6, None)
+
+
+def need(processes: int = 8, longest: int = 16384, **train: Any) -> Need:
+    return training_need(QWEN3_8B, TrainConfig(precision="bf16", **train), processes=processes, longest=longest)
+
+
+def test_weights_gradients_and_optimizer_follow_from_the_count_of_parameters() -> None:
+    count = 8_190_735_360  # of Qwen3-8B; the norms of queries and keys and of the end are not among what is split
+    whole = need(1)
+    assert whole.weights == pytest.approx(2 * 2 * count, rel=1e-4)
+    assert whole.gradients == pytest.approx(4 * count, rel=1e-4)
+    assert whole.optimizer == pytest.approx(12 * count, rel=1e-4)
+    assert need(1, beta=0.0).weights == whole.weights // 2
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("activations", {"micro_batch": 1}),
+        ("activations", {"recompute": True}),
+        ("activations", {"context_parallel": 2}),
+        ("loss", {"loss_rows": 64}),
+        ("loss", {"tensor_parallel": 2}),
+        ("optimizer", {"distributed_optimizer": True}),
+        ("weights", {"tensor_parallel": 2}),
+        ("gradients", {"pipeline_parallel": 2}),
+    ],
+)
+def test_what_the_error_advises_helps(part: str, change: dict[str, Any]) -> None:
+    assert getattr(need(**change), part) < getattr(need(), part)
+    assert need(**change).total < need().total
+
+
+def test_the_loss_does_not_grow_with_the_tokens_but_for_the_hidden_states() -> None:
+    short, long = (loss_bytes(t, 151936, 4096, rows=256, parameter_bytes=2) for t in (1024, 20480))
+    assert long - short == 2 * 4096 * (20480 - 1024)
+
+
+def test_a_step_that_cannot_fit_is_refused_before_it_is_begun(
+    kit: Any, run: RunDir, students: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_memory(need(), need().total)
+    with pytest.raises(InputError, match=r"at least 391 GB on each rank .* there are 80\. Set train.micro_batch = 1"):
+        check_memory(need(), 80 * 10**9)
+    config = kit.make_config(students("qwen3"))
+    kit.write_round(run, 0, config, kit.shard_rows(4))
+    monkeypatch.setattr(trainer, "least_memory", lambda device: 100_000)
+    with pytest.raises(InputError, match="on each rank"):
+        trainer.train_round(run, 0, config)
+    assert not run.round(0).checkpoint.exists()

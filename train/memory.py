@@ -1,0 +1,127 @@
+# pyright: strict
+"""How much memory a rank needs, from the shapes alone: asked before the first step, where a cure costs nothing.
+
+Estimates from below: what is counted is needed for certain, and what a kernel or an allocator takes beside it is not
+counted. All in bytes, for the pipeline stage that needs most.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from ..store.errors import InputError
+from ..store.sections import TrainConfig
+from .architecture import Architecture
+
+LOSS_BLOCK = 16384
+"""Columns of the vocabulary that the loss works on at a time, so that no temporary is as large as the logits."""
+
+
+def loss_bytes(tokens: int, vocabulary: int, hidden: int, *, rows: int, parameter_bytes: int) -> int:
+    """What the fused loss (forward and backward) takes above its inputs, with a reference.
+
+    Two buffers of logits and two blocks of them in float32, the gradient of the head in float32 and of the hidden
+    states in the parameters' precision; below float32 also rounded copies of the logits' gradient and the head's.
+
+    Args:
+        tokens: rows of hidden states, weighted or not.
+        vocabulary: size of the vocabulary, or of a tensor-parallel rank's slice.
+        hidden: size of a hidden state.
+        rows: train.loss_rows.
+        parameter_bytes: bytes of a parameter.
+    """
+    rows = min(rows, tokens)
+    total = 4 * (2 * rows * (vocabulary + min(vocabulary, LOSS_BLOCK)) + vocabulary * hidden)
+    total += parameter_bytes * tokens * hidden
+    if parameter_bytes < 4:
+        total += parameter_bytes * vocabulary * (rows + hidden)
+    return total
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes by what they are for."""
+
+    weights: int
+    """Policy and reference."""
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.loss
+
+
+def training_need(arch: Architecture, train: TrainConfig, *, processes: int, longest: int) -> Need:
+    """What a step on the longest sequences takes.
+
+    Args:
+        arch: the student.
+        train: the [train] section.
+        processes: trainer processes.
+        longest: tokens of the longest sequence.
+    """
+    tensor, pipeline, context = train.tensor_parallel, train.pipeline_parallel, train.context_parallel
+    size = 2 if train.precision == "bf16" else 4
+    layers = arch.layers // pipeline
+    parameters, embedding = _parameters(arch)
+    parameters = parameters * layers // arch.layers // tensor
+    # Embedding and head are on the first and the last stage: together only without a pipeline, where a tied one is one.
+    parameters += embedding // tensor * (1 if arch.tied or pipeline > 1 else 2)
+    shared = processes // (tensor * pipeline) if train.distributed_optimizer else 1
+    tokens = train.micro_batch * -(-longest // context)
+    # The last stage, which has the loss, is done with a micro-batch before it takes the next.
+    return Need(
+        weights=parameters * size * (2 if train.beta > 0 else 1),
+        gradients=parameters * 4,
+        optimizer=parameters * (8 if size == 4 else 12) // shared,
+        activations=_activations(arch, train, tokens, layers, size),
+        loss=loss_bytes(
+            tokens, arch.vocabulary // tensor, arch.hidden, rows=train.loss_rows, parameter_bytes=size
+        ),
+    )  # fmt: skip
+
+
+def _parameters(arch: Architecture) -> tuple[int, int]:
+    """Parameters of all layers, and of the embedding."""
+    shapes = arch.shapes()
+    return sum(prod(s) for name, s in shapes.items() if ".layers." in name), arch.vocabulary * arch.hidden
+
+
+def _activations(arch: Architecture, train: TrainConfig, tokens: int, layers: int, size: int) -> int:
+    """What the backward pass keeps of the forward pass."""
+    query, key = arch.heads * arch.head_dim, arch.groups * arch.head_dim
+    split = train.tensor_parallel
+    whole = split if train.sequence_parallel else 1  # what tensor parallelism alone does not split
+    # Inputs of the norms and of the projections; queries, keys and values before and after rotation, the attention's
+    # output; gate and up projection, their activation and product.
+    layer = 4 * arch.hidden // whole + (3 * query + 4 * key + 5 * arch.ffn) // split
+    kept = arch.hidden // whole * layers + layer if train.recompute else layer * layers
+    return tokens * size * kept
+
+
+def check_memory(need: Need, available: int) -> None:
+    """
+    Raises:
+        InputError: a step needs more than there is.
+    """
+    if need.total <= available:
+        return
+    cures = {
+        "activations": "Set train.micro_batch = 1 or train.recompute = true, or train.context_parallel higher",
+        "loss": "Set train.loss_rows lower or train.tensor_parallel higher",
+        "optimizer": "Set train.tensor_parallel or train.pipeline_parallel higher, or"
+        " train.distributed_optimizer = true where there are several data-parallel ranks",
+    }
+    parts = {name: getattr(need, name) for name in ("weights", "gradients", "optimizer", "activations", "loss")}
+    largest = max(cures, key=lambda name: parts[name])
+    shown = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
+    raise InputError(
+        f"A step needs at least {_gb(need.total)} GB on each rank ({shown}), and there are {_gb(available)}.",
+        f"{cures[largest]}.",
+    )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g}"

@@ -1,0 +1,61 @@
+"""AdamW through Megatron, its state whole on every data-parallel rank or split over them.
+
+Megatron's distributed optimizer expects the fused Adam of Transformer Engine or Apex, whose step count belongs to a
+group of parameters. torch's AdamW stands in where neither is installed, and counts for each parameter;
+`prepare_to_load` mends the places where the loader trips over that.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..store.sections import TrainConfig
+from . import mcore
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def make_optimizer(ddp: mcore.DistributedDataParallel, config: TrainConfig) -> mcore.MegatronOptimizer:
+    """The optimizer of a model's parameters; its main weights and moments are float32 at any precision."""
+    return mcore.get_megatron_optimizer(
+        mcore.OptimizerConfig(
+            optimizer="adam",
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            clip_grad=config.clip_grad,
+            bf16=config.precision == "bf16",
+            params_dtype=PRECISIONS[config.precision],
+            use_distributed_optimizer=config.distributed_optimizer,
+        ),
+        [ddp],
+        use_gloo_process_groups=False,
+    )
+
+
+def prepare_to_load(optimizer: mcore.MegatronOptimizer) -> None:
+    """Get an optimizer that has made no step ready to load a checkpoint's state."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(part, mcore.DistributedOptimizer) and isinstance(part.optimizer, torch.optim.AdamW):
+            _prepare(part, part.optimizer)
+
+
+def _prepare(part: Any, adam: torch.optim.AdamW) -> None:
+    # The description of what to load is made from the state, and asserts that there is one.
+    for group in adam.param_groups:
+        for parameter in group["params"]:
+            adam.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+    load = part._set_main_param_and_optimizer_states
+
+    def load_one(model_parameter: torch.nn.Parameter, tensors: dict[str, Tensor]) -> None:
+        group, place = part.model_param_group_index_map[model_parameter]
+        state = adam.state[adam.param_groups[group]["params"][place]]
+        # By now the loader has given all parameters the same counter, which each would advance.
+        state["step"] = state["step"].clone()
+        load(model_parameter, {**tensors, "step": state["step"]})
+
+    part._set_main_param_and_optimizer_states = load_one

@@ -1,0 +1,65 @@
+"""The folder that a round's training leaves: weights, and what transformers and vLLM need beside them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ..store import files
+from .checkpoint import sync_files
+from .hf_model import write_weights
+from .model import Student
+from .parallel import on_first_rank
+
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".lock"}
+
+_TEMPLATES = "additional_chat_templates"
+"""Where transformers keeps the chat templates of a tokenizer that has several."""
+
+
+def _unpublished(policy: Path) -> Path:
+    return policy.with_name(f".{policy.name}.tmp")
+
+
+def write_policy(model: Student, student: Path, policy: Path) -> None:
+    """Write the whole Hugging Face folder under a temporary name. Collective.
+
+    Args:
+        model: this rank's part of it.
+        student: the initial student's folder, whose tokenizer, generation config and chat templates travel along.
+        policy: where it will be published.
+    """
+    folder = _unpublished(policy)
+
+    def prepare() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for path in student.iterdir():
+            keep = path.suffix not in _WEIGHTS and not path.name.endswith(".index.json") and path.name[0] != "."
+            if path.is_file() and keep:
+                shutil.copyfile(path, folder / path.name)
+        if (student / _TEMPLATES).is_dir():
+            shutil.copytree(student / _TEMPLATES, folder / _TEMPLATES)
+        _say_precision(folder / "config.json", model.config.params_dtype)
+
+    on_first_rank(prepare)
+    write_weights(model, folder)
+    dist.barrier()
+
+
+def _say_precision(config_json: Path, dtype: torch.dtype) -> None:
+    """Put the precision of the weights into config.json, where transformers looks for it."""
+    raw = json.loads(config_json.read_text(encoding="utf-8"))
+    raw.pop("torch_dtype", None)  # its name before transformers 5
+    raw["dtype"] = str(dtype).removeprefix("torch.")
+    config_json.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+
+
+def publish(policy: Path) -> None:
+    """Give the folder its name: the promise that it is whole."""
+    folder = _unpublished(policy)
+    sync_files(folder)
+    folder.rename(policy)
+    files.sync_folder(policy.parent)

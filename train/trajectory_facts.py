@@ -1,0 +1,47 @@
+# pyright: strict
+"""What the round's other tables say about the sequences that are trained on; for the metrics alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..store.layout import RoundDir
+
+
+@dataclass(frozen=True)
+class TrajectoryFacts:
+    """One value a training sequence; NaN where the tables are not on this machine."""
+
+    similarity: npt.NDArray[np.float64]
+    """Sum of the similarities of the sequence's scored chunks to the teacher's continuations."""
+    chunks: npt.NDArray[np.float64]
+    """How many there are."""
+    repetition: npt.NDArray[np.float64]
+    """Share of the response that its longest repeated token sequence makes up."""
+
+    def phi(self, sequences: npt.NDArray[np.int64]) -> float:
+        """Mean similarity over all chunks of some sequences; NaN where there are none."""
+        chunks = float(self.chunks[sequences].sum())
+        return float(self.similarity[sequences].sum()) / chunks if chunks else float("nan")
+
+
+def trajectory_facts(round_: RoundDir, ids: Sequence[str]) -> TrajectoryFacts:
+    """Look up the training sequences with these ids, in their order."""
+    chunks = round_.chunks.read(["chunk_id", "trajectory_id"]).to_pydict()
+    owner: dict[str, str] = dict(zip(chunks["chunk_id"], chunks["trajectory_id"], strict=True))
+    similarity, count = dict.fromkeys(ids, 0.0), dict.fromkeys(ids, 0)
+    scores = round_.scores.read(["chunk_id", "pi_freq"]).to_pydict()
+    for chunk, value in zip(scores["chunk_id"], scores["pi_freq"], strict=True):
+        id_ = owner.get(chunk, "")
+        if id_ in count and value is not None:
+            similarity[id_] += value
+            count[id_] += 1
+    trajectories = round_.trajectories.read(["trajectory_id", "repetition"]).to_pydict()
+    repetition = dict(zip(trajectories["trajectory_id"], trajectories["repetition"], strict=True))
+    return TrajectoryFacts(
+        np.array([similarity[id_] for id_ in ids]),
+        np.array([float(count[id_]) for id_ in ids]),
+        np.array([float("nan") if (r := repetition.get(id_)) is None else float(r) for id_ in ids]),
+    )
