@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(help="The run directory.", show_default=False)]
 Set = Annotated[list[str], typer.Option("--set", help="Override a config key: --set train.lr=1e-5. Repeatable.")]
+Format = Literal["table", "csv", "json", "jsonl", "parquet"]
 Round = Annotated[
     int | None, typer.Option("--round", min=0, help="Which round; the first unfinished one if not given.")
 ]
@@ -186,15 +187,22 @@ def inspect(
 
 
 @app.command()
-def sql(run: Run, query: Annotated[str, typer.Argument(help="One statement that reads.")]) -> None:
-    """Ask DuckDB about all tables of the run.
+def sql(
+    run: Run,
+    query: Annotated[str | None, typer.Argument(help="Statements; a shell if not given.", show_default=False)] = None,
+    format_: Annotated[Format | None, typer.Option("--format", help="How to write the answer.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Into this file; its name tells the format.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Show views and columns with docs and units.")] = False,
+    allow_files: Annotated[bool, typer.Option(help="Let SQL open files and load extensions.")] = False,
+) -> None:
+    """Ask DuckDB about all tables of the run; it cannot change them.
 
-    Example: omniopd sql runs/first "SELECT round, avg(prior) FROM chunks GROUP BY round"
+    Example: omniopd sql runs/first "SELECT round, avg(prior) FROM chunks GROUP BY round" --out priors.csv
     """
-    from .stages.view.sql import query as ask
+    from .stages.view.shell import run_sql
 
     _config(run, [])
-    _say(ask(RunDir(run), query))
+    run_sql(RunDir(run), query, format_, out, schema=schema, allow_files=allow_files)
 
 
 @app.command()

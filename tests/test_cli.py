@@ -120,8 +120,8 @@ def test_status_inspect_and_sql_show_what_is_there(make_run, teacher):
     assert "from 4 rollouts" in shown
     assert "chunk_id" in omniopd("inspect", run.path, "scores", "--where", "n = 4", "--limit", 1).stdout
     assert "│" in omniopd("sql", run.path, "SELECT count(*) FROM rollouts JOIN chunks USING (chunk_id)").stdout
-    assert "takes one statement that reads" in refused(2, "sql", run.path, "COPY scores TO 'x.csv'")
-    assert "The tables are" in refused(2, "sql", run.path, "SELECT nonsense")
+    assert "opens no files" in refused(2, "sql", run.path, "COPY scores TO 'x.csv'")
+    assert "The views are" in refused(2, "sql", run.path, "SELECT nonsense")
     assert "There is no table" in refused(2, "inspect", run.path, "nonsense")
     assert "Columns of chunks" in refused(2, "inspect", run.path, "chunks", "--where", "nonsense")
 
