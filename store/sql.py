@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from .layout import RoundDir
 from .schema import ALL_SCORES, TABLES, TableSpec
@@ -48,10 +49,13 @@ def create_view(db: duckdb.DuckDBPyConnection, spec: TableSpec, paths: Sequence[
     else:
         columns = ", ".join(f'NULL::{_duckdb_type(db, spec, name)} AS "{name}"' for name in spec.schema.names)
         db.execute(f"CREATE OR REPLACE VIEW {spec.name} AS SELECT {columns} WHERE false")
-    docs = [
-        (field.name, *(field.metadata.get(key, b"").decode() for key in (b"doc", b"unit"))) for field in spec.schema
-    ]
-    comment(db, spec.name, spec.doc, docs)
+    comment(db, spec.name, spec.doc, [(field.name, *doc_and_unit(field)) for field in spec.schema])
+
+
+def doc_and_unit(field: pa.Field) -> tuple[str, str]:
+    """What a column's metadata says of it; "" for what it does not say."""
+    metadata = field.metadata or {}
+    return metadata.get(b"doc", b"").decode(), metadata.get(b"unit", b"").decode()
 
 
 def comment(db: duckdb.DuckDBPyConnection, view: str, doc: str, columns: Iterable[tuple[str, str, str]]) -> None:
