@@ -1,6 +1,5 @@
 """The command line. It parses, calls one function, and prints; heavy imports happen inside the commands."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -152,20 +151,23 @@ def run_(
 
 
 @app.command()
-def status(run: Run, json_: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Show rounds x stages, what is missing, and what was spent.
+def status(
+    run: Run,
+    json_: Annotated[bool, typer.Option("--json", help="For programs; docs/reading-a-run.md has the fields.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until all rounds are done.")] = False,
+) -> None:
+    """Show rounds x stages: what is done, missing and failed, what was spent, and how long it will take.
 
-    Example: omniopd status runs/first
+    Example: omniopd status runs/first --watch
     """
-    from .stages.view.status import as_json, as_table
+    from .stages.view.status import read_status
+    from .stages.view.status_text import show
 
     config = _config(run, [])
     if json_:
-        _say(json.dumps(as_json(RunDir(run), config), indent=1))
+        _say(read_status(RunDir(run), config).model_dump_json(indent=1))
     else:
-        from rich.console import Console
-
-        Console().print(as_table(RunDir(run), config))
+        show(RunDir(run), config, watch=watch)
 
 
 @app.command()

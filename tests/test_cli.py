@@ -112,7 +112,7 @@ def test_status_inspect_and_sql_show_what_is_there(make_run, teacher):
     status = json.loads(omniopd("status", run.path, "--json").stdout)
     (round_,) = status["rounds"]
     assert [stage["state"] for stage in round_["stages"]] == ["done"] * 4
-    assert status["requests"] == teacher.requests
+    assert status["spend"]["requests"] == teacher.requests
     assert "done" in omniopd("status", run.path, COLUMNS="120").stdout
     shown = omniopd("inspect", run.path, "--limit", 2).stdout
     assert shown.count("trajectory ") == 2

@@ -30,7 +30,7 @@ from .mcore import parallel_state as mpu
 from .metrics import MetricsLog, StepMetrics, step_metrics
 from .model import Student, build, load_weights, write_weights
 from .parallel import few_threads, model_parallel, on_first_rank, world
-from .result import Progress, TrainResult, result_of
+from .result import Progress, TrainResult, count_steps, result_of
 from .step import Learner
 from .weights import batch_facts
 
@@ -78,6 +78,7 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
         check_layout(inputs.arch, config.train, dist.get_world_size())
         stack.enter_context(model_parallel(config.train))
         shards = read_shards(round_.shards.read(), inputs.arch.vocabulary)
+        on_first_rank(lambda: round_.expect("train", count_steps(len(shards), config.train)))
         _train(run, index, config, inputs, shards, device, progress)
         return result_of(run, index, trained=True)
 
