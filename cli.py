@@ -173,19 +173,26 @@ def status(
 @app.command()
 def inspect(
     run: Run,
-    table: Annotated[str, typer.Argument(help="trajectories, chunks, rollouts, scores or shards.")] = "trajectories",
-    where: Annotated[str, typer.Option(help="A SQL condition over the table's columns.")] = "true",
+    table: Annotated[str, typer.Argument(help="trajectories, chunks, rollouts, or any view of sql.")] = "trajectories",
+    where: Annotated[str, typer.Option(help="A SQL condition over the columns (omniopd sql RUN --schema).")] = "true",
+    sort: Annotated[str, typer.Option(help='SQL order, such as "pi_teacher DESC".')] = "",
     limit: Annotated[int, typer.Option(min=1, help="Rows shown.")] = 3,
+    offset: Annotated[int, typer.Option(min=0, help="Rows left out before them.")] = 0,
+    sample: Annotated[int | None, typer.Option(min=1, help="Draw so many rows at random first.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
 ) -> None:
-    """Read rows: a trajectory with its chunks marked and the teacher's rollouts under them.
+    """Read rows: a trajectory with its chunks marked and the teacher's rollouts under them; chunks as case studies.
 
-    Example: omniopd inspect runs/first trajectories --where "round = 0 AND finish_reason = 'stop'"
+    Example: omniopd inspect runs/first chunks --where "round = 0 AND n >= 8" --sort pi_teacher --limit 10
     """
-    from .stages.view.inspect import inspect
+    from rich.console import Console
 
-    _config(run, [])
-    for block in inspect(RunDir(run), table, where, limit):
-        _say(block + "\n")
+    from .stages.view.inspect import Selection, inspect
+
+    console = Console(highlight=False)
+    selection = Selection(where, sort, limit, offset, sample, seed)
+    for block in inspect(RunDir(run), _config(run, []), table, selection):
+        console.print(block)
 
 
 @app.command()

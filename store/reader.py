@@ -22,7 +22,8 @@ _DERIVED = {
         "a chunk, its weight under the settings of the shards, and what came of its rollouts",
         """
         SELECT
-            chunks.*, scores.phi, scores.unit, scores.alpha, scores.n, scores.k_sem, scores.pi_freq, scores.pi_teacher,
+            chunks.*, row_number() OVER (PARTITION BY chunks.trajectory_id ORDER BY chunks.start)::INTEGER AS fork,
+            scores.phi, scores.unit, scores.alpha, scores.n, scores.k_sem, scores.pi_freq, scores.pi_teacher,
             scores.phi_var, scores.pi_low, scores.pi_high,
             coalesce(answers.rollouts, 0) AS rollouts, coalesce(answers.failed, 0) AS failed,
             answers.teacher_tokens, answers.cost_usd
@@ -36,6 +37,7 @@ _DERIVED = {
         ) AS answers USING (chunk_id)
         """,
         {
+            "fork": ("which chunk of the trajectory it is, by position, from 1", ""),
             "rollouts": ("rollouts that are there, failed ones too", ""),
             "failed": ("of these, without an answer: refused, filtered or failed", ""),
             "teacher_tokens": ("prompt and completion tokens of the chunk's rollouts", "teacher tokens"),

@@ -179,13 +179,14 @@ def _explained(db: duckdb.DuckDBPyConnection) -> Iterator[None]:
         yield
     except duckdb.PermissionException as error:
         cure = "This reader opens no files and loads no extensions; --allow-files lets it, and then it can change them."
-        raise UsageError(_first_line(error), cure) from error
+        raise UsageError(first_line(error), cure) from error
     except duckdb.Error as error:
-        raise UsageError(_first_line(error), f"The views are {', '.join(dict(views(db)))}; see --schema.") from error
+        raise UsageError(first_line(error), f"The views are {', '.join(dict(views(db)))}; see --schema.") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: duckdb.Error) -> str:
+    """What DuckDB objects to, without its picture of where."""
     lines = str(error).splitlines()
     # DuckDB says `Binder Error: ... not found` and then, on lines of their own, what was meant and where.
-    text = ". ".join(line.rstrip(".") for line in lines[:2] if line and not line.startswith("LINE "))
-    return printable(text if text.endswith(("?", "!")) else text + ".")
+    text = ". ".join(line.rstrip(".!") for line in lines[:2] if line and not line.startswith("LINE "))
+    return printable(text if text.endswith("?") else text + ".")
