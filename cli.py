@@ -215,6 +215,21 @@ def sql(
 
 
 @app.command()
+def report(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="The file; unset: RUN/report.html.", show_default=False)] = None,
+    trajectories: Annotated[int, typer.Option(min=1, help="Searchable trajectories; drawn if there are more.")] = 1000,
+) -> None:
+    """Write one self-contained HTML file: training dynamics, distributions, cost, chunks, searchable trajectories.
+
+    Example: omniopd report runs/first --out first.html
+    """
+    from .stages.view.report.build import write_report
+
+    _say(write_report(RunDir(run), _config(run, []), out or run / "report.html", trajectories))
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the runs go.")] = Path("runs/demo"),
     rounds: Annotated[int, typer.Option(min=1)] = 6,
