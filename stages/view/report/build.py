@@ -1,6 +1,7 @@
 """`omniopd report`: gather, draw, fill in the page, and write it as one file."""
 
 import contextlib
+import functools
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from ....store.layout import RunDir
 from ....store.reader import open_reader
 from ..decoder import find_decoder
 from ..status import Status, read_status
+from ..terminal import one_line
 from . import charts, figures
 from .explorer import HEAT, block, marked, rollouts_of, sha256_source
 
@@ -55,7 +57,7 @@ def _page(run: RunDir, config: Config, most_trajectories: int) -> str:
         sections = _sections(run, students, audits, steps, accuracy, figures.distributions(db))
         worst, best = (_cards(db, best=best) for best in (False, True))
         trajectories = block(db, most_trajectories, config.score.unit, find_decoder(run, config))
-    specs = [chart for section in sections for chart in section["charts"]]
+    specs = [chart for section in sections for chart in section["charts"] if not isinstance(chart, str)]
     css, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     library = _library()
     sources = " ".join(sha256_source(text) for text in (library, script))
@@ -66,7 +68,7 @@ def _page(run: RunDir, config: Config, most_trajectories: int) -> str:
     environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html.j2").render(
         policy=policy, css=Markup(css), script=Markup(script), library=Markup(library), specs=Markup(_as_script(specs)),
-        name=figures.bundle_name(run.path), student=config.student.model, teacher=config.teacher.model,
+        name=figures.bundle_name(run.path), student=_model_name(config.student.model), teacher=config.teacher.model,
         tiles=_tiles(status, students, audits, accuracy), settings=_settings(config), sections=sections,
         costs=figures.costs(students, audits, config.teacher.rollouts),
         priced=status.spend.prices not in ([], ["unknown"]), decode_to_prefill=figures.DECODE_TO_PREFILL,
@@ -75,6 +77,7 @@ def _page(run: RunDir, config: Config, most_trajectories: int) -> str:
     )  # fmt: skip
 
 
+@functools.cache
 def _library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, out of the package vl-convert-python."""
     import vl_convert
@@ -93,57 +96,54 @@ def _sections(
     run: RunDir, students: list[figures.Row], audits: list[figures.Row], steps: list[figures.Row],
     accuracy: list[figures.Row], bins: dict[str, figures.Histogram],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    evaluate = f"No accuracy yet: omniopd eval {run.path} --benchmark ... measures it."
     dynamics = [
         charts.by_step("chunk-loss", steps, "chunk_loss", "Chunk loss", "nats per audited token"),
         charts.by_step("kl", steps, "kl_mean", "KL to the initial student", "nats per un-audited token"),
-        charts.accuracy(accuracy, steps),
+        charts.accuracy(accuracy, steps)
+        or f"No accuracy yet: omniopd eval {one_line(str(run.path))} --benchmark … measures it.",
         charts.by_step("nll", steps, "audited_nll", "Audited NLL", "nats per token"),
         charts.by_step("entropy-steps", steps, "audited_entropy", "Entropy at audited tokens", "nats per token"),
-        charts.by_step("weight-steps", steps, "mean_weight", "Mean weight of the batch", "π̂"),
+        charts.by_step("weight-steps", steps, "mean_weight", "Mean weight of the batch", "mean π̂"),
     ]
     student = [
         charts.by_round("length-rounds", students, "length", "Response length", "tokens (band: 10–90 %)", "length"),
         charts.by_round("entropy-rounds", students, "entropy", "Entropy", "nats per token"),
-        charts.by_round("repetition-rounds", students, "repetition", "Repetition", "%"),
-        charts.by_round("cut-rounds", students, "cut_off", "Cut off at the limit", "%"),
+        charts.by_round("repetition-rounds", students, "repetition", "Repetition", "share of the response (%)"),
+        charts.by_round("cut-rounds", students, "cut_off", "Cut off at the limit", "share of trajectories (%)"),
         charts.histogram(bins["length"], "Response length", "tokens"),
         charts.histogram(bins["repetition"], "Repetition", "share of the response"),
     ]
     teacher = [
-        charts.by_round("phi-rounds", audits, "phi", "Mean similarity φ", "φ"),
-        charts.by_round("weight-rounds", audits, "weight", "Mean weight π̂", "π̂"),
+        charts.by_round("phi-rounds", audits, "phi", "Mean similarity φ", "mean φ"),
+        charts.by_round("weight-rounds", audits, "weight", "Mean weight π̂", "mean π̂"),
         charts.histogram(bins["anchor_entropy"], "Entropy at the anchors", "nats"),
         charts.histogram(bins["phi"], "Similarity φ, mean of a chunk", "φ"),
         charts.histogram(bins["weight"], "Weight π̂ (Eq. 5)", "π̂"),
         charts.histogram(bins["prior"], "Prior π̄ (Eq. 4)", "π̄"),
     ]
-    sections: list[tuple[str, str, list[Any], str]] = [
+    sections: list[tuple[str, str, list[Any]]] = [
         (
             "Training dynamics",
             "As Fig. 3 of the paper. The loss falls also when the student merely becomes more certain, so it is no"
             " progress by itself: read it beside the accuracy, the NLL and the entropy. Dashed rules are rounds.",
             dynamics,
-            "" if accuracy else evaluate,
         ),
         (
             "What the student writes",
             "Growing repetition, or responses that run into the limit, tell of a student that has gone astray."
             " Distributions are of the last round (filled) and the first (line).",
             student,
-            "",
         ),
         (
             "What the teacher says",
             "Similarity of a chunk to the teacher's rollouts, the student's own confidence, and the weight that"
             " they give together. Distributions are of the last round (filled) and the first (line).",
             teacher,
-            "",
         ),
     ]
     return [
-        {"title": title, "about": about, "charts": [chart for chart in drawn if chart is not None], "missing": missing}
-        for title, about, drawn, missing in sections
+        {"title": title, "about": about, "charts": [chart for chart in drawn if chart is not None] or ["Nothing yet."]}
+        for title, about, drawn in sections
     ]
 
 
@@ -170,8 +170,8 @@ def _tiles(
     out.append(("Spent", f"${spend.usd:,.2f}" if priced else "–", budget if priced else "no price known"))
     weights = [row for row in audits if row["weight"] is not None]
     if weights:
-        first = f"{weights[0]['weight']:.3f} in round {weights[0]['round']}"
-        out.append((f"Mean weight, round {weights[-1]['round']}", f"{weights[-1]['weight']:.3f}", first))
+        note = f"{weights[0]['weight']:.3f} in round {weights[0]['round']}"
+        out.append(("Mean weight π̂", f"{weights[-1]['weight']:.3f}", note if len(weights) > 1 else "of round 0"))
     if accuracy:
         same = [row for row in accuracy if (row["benchmark"], row["grader"]) == _main_benchmark(accuracy)]
         note = f"{same[0]['accuracy']:.1%} after {same[0]['rounds']} rounds" if len(same) > 1 else same[0]["grader"]
@@ -190,6 +190,11 @@ def _main_benchmark(accuracy: list[figures.Row]) -> tuple[str, str]:
 
 def _large(count: int) -> str:
     return f"{count / 1e6:,.1f} M" if count >= 10_000_000 else f"{count:,}"
+
+
+def _model_name(model: str) -> str:
+    """A hub id as it is, and of a folder the name: where it lies on this machine is nobody's business."""
+    return Path(model).name if model.count("/") != 1 or model.startswith((".", "/")) else model
 
 
 def _settings(config: Config) -> list[tuple[str, str]]:

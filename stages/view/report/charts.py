@@ -15,6 +15,7 @@ CONFIG: dict[str, Any] = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
+    "line": {"strokeJoin": "round"},
     "axis": {
         "labelColor": "var(--muted)", "titleColor": "var(--muted)", "gridColor": "var(--grid)", "domain": False,
         "tickColor": "var(--grid)", "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal",
@@ -51,16 +52,25 @@ def by_round(name: str, values: list[Row], column: str, title: str, unit: str, b
     points = [row for row in values if row[column] is not None]
     if not points:
         return None
-    percent = unit == "%"
+    percent = unit.endswith("(%)")
     kept = ["round", column, *([f"{band}_low", f"{band}_high"] if band else [])]
     data = alt.Data(values=[{key: _scaled(row[key], percent and key != "round") for key in kept} for row in points])
     x = alt.X("round:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d"))
-    y = alt.Y(f"{column}:Q", title=unit, scale=alt.Scale(zero=percent or bool(band)))
+    # Where nothing was cut off in any round, the axis still goes up to 1 %.
+    flat = percent and all(100 * row[column] < 1 for row in points)
+    y = alt.Y(
+        f"{column}:Q", title=unit, scale=alt.Scale(zero=percent or bool(band), domainMax=1 if flat else alt.Undefined)
+    )
     chart: Any = alt.Chart(data).mark_line(color=_LINE, strokeWidth=2, point=_dots(len(points))).encode(
         x=x, y=y, tooltip=[alt.Tooltip("round:Q"), alt.Tooltip(f"{column}:Q", title=title, format=".4~g")],
     )  # fmt: skip
     if band:
-        area = alt.Chart(data).mark_area(color=_LINE, opacity=0.15).encode(x=x, y=f"{band}_low:Q", y2=f"{band}_high:Q")
+        edge = alt.Y(f"{band}_low:Q", title=unit)
+        area = alt.Chart(data).mark_area(color=_LINE, opacity=0.15).encode(x=x, y=edge, y2=f"{band}_high:Q")
+            alt.Chart(data)
+            .mark_area(color=_LINE, opacity=0.15)
+            .encode(x=x, y=alt.Y(f"{band}_low:Q", title=unit), y2=f"{band}_high:Q")
+        )
         chart = area + chart
     return _spec(chart, name, title)
 
@@ -76,7 +86,8 @@ def histogram(histogram: Histogram, title: str, x_title: str) -> dict[str, Any] 
     colour = alt.Color("which:N", scale=alt.Scale(domain=names, range=colours))
     low = values[0]["low"]
     high = values[-1]["high"]
-    x = alt.X("low:Q", title=x_title, scale=alt.Scale(domain=[low, high], nice=False))
+    plain = alt.X("low:Q", title=x_title, scale=alt.Scale(domain=[low, high], nice=False))
+    x = alt.X("low:Q", bin="binned", title=x_title, scale=alt.Scale(domain=[low, high], nice=False))
     y = alt.Y("percent:Q", title="share (%)")
     tooltip = [
         alt.Tooltip("which:N", title="of"),
@@ -95,7 +106,7 @@ def histogram(histogram: Histogram, title: str, x_title: str) -> dict[str, Any] 
     outline = (
         alt.Chart(alt.Data(values=[*earlier, {**earlier[-1], "low": high}]))
         .mark_line(interpolate="step-after", strokeWidth=2)
-        .encode(x=x, y=y, color=colour)
+        .encode(x=plain, y=y, color=colour)
     )
     return _spec(bars + outline, histogram.name, title)
 

@@ -9,11 +9,12 @@ import duckdb
 import pyarrow.parquet as pq
 
 from ....store.layout import RunDir
-from ....store.reader import views
+from ....store.reader import columns
 
 Row = dict[str, Any]
 
 BINS = 25
+_METRICS = ("chunk_loss", "kl_mean", "audited_nll", "audited_entropy", "mean_weight")
 DECODE_TO_PREFILL = 8.3
 """What an output token costs beside an input token, as the paper's Table 8 counts effort."""
 
@@ -34,13 +35,13 @@ def rows(db: duckdb.DuckDBPyConnection, query: str, values: list[Any] | None = N
 
 def training(db: duckdb.DuckDBPyConnection) -> list[Row]:
     """One row an optimizer step, counted over all rounds from 1, as Fig. 3 does; [] before any training."""
-    if "train_metrics" not in dict(views(db)):
+    present = {name for name, *_ in columns(db, "train_metrics")}
+    if not present:
         return []
-    return rows(
-        db,
-        "SELECT row_number() OVER (ORDER BY round, step) AS step, round, chunk_loss, kl_mean, audited_nll,"
-        " audited_entropy, mean_weight, grad_norm FROM train_metrics ORDER BY round, step",
-    )
+    # A version that measured less, or more, may have written some of the rounds.
+    metrics = ", ".join(name if name in present else f"NULL::DOUBLE AS {name}" for name in _METRICS)
+    order = "ORDER BY round, step"
+    return rows(db, f"SELECT row_number() OVER ({order}) AS step, round, {metrics} FROM train_metrics {order}")
 
 
 def students(db: duckdb.DuckDBPyConnection) -> list[Row]:
@@ -187,11 +188,11 @@ def _cost(label: str, pairs: list[tuple[Row, Row]], rollouts: int) -> Cost:
 
 
 def extreme_chunks(db: duckdb.DuckDBPyConnection, count: int, *, best: bool) -> list[Row]:
-    """The chunks of the lowest weight, or of the highest; of equal ones those of the highest entropy."""
+    """The chunks of the lowest weight, or of the highest; of weights that look equal those of the highest entropy."""
     order = "DESC" if best else "ASC"
     return rows(
         db,
-        f"SELECT * FROM chunks_scored WHERE n > 0 ORDER BY pi_teacher {order}, anchor_entropy DESC, chunk_id"
+        f"SELECT * FROM chunks_scored WHERE n > 0 ORDER BY round(pi_teacher, 2) {order}, anchor_entropy DESC, chunk_id"
         f" LIMIT {count}",
     )
 
