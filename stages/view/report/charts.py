@@ -67,10 +67,6 @@ def by_round(name: str, values: list[Row], column: str, title: str, unit: str, b
     if band:
         edge = alt.Y(f"{band}_low:Q", title=unit)
         area = alt.Chart(data).mark_area(color=_LINE, opacity=0.15).encode(x=x, y=edge, y2=f"{band}_high:Q")
-            alt.Chart(data)
-            .mark_area(color=_LINE, opacity=0.15)
-            .encode(x=x, y=alt.Y(f"{band}_low:Q", title=unit), y2=f"{band}_high:Q")
-        )
         chart = area + chart
     return _spec(chart, name, title)
 
