@@ -33,7 +33,7 @@ def command(path):
 
 
 def opened(path, address=""):
-    """The DOM when the page is ready, and what it said on the console."""
+    """The DOM when the page is ready, scripts apart, and what it said on the console."""
     result = subprocess.run(
         [*command(path), "--enable-logging=stderr", "--dump-dom", f"file://{path}#{address}"],
         capture_output=True,
@@ -42,7 +42,7 @@ def opened(path, address=""):
     )
     console = [line for line in result.stderr.splitlines() if ":CONSOLE" in line]
     assert result.returncode == 0, result.stderr
-    return result.stdout, console
+    return re.sub(r"<script.*?</script>", "", result.stdout, flags=re.S), console
 
 
 @pytest.fixture
