@@ -1,10 +1,9 @@
 """The command line. It parses, calls one function, and prints; heavy imports happen inside the commands."""
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +22,7 @@ app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(help="The run directory.", show_default=False)]
 Set = Annotated[list[str], typer.Option("--set", help="Override a config key: --set train.lr=1e-5. Repeatable.")]
+Format = Literal["table", "csv", "json", "jsonl", "parquet"]
 Round = Annotated[
     int | None, typer.Option("--round", min=0, help="Which round; the first unfinished one if not given.")
 ]
@@ -156,50 +156,82 @@ def run_(
 
 
 @app.command()
-def status(run: Run, json_: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Show rounds x stages, what is missing, and what was spent.
+def status(
+    run: Run,
+    json_: Annotated[bool, typer.Option("--json", help="For programs; docs/reading-a-run.md has the fields.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until all rounds are done.")] = False,
+) -> None:
+    """Show rounds x stages: what is done, missing and failed, what was spent, and how long it will take.
 
-    Example: omniopd status runs/first
+    Example: omniopd status runs/first --watch
     """
-    from .stages.view.status import as_json, as_table
+    from .stages.view.status import read_status
+    from .stages.view.status_text import show
 
     config = _config(run, [])
     if json_:
-        _say(json.dumps(as_json(RunDir(run), config), indent=1))
+        _say(read_status(RunDir(run), config).model_dump_json(indent=1))
     else:
-        from rich.console import Console
-
-        Console().print(as_table(RunDir(run), config))
+        show(RunDir(run), config, watch=watch)
 
 
 @app.command()
 def inspect(
     run: Run,
-    table: Annotated[str, typer.Argument(help="trajectories, chunks, rollouts, scores or shards.")] = "trajectories",
-    where: Annotated[str, typer.Option(help="A SQL condition over the table's columns.")] = "true",
+    table: Annotated[str, typer.Argument(help="trajectories, chunks, rollouts, or any view of sql.")] = "trajectories",
+    where: Annotated[str, typer.Option(help="A SQL condition over the columns (omniopd sql RUN --schema).")] = "true",
+    sort: Annotated[str, typer.Option(help='SQL order, such as "pi_teacher DESC".')] = "",
     limit: Annotated[int, typer.Option(min=1, help="Rows shown.")] = 3,
+    offset: Annotated[int, typer.Option(min=0, help="Rows left out before them.")] = 0,
+    sample: Annotated[int | None, typer.Option(min=1, help="Draw so many rows at random first.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
 ) -> None:
-    """Read rows: a trajectory with its chunks marked and the teacher's rollouts under them.
+    """Read rows: a trajectory with its chunks marked and the teacher's rollouts under them; chunks as case studies.
 
-    Example: omniopd inspect runs/first trajectories --where "round = 0 AND finish_reason = 'stop'"
+    Example: omniopd inspect runs/first chunks --where "round = 0 AND n >= 8" --sort pi_teacher --limit 10
     """
-    from .stages.view.inspect import inspect
+    from rich.console import Console
 
-    _config(run, [])
-    for block in inspect(RunDir(run), table, where, limit):
-        _say(block + "\n")
+    from .stages.view.inspect import Selection, inspect
+
+    console = Console(highlight=False)
+    selection = Selection(where, sort, limit, offset, sample, seed)
+    for block in inspect(RunDir(run), _config(run, []), table, selection):
+        console.print(block)
 
 
 @app.command()
-def sql(run: Run, query: Annotated[str, typer.Argument(help="One statement that reads.")]) -> None:
-    """Ask DuckDB about all tables of the run.
+def sql(
+    run: Run,
+    query: Annotated[str | None, typer.Argument(help="Statements; a shell if not given.", show_default=False)] = None,
+    format_: Annotated[Format | None, typer.Option("--format", help="How to write the answer.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Into this file; its name tells the format.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Show views and columns with docs and units.")] = False,
+    allow_files: Annotated[bool, typer.Option(help="Let SQL open files and load extensions.")] = False,
+) -> None:
+    """Ask DuckDB about all tables of the run; it cannot change them.
 
-    Example: omniopd sql runs/first "SELECT round, avg(prior) FROM chunks GROUP BY round"
+    Example: omniopd sql runs/first "SELECT round, avg(prior) FROM chunks GROUP BY round" --out priors.csv
     """
-    from .stages.view.sql import query as ask
+    from .stages.view.shell import run_sql
 
     _config(run, [])
-    _say(ask(RunDir(run), query))
+    run_sql(RunDir(run), query, format_, out, schema=schema, allow_files=allow_files)
+
+
+@app.command()
+def report(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="The file; unset: RUN/report.html.", show_default=False)] = None,
+    trajectories: Annotated[int, typer.Option(min=1, help="Searchable trajectories; drawn if there are more.")] = 1000,
+) -> None:
+    """Write one self-contained HTML file: training dynamics, distributions, cost, chunks, searchable trajectories.
+
+    Example: omniopd report runs/first --out first.html
+    """
+    from .stages.view.report.build import write_report
+
+    _say(write_report(RunDir(run), _config(run, []), out or run / "report.html", trajectories))
 
 
 @app.command()

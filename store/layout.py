@@ -5,8 +5,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import files
+from . import files, journal
 from .config import Config, load_config
+from .journal import StageRun, read_stage_run
 from .schema import CHUNKS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES, TableSpec
 from .sections import ScoreConfig
 from .shard import ALONE, Shard
@@ -87,6 +88,18 @@ class RoundDir:
         """
         return _stage_lock(self.path, stage, shard)
 
+    def expect(self, stage: str, rows: int, shard: Shard = ALONE) -> None:
+        """Say, while holding the lock, how many rows or steps a stage (or its shard) comes to in all."""
+        journal.expect(_journal_of(self.path, stage, shard), rows)
+
+    def stage_runs(self, stage: str) -> list[StageRun]:
+        """The latest run of a stage, or of each of its shards; [] where none was recorded."""
+        paths = sorted(self.path.glob(f".{stage}.*run.json"))
+        runs = [(Shard.of_file(path.name).count, run) for path in paths if (run := read_stage_run(path)) is not None]
+        # The stage may have been run before in more or fewer shards.
+        count, _ = max(runs, key=lambda pair: pair[1].started_at, default=(1, None))
+        return [run for shards, run in runs if shards == count]
+
 
 @contextlib.contextmanager
 def _stage_lock(folder: Path, stage: str, shard: Shard) -> Generator[None]:
@@ -103,7 +116,12 @@ def _stage_lock(folder: Path, stage: str, shard: Shard) -> Generator[None]:
         if shard.count > 1:
             held.enter_context(files.exclusive(folder / f".{stage}{shard.suffix}.lock", f"shard {shard} of {what}"))
             gate.close()
+        held.enter_context(journal.recorded(_journal_of(folder, stage, shard)))
         yield
+
+
+def _journal_of(folder: Path, stage: str, shard: Shard) -> Path:
+    return folder / f".{stage}{shard.suffix}.run.json"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """DuckDB over the tables: one view per table, with the docs and units of its columns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from .layout import RoundDir
 from .schema import ALL_SCORES, TABLES, TableSpec
@@ -48,10 +49,20 @@ def create_view(db: duckdb.DuckDBPyConnection, spec: TableSpec, paths: Sequence[
     else:
         columns = ", ".join(f'NULL::{_duckdb_type(db, spec, name)} AS "{name}"' for name in spec.schema.names)
         db.execute(f"CREATE OR REPLACE VIEW {spec.name} AS SELECT {columns} WHERE false")
-    db.execute(f"COMMENT ON VIEW {spec.name} IS {_quoted(spec.doc)}")
-    for field in spec.schema:
-        doc, unit = (field.metadata.get(key, b"").decode() for key in (b"doc", b"unit"))
-        db.execute(f'COMMENT ON COLUMN {spec.name}."{field.name}" IS {_quoted(f"{doc} [{unit}]" if unit else doc)}')
+    comment(db, spec.name, spec.doc, [(field.name, *doc_and_unit(field)) for field in spec.schema])
+
+
+def doc_and_unit(field: pa.Field) -> tuple[str, str]:
+    """What a column's metadata says of it; "" for what it does not say."""
+    metadata = field.metadata or {}
+    return metadata.get(b"doc", b"").decode(), metadata.get(b"unit", b"").decode()
+
+
+def comment(db: duckdb.DuckDBPyConnection, view: str, doc: str, columns: Iterable[tuple[str, str, str]]) -> None:
+    """Write the doc of a view, and name, doc and unit of its columns, where DuckDB shows them."""
+    db.execute(f"COMMENT ON VIEW {view} IS {_quoted(doc)}")
+    for name, text, unit in columns:
+        db.execute(f'COMMENT ON COLUMN {view}."{name}" IS {_quoted(f"{text} [{unit}]" if unit else text)}')
 
 
 def _duckdb_type(db: duckdb.DuckDBPyConnection, spec: TableSpec, name: str) -> str:

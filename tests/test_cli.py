@@ -113,18 +113,19 @@ def test_status_inspect_and_sql_show_what_is_there(make_run, teacher):
     status = json.loads(omniopd("status", run.path, "--json").stdout)
     (round_,) = status["rounds"]
     assert [stage["state"] for stage in round_["stages"]] == ["done"] * 4
-    assert status["requests"] == teacher.requests
+    assert status["spend"]["requests"] == teacher.requests
     assert "done" in omniopd("status", run.path, COLUMNS="120").stdout
     shown = omniopd("inspect", run.path, "--limit", 2).stdout
     assert shown.count("trajectory ") == 2
-    assert "⟦0: " in shown
-    assert "from 4 rollouts" in shown
+    assert "⟦1: " in shown
+    assert "from 4 rollouts" in " ".join(shown.split())
+    assert "Fork #1 (Pos: " in omniopd("inspect", run.path, "chunks", "--sort", "prior DESC").stdout
     assert "chunk_id" in omniopd("inspect", run.path, "scores", "--where", "n = 4", "--limit", 1).stdout
     assert "│" in omniopd("sql", run.path, "SELECT count(*) FROM rollouts JOIN chunks USING (chunk_id)").stdout
-    assert "takes one statement that reads" in refused(2, "sql", run.path, "COPY scores TO 'x.csv'")
-    assert "The tables are" in refused(2, "sql", run.path, "SELECT nonsense")
+    assert "opens no files" in refused(2, "sql", run.path, "COPY scores TO 'x.csv'")
+    assert "The views are" in refused(2, "sql", run.path, "SELECT nonsense")
     assert "There is no table" in refused(2, "inspect", run.path, "nonsense")
-    assert "Columns of chunks" in refused(2, "inspect", run.path, "chunks", "--where", "nonsense")
+    assert "Columns of chunks_scored" in refused(2, "inspect", run.path, "chunks", "--where", "nonsense")
 
 
 def test_what_ran_is_written_down(make_run):

@@ -30,7 +30,7 @@ from .metrics import BatchReport, MetricsLog, StepMetrics, step_metrics
 from .model import Student, build
 from .parallel import any_rank, few_threads, least_memory, model_parallel, on_first_rank, share, world
 from .policy_folder import publish, write_policy
-from .result import Progress, TrainResult, result_of
+from .result import Progress, TrainResult, count_steps, result_of
 from .step import Learner
 from .stop import on_sigterm
 from .trackers import Trackers, check_wandb
@@ -94,6 +94,7 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
         check_memory(need, least_memory(device))
         ids = table["trajectory_id"].to_pylist()
         data = _Data(shards, on_first_rank(lambda: trajectory_facts(round_, ids)))
+        on_first_rank(lambda: round_.expect("train", count_steps(len(shards), config.train)))
         _train(run, index, config, inputs, data, device, progress)
         return result_of(run, index, trained=True)
 

@@ -4,13 +4,12 @@
 Tokens are counted by the student's tokenizer; the teacher's count differs a little, and by what its template adds.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 from ...store.config import Config
-from ...store.ledger import NANO, Totals, Usage
+from ...store.ledger import NANO, Usage
 from .enough import adaptive_looks
 from .price import Rates
 from .teacher import Continuation
@@ -85,16 +84,3 @@ def continuations(kind: str, chosen: str) -> tuple[Continuation, ...]:
 def as_row(prediction: Forecast) -> dict[str, Any]:
     """For the ledger."""
     return asdict(prediction)
-
-
-def against_the_bill(prediction: Mapping[str, Any], totals: Totals, statuses: Mapping[str, int]) -> str:
-    """One line: prediction, bill, and what became of the rollouts."""
-    p = prediction
-    dollars = f"${p['usd']:.4f}" if p["usd"] == p["usd_uncached"] else f"${p['usd']:.4f} to ${p['usd_uncached']:.4f}"
-    outcomes = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items())) or "none yet"
-    return (
-        f"predicted ({p['mode']}, {p['continuation']}) {p['requests']:,} requests, {p['prompt_tokens']:,} prompt tokens"
-        f" ({p['cached_tokens']:,} of them cached at best) and {p['completion_tokens']:,} output at most, {dollars};"
-        f" billed {totals.requests:,} requests, {totals.prompt_tokens:,} ({totals.cached_tokens:,} cached) and"
-        f" {totals.completion_tokens:,}, ${totals.charged_nusd / NANO:.4f}; rollouts: {outcomes}"
-    )

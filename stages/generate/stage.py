@@ -48,6 +48,7 @@ def generate(run: RunDir, index: int, config: Config, shard: Shard = ALONE) -> s
     }
     table = round_.trajectories_of(shard)
     with round_.lock("generate", shard):
+        round_.expect("generate", len(wanted), shard)
         content = {"questions": _hash("\n".join(questions)), "policy": policy}
         table.begin(made_with(config, table.spec.name) | content)
         present = {key for (key,) in table.existing_keys()}

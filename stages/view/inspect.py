@@ -1,96 +1,128 @@
 """`omniopd inspect`: rows as a person reads them; a trajectory with its chunks marked and the rollouts below."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from ...store.config import Config
 from ...store.errors import UsageError
 from ...store.layout import RunDir
+from ...store.reader import columns, open_reader, views
 from ...store.schema import TABLES
-from ...store.sql import connect
+from .decoder import find_decoder
+from .reading import fork, record, trajectory
+from .sql import first_line
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_SOURCES = {"trajectories": "trajectories_scored", "chunks": "chunks_scored"}
+"""What is shown, and filtered by, in place of a table."""
 
 
-def inspect(run: RunDir, table: str, where: str, limit: int) -> Iterator[str]:
-    """Text blocks, one a row.
+@dataclass(frozen=True)
+class Selection:
+    """Which rows, and in which order."""
+
+    where: str = "true"
+    """A SQL condition over the view's columns."""
+    sort: str = ""
+    """SQL: columns with ASC or DESC; "" is the key."""
+    limit: int = 3
+    offset: int = 0
+    sample: int | None = None
+    """Only so many rows, drawn at random."""
+    seed: int = 0
+    """Of the sample."""
+
+
+def inspect(run: RunDir, config: Config, table: str, selection: Selection) -> Iterator["RenderableType"]:
+    """Blocks for the console, one a row, and a last line that says which rows they are.
 
     Raises:
-        UsageError: no such table, or the condition is not SQL over its columns.
+        UsageError: no such table, or what is asked for is not SQL over its columns.
     """
-    if table not in TABLES:
-        raise UsageError(f"There is no table {table!r}.", f"The tables are {', '.join(TABLES)}.")
-    with contextlib.closing(connect(run.rounds())) as db:
-        key = ", ".join(TABLES[table].key)
+    with contextlib.closing(open_reader(run)) as db:
+        known = [name for name, _ in views(db)]
+        if table not in known:
+            raise UsageError(f"There is no table {table!r}.", f"The tables are {', '.join(known)}.")
+        view = _SOURCES.get(table, table)
         try:
-            rows = _rows(db, f"SELECT * FROM {table} WHERE {where} ORDER BY {key} LIMIT {limit}")
+            rows, total = _select(db, view, selection)
         except duckdb.Error as error:
-            columns = ", ".join(TABLES[table].schema.names)
-            raise UsageError(str(error).splitlines()[0], f"Columns of {table}: {columns}.") from error
-        for row in rows:
-            yield _trajectory(db, row) if table == "trajectories" else _record(row)
+            names = ", ".join(name for name, *_ in columns(db, view))
+            raise UsageError(first_line(error), f"Columns of {view}: {names}.") from error
+        if view == "trajectories_scored":
+            chunks = _chunks_of(db, [row["trajectory_id"] for row in rows])
+            rollouts = _rollouts_of(db, [chunk["chunk_id"] for own in chunks.values() for chunk in own])
+            decode = find_decoder(run, config)
+            for row in rows:
+                yield trajectory(row, chunks[row["trajectory_id"]], rollouts, decode)
+        elif view == "chunks_scored":
+            rollouts = _rollouts_of(db, [row["chunk_id"] for row in rows])
+            for row in rows:
+                yield fork(row, rollouts[row["chunk_id"]])
+        else:
+            for row in rows:
+                yield record(row)
+        yield _footer(table, len(rows), total, selection)
+
+
+def _select(db: duckdb.DuckDBPyConnection, view: str, wanted: Selection) -> tuple[list[dict[str, Any]], int]:
+    """The rows, and how many there are to page through."""
+    key = ", ".join(_key(db, view))
+    source = f"SELECT * FROM {view} WHERE ({wanted.where}\n)"
+    if wanted.sample is not None:
+        source += f" ORDER BY md5(concat_ws('|', {wanted.seed}, {key})) LIMIT {wanted.sample}"
+    ((total,),) = db.execute(f"SELECT count(*) FROM ({source})").fetchall()
+    order = ", ".join(part for part in (wanted.sort, key) if part)
+    page = f"SELECT * FROM ({source}) ORDER BY {order} LIMIT {wanted.limit} OFFSET {wanted.offset}"
+    return _rows(db, page), total
+
+
+def _key(db: duckdb.DuckDBPyConnection, view: str) -> Sequence[str]:
+    """Columns that put the rows of a view into one order."""
+    spec = next((spec for name, spec in TABLES.items() if _SOURCES.get(name, name) == view), None)
+    if spec is None:
+        return [f'"{name}"' for name, type_, _ in columns(db, view) if not type_.endswith("[]")]
+    # A trajectory's chunks as they stand in it.
+    return ("trajectory_id", "start") if view == "chunks_scored" else spec.key
 
 
 def _rows(db: duckdb.DuckDBPyConnection, query: str, values: list[Any] | None = None) -> list[dict[str, Any]]:
     return db.sql(query, params=values or []).to_arrow_table().to_pylist()
 
 
-def _record(row: dict[str, Any]) -> str:
-    width = max(len(name) for name in row)
-    return "\n".join(f"{name:>{width}}  {_short(value)}" for name, value in row.items())
+def _chunks_of(db: duckdb.DuckDBPyConnection, trajectory_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
+    query = "SELECT * FROM chunks_scored WHERE list_contains(?, trajectory_id) ORDER BY trajectory_id, start"
+    out: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in _rows(db, query, [trajectory_ids]):
+        out[row["trajectory_id"]].append(row)
+    return out
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 12:
-        return f"[{', '.join(_short(item) for item in value[:12])}, ... {len(value)} in all]"
-    if isinstance(value, list):
-        return f"[{', '.join(_short(item) for item in value)}]"
-    return f"{value:.4f}" if isinstance(value, float) else repr(value) if isinstance(value, str) else str(value)
-
-
-def _trajectory(db: duckdb.DuckDBPyConnection, row: dict[str, Any]) -> str:
-    chunks = _rows(
-        db,
-        "SELECT chunks.*, n, k_sem, pi_teacher FROM chunks LEFT JOIN scores USING (chunk_id)"
-        " WHERE trajectory_id = ? ORDER BY start",
-        [row["trajectory_id"]],
+def _rollouts_of(db: duckdb.DuckDBPyConnection, chunk_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Rollouts of each chunk, equal ones together, the most frequent first and those without an answer last."""
+    query = (
+        "SELECT chunk_id, text, status, CASE WHEN text IS NULL THEN finish_reason END AS why, count(*) AS times"
+        " FROM rollouts WHERE list_contains(?, chunk_id) GROUP BY ALL"
     )
-    lines = [
-        f"trajectory {row['trajectory_id']}  round {row['round']}  sample {row['sample_index']}"
-        f"  {len(row['response_ids'])} tokens  {row['finish_reason']}",
-        f"  prompt    {row['prompt_text']!r}",
-        f"  response  {_marked(row['response_text'], chunks)!r}",
-    ]
-    for number, chunk in enumerate(chunks):
-        lines += _chunk(db, number, chunk)
-    return "\n".join(lines)
+    out: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    rows = _rows(db, query, [chunk_ids])
+    for row in sorted(rows, key=lambda row: (row["text"] is None, -row["times"], row["text"] or row["why"] or "")):
+        out[row["chunk_id"]].append(row)
+    return out
 
 
-def _marked(text: str, chunks: list[dict[str, Any]]) -> str:
-    """The response with each chunk in numbered brackets."""
-    out, done = "", 0
-    for number, chunk in enumerate(chunks):
-        start = len(chunk["prefix_text"])
-        end = start + len(chunk["chunk_text"])
-        out += f"{text[done:start]}⟦{number}: {text[start:end]}⟧"
-        done = end
-    return out + text[done:]
+def _footer(table: str, shown: int, total: int, wanted: Selection) -> "RenderableType":
+    from rich.text import Text
 
-
-def _chunk(db: duckdb.DuckDBPyConnection, number: int, chunk: dict[str, Any]) -> list[str]:
-    weight = (
-        "not scored" if chunk["pi_teacher"] is None else f"weight {chunk['pi_teacher']:.3f} from {chunk['n']} rollouts"
-    )
-    lines = [
-        f"  ⟦{number}⟧ {chunk['chunk_text']!r}  tokens {chunk['start']}-{chunk['end']}  rank {chunk['rank']}"
-        f"  entropy {chunk['anchor_entropy']:.3f} nats  prior {chunk['prior']:.3f}  {weight}"
-    ]
-    rollouts = _rows(
-        db,
-        "SELECT text, status, count(*) AS times FROM rollouts WHERE chunk_id = ?"
-        " GROUP BY ALL ORDER BY times DESC, text",
-        [chunk["chunk_id"]],
-    )
-    return lines + [
-        f"      {r['times']:>3}x {r['text']!r}{'' if r['status'] == 'ok' else ' ' + r['status']}" for r in rollouts
-    ]
+    last = wanted.offset + shown
+    more = f"; --offset {last} goes on" if last < total else ""
+    sampled = "" if wanted.sample is None else f" drawn at random (--seed {wanted.seed})"
+    rows = f"{wanted.offset + 1}-{last} of {total:,}" if shown else f"none of {total:,}"
+    return Text(f"{table}: {rows}{sampled}{more}", "dim")

@@ -1,7 +1,6 @@
 """Several workers fill a round without talking to each other, and it comes out as one worker's."""
 
 import concurrent.futures
-import json
 import os
 import subprocess
 import sys
@@ -107,11 +106,12 @@ def test_a_worker_without_prompts_is_done_at_once(make_run):
 
 
 def test_status_shows_what_was_cut_off_and_repetition(make_run):
-    from omniopd.stages.view.status import as_json
+    from omniopd.stages.view.status import read_status
 
     run = make_run(generate={"max_new_tokens": 6})
     generate(run, 0, run.config())
-    (round_,) = as_json(run, run.config())["rounds"]
-    assert 0 <= round_["cut_off"] <= 1
-    assert 0 <= round_["repetition"] < 1
-    json.dumps(round_)
+    (round_,) = read_status(run, run.config()).rounds
+    assert round_.cut_off is not None
+    assert 0 <= round_.cut_off <= 1
+    assert round_.repetition is not None
+    assert 0 <= round_.repetition < 1

@@ -1,0 +1,33 @@
+# pyright: strict
+"""A response as its tokens' texts with their entropies: what a reader sees coloured. Pure, given a decoder."""
+
+from collections.abc import Callable, Sequence
+
+Decode = Callable[[list[int]], str]
+
+_LONGEST = 16
+"""Tokens that one piece may take: some write a character in several."""
+
+
+def pieces(text: str, ids: Sequence[int], entropies: Sequence[float], decode: Decode | None) -> list[tuple[str, float]]:
+    """Texts that together are `text`, each with the highest entropy of its tokens (nats).
+
+    A token whose text is half a character is taken together with the next. Without a decoder, or from where the tokens
+    do not give the text, the rest is one piece of entropy 0.
+    """
+    out: list[tuple[str, float]] = []
+    done, held, highest = 0, list[int](), 0.0
+    for id_, entropy in zip(ids, entropies, strict=True) if decode is not None else ():
+        if done == len(text) or len(held) == _LONGEST:
+            break
+        held.append(id_)
+        highest = max(highest, entropy)
+        piece = decode(held)
+        # Some decoders drop the space that begins a text.
+        piece = next((p for p in (piece, " " + piece) if p and text.startswith(p, done)), None)
+        if piece is not None:
+            out.append((piece, highest))
+            done, held, highest = done + len(piece), [], 0.0
+    if done < len(text):
+        out.append((text[done:], 0.0))
+    return out

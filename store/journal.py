@@ -1,0 +1,95 @@
+# pyright: strict
+"""What a stage's latest run came to: a small file beside its lock, which says who runs, since when, and how it ended.
+
+Nothing depends on it but what people are shown: whether rows exist is the manifests' to say.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from . import files
+from .errors import BudgetReached, OmniopdError
+
+
+class StageRun(BaseModel):
+    """One run of a stage, or of one shard of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    host: str
+    started_at: float
+    """Unix time, s."""
+    ended_at: float | None = None
+    error: str | None = None
+    """Why it failed; None where it did not, or where it had no chance to say so."""
+    expected: int | None = None
+    """Rows or steps that the stage comes to in all."""
+
+    @property
+    def state(self) -> Literal["running", "failed", "killed", "ended"]:
+        """Of a run on another machine that did not say that it ended, it is believed that it runs."""
+        if self.ended_at is not None:
+            return "ended" if self.error is None else "failed"
+        return "running" if self.host != socket.gethostname() or _alive(self.pid) else "killed"
+
+
+@contextlib.contextmanager
+def recorded(path: Path) -> Generator[None]:
+    """Write down that a run begins, and how it ends. Reaching a budget and Ctrl-C are no failures."""
+    before = read_stage_run(path)
+    # What a stage comes to does not change, and a run that finds nothing to do does not say it again.
+    expected = None if before is None else before.expected
+    run = StageRun(pid=os.getpid(), host=socket.gethostname(), started_at=time.time(), expected=expected)
+    _write(path, run)
+    error: str | None = None
+    try:
+        yield
+    except BudgetReached:
+        raise
+    except OmniopdError as failure:
+        error = str(failure)
+        raise
+    except Exception as failure:
+        # Only its kind: nobody has checked what such a message holds.
+        error = type(failure).__name__
+        raise
+    finally:
+        now = read_stage_run(path) or run
+        _write(path, now.model_copy(update={"ended_at": time.time(), "error": error}))
+
+
+def expect(path: Path, rows: int) -> None:
+    """Write down what the run that is recorded at `path` comes to in all."""
+    run = read_stage_run(path)
+    assert run is not None, "expect() belongs inside recorded()"
+    _write(path, run.model_copy(update={"expected": rows}))
+
+
+def read_stage_run(path: Path) -> StageRun | None:
+    """What is recorded; None where there is nothing, or nothing that this version can read."""
+    try:
+        return StageRun.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _write(path: Path, run: StageRun) -> None:
+    files.write_text(path, run.model_dump_json() + "\n")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
