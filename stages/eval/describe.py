@@ -15,11 +15,8 @@ def describe(result: EvalResult) -> str:
 def _lines(result: EvalResult) -> Iterator[str]:
     yield f"{result.benchmark}: {result.questions} questions, {result.samples} samples each{_which(result)}"
     for grader in result.graders:
-        again = (
-            ""
-            if math.isnan(grader.repeat_error) or not grader.repeat_error
-            else f"   +- {100 * grader.repeat_error:.1f} if sampled again"
-        )
+        error = 100 * grader.repeat_error
+        again = f"   +- {error:.1f} if sampled again" if error > 0 else ""  # NaN for one sample
         yield f"  Pass@1  {grader.grader:<12} {_percent(grader.pass_at_1)}{again}"
     if result.samples > 1:
         ks = result.graders[0].pass_at_k

@@ -128,10 +128,10 @@ _TIE = 1e-9
 
 
 def _p_exact(differences_D: NDArray[np.float64]) -> float:
-    sums: NDArray[np.float64] = np.zeros(1)
-    for difference in differences_D.tolist():
+    sums = np.zeros(1)
+    for difference in differences_D:
         sums = np.concatenate([sums + difference, sums - difference])
-    return float(np.mean(np.abs(sums) >= abs(differences_D.sum()) - _TIE))
+    return np.count_nonzero(np.abs(sums) >= abs(differences_D.sum()) - _TIE) / len(sums)
 
 
 def _p_drawn(differences_D: NDArray[np.float64]) -> float:

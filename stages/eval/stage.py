@@ -66,7 +66,7 @@ def evaluate(
             return results, False
         with results.lock("grade"):
             for grader in graders.all:
-                _grade(results, grader, benchmark)
+                grade(results, grader, benchmark)
     return results, True
 
 
@@ -216,7 +216,8 @@ class _Answer:
     text: str
 
 
-def _grade(results: EvalDir, grader: Grader, benchmark: Benchmark) -> None:
+def grade(results: EvalDir, grader: Grader, benchmark: Benchmark) -> None:
+    """Grade the responses that have no verdict of this grader yet."""
     table = results.verdicts(grader.name)
     settings = {"benchmark": benchmark.fingerprint, **grader.settings}
     if table.manifest.parts and dict(table.manifest.made_with) != settings:

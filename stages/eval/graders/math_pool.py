@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import queue
+import re
 import select
 import subprocess
 import sys
@@ -75,7 +76,8 @@ class MathVerify:
 
 def as_gold(reference: str) -> str:
     """A reference as math-verify reads it: LaTeX without delimiters would be taken for prose."""
-    return reference if "$" in reference or "\\boxed" in reference else f"\\boxed{{{reference}}}"
+    delimited = "\\boxed" in reference or re.search(r"(?<!\\)\$", reference) is not None
+    return reference if delimited else f"\\boxed{{{reference}}}"
 
 
 class _Worker:
@@ -85,7 +87,7 @@ class _Worker:
             [sys.executable, "-P", "-B", str(_WORKER)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        if self._line(_START_S) is None:
+        if not self._line(_START_S):
             stderr = self._process.stderr
             self._process.kill()
             reason = b"" if stderr is None else stderr.read()
