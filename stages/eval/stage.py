@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _VERDICTS_A_PART = 256
+_SECONDS_A_PART = 60.0
+"""A benchmark may be smaller than generate.part_rows, and long responses come slowly: a crash loses a minute."""
 _MATH_LIMIT_S = 10.0
 _FITTING = {False: ("math_verify", "dapo_regex"), True: ("tests",)}
 """For answers, and for programs."""
@@ -97,13 +99,14 @@ def _respond(table: Table, benchmark: Benchmark, config: Config, folder: Path, p
         )
         with contextlib.closing(engine), progress("answer", len(wanted), len(wanted) - len(missing)) as advance:
             rows: list[dict[str, Any]] = []
+            committed = time.monotonic()
             for response in engine.generate(missing, sampling):
                 row = _row(response, *wanted[response.trajectory_id], tokenizer, sampling)
                 rows.append(row | {"policy": policy, "engine": engine.name})
                 advance(1, "")
-                if len(rows) == generate.part_rows:
+                if len(rows) == generate.part_rows or time.monotonic() - committed > _SECONDS_A_PART:
                     table.append(rows)
-                    rows = []
+                    rows, committed = [], time.monotonic()
             table.append(rows)
     table.finish()
 

@@ -136,7 +136,7 @@ def test_equal_models_have_no_gain_and_p_is_one():
 
 
 def test_pairing_sees_a_gain_that_two_intervals_hide():
-    """Questions differ much, and A is a little better on each: the separate intervals overlap, the difference is clear."""
+    """Questions differ much, and A is a little better on each: the intervals overlap, the difference is clear."""
     b = np.linspace(0, 0.9, 50)
     result = paired_difference(b + 0.05, b)
     assert bootstrap_mean(b).high > bootstrap_mean(b + 0.05).low

@@ -25,7 +25,7 @@ def forms(rng):
     yield rf"-\frac{{{a}}}{{{b}}}", rf"\frac{{-{a}}}{{{b}}}", rf"\frac{{{a}}}{{{b}}}"
     yield f"{a}\\%", f"{a}%", f"{a + 1}\\%"
     yield rf"\{{{a}, {a + b}\}}", rf"\{{{a + b}, {a}\}}", rf"\{{{a}, {a + b + 1}\}}"
-    yield rf"\{{1, 2, {a + 2}\}}", rf"\{{{a + 2}, 1, 2\}}", rf"\{{1, 2\}}"
+    yield rf"\{{1, 2, {a + 2}\}}", rf"\{{{a + 2}, 1, 2\}}", r"\{1, 2\}"
     yield f"({a}, {b})", rf"\left({a}, {b}\right)", f"({a}, {b + 1})"
     yield f"[{a}, {a + b})", rf"\left[{a}, {a + b}\right)", f"[{a}, {a + b}]"
     yield rf"(-\infty, {a}]", rf"\left(-\infty, {a}\right]", rf"(-\infty, {a})"
@@ -77,7 +77,7 @@ def test_agrees_with_math_verifys_own_verdict_on_500_pairs_of_many_forms():
     from math_verify import parse, verify
 
     grader = MathVerify(20, 2)
-    cases = pairs(560)
+    cases = pairs(500)
     assert len({reference for reference, _, _ in cases}) > 200
     own, ours = [], []
     for reference, response, _ in cases:
@@ -92,7 +92,7 @@ def test_agrees_with_math_verifys_own_verdict_on_500_pairs_of_many_forms():
         if "\\" not in response or any(mark in response for mark in ("$", "\\boxed", "\\[")):
             known[right].append(verdict == right)
     for agreed in known.values():
-        assert len(agreed) >= 200
+        assert len(agreed) >= 180
         assert sum(agreed) / len(agreed) > 0.97
 
 
