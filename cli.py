@@ -234,6 +234,79 @@ def report(
     _say(write_report(RunDir(run), _config(run, []), out or run / "report.html", trajectories))
 
 
+@app.command("eval")
+def eval_(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Folder or hub id of a model, a run directory, or a policy in one.", show_default=False),
+    ] = None,
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            help="math500, aime24, aime25, amc23, olympiadbench; apps, codecontests, taco, codeforces; or FILE."
+        ),
+    ] = "",
+    samples: Annotated[int, typer.Option(min=1, help="Responses to each question.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response, tokens.")] = 32768,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus, in (0, 1].")] = 1.0,
+    template: Annotated[
+        str | None, typer.Option(help="User message, with {question}; unset: the run's, or the paper's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
+    grader: Annotated[
+        list[str], typer.Option(help="math_verify, dapo_regex or tests; unset: all that fit. Repeatable.")
+    ] = [],
+    after: Annotated[
+        int | None, typer.Option(min=0, help="Of a run: after so many rounds, 0 is the initial student; unset: all.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; unset: RUN/eval/... or evals/...")] = None,
+    shard: Annotated[str, typer.Option(help="i/n: answer share i of n of the questions.")] = "",
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Two folders of results: is the first model better?")
+    ] = None,
+    set_: Set = [],
+) -> None:
+    """Measure a model on a benchmark: Pass@1 and pass@k with intervals, length, truncation, repetition.
+
+    Goes on where it was stopped. FILE is .jsonl, .parquet or .csv with the columns question and answer (or tests, for
+    programs, which run in a sandbox); docs/evaluation.md has the details.
+
+    Examples:
+
+    omniopd eval Qwen/Qwen3-1.7B --benchmark math500
+
+    omniopd eval runs/first --after 0 --benchmark aime24.jsonl --samples 4 --set generate.batch_size=32
+
+    omniopd eval --compare runs/first/eval/after=003/math500 runs/first/eval/after=000/math500
+    """
+    from .stages.eval.describe import describe, describe_comparison
+
+    if compare is not None:
+        from .stages.eval.compare import compare as compare_
+        from .store.evals import EvalDir
+
+        _say(describe_comparison(compare_(EvalDir(compare[0]), EvalDir(compare[1]))))
+        return
+    if model is None or not benchmark:
+        raise UsageError("MODEL and --benchmark are needed.", "Example: omniopd eval runs/first --benchmark math500.")
+    from .stages.eval.results import result
+    from .stages.eval.settings import EvalSettings, find_target
+    from .stages.eval.stage import evaluate
+    from .stages.generate.workers import which_shard
+
+    settings = EvalSettings(
+        benchmark, samples, max_new_tokens, temperature, top_p, template, seed, engine, tuple(grader)
+    )
+    share = which_shard(shard, os.environ)
+    folder, whole = evaluate(find_target(model, after), settings, set_, out, share)
+    if whole:
+        _say(describe(result(folder)))
+    else:
+        _say(f"share {share} is answered; the last worker to finish grades them all")
+
+
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the runs go.")] = Path("runs/demo"),

@@ -1,19 +1,15 @@
 """Pass@1 on held-out problems, with the engine that `generate` uses, and the intervals that a claim needs."""
 
-import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 
+import numpy as np
+
+from ..stages.eval.estimate import Interval, paired_difference
+from ..stages.eval.settings import GREEDY
 from ..stages.generate.engine import Request, Sampling
 from .task import MAX_NEW_TOKENS, Problem, grade
-
-_Z = NormalDist().inv_cdf(0.975)
-_GREEDY = 1e-6
-"""A temperature at which the likeliest token has all the mass."""
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -48,21 +44,10 @@ def evaluate(folder: Path, problems: Sequence[Problem], seed: int) -> Result:
         }
         return [right[id_] for id_ in requests]
 
-    return Result(verdicts(1.0), verdicts(_GREEDY))
+    return Result(verdicts(1.0), verdicts(GREEDY))
 
 
-def wilson(verdicts: Sequence[bool]) -> tuple[float, float, float]:
-    """Share of True and its 95 % interval (Wilson, 1927)."""
-    n, p = len(verdicts), sum(verdicts) / len(verdicts)
-    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    return p, centre - half, centre + half
-
-
-def gain(after: Sequence[bool], before: Sequence[bool]) -> tuple[float, float, float]:
-    """Difference of two Pass@1 on the same problems, and its 95 % interval: a paired bootstrap over problems."""
-    differences = [a - b for a, b in zip(after, before, strict=True)]
-    rng = random.Random(0)
-    means = sorted(sum(rng.choices(differences, k=len(differences))) for _ in range(_RESAMPLES))
-    n = len(differences)
-    return sum(differences) / n, means[int(0.025 * _RESAMPLES)] / n, means[int(0.975 * _RESAMPLES)] / n
+def gain(after: Sequence[bool], before: Sequence[bool]) -> Interval:
+    """Difference of two Pass@1 on the same problems, and its 95 % interval."""
+    after_Q, before_Q = (np.array(verdicts, dtype=np.float64) for verdicts in (after, before))
+    return paired_difference(after_Q, before_Q).gain

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from ..run import run_round, train_stage
 from ..stages.audit.stage import audit
+from ..stages.eval.estimate import Interval, wilson
 from ..stages.score.stage import score
 from ..store.config import commented_toml
 from ..store.errors import UsageError
 from ..store.layout import RunDir
-from .evaluate import Result, evaluate, gain, wilson
+from .evaluate import Result, evaluate, gain
 from .task import MAX_NEW_TOKENS, PROMPT_TEMPLATE, problems
 from .teacher import MODELS, TeacherServer
 
@@ -130,7 +131,7 @@ def _report(result: Demo, run: RunDir, seconds: float, say: Say) -> None:
         say(f"  {name:<48} {_line(row)}")
     for name, other in list(rows.items())[:3]:
         pairs = ((result.distilled.sampled, other.sampled), (result.distilled.greedy, other.greedy))
-        gains = "   ".join("{:+5.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in gain(a, b))) for a, b in pairs)
+        gains = "   ".join("{:+5.1f} [{:+.1f}, {:+.1f}]".format(*_percent(gain(a, b))) for a, b in pairs)
         say(f"  {'gain over ' + name + ', points':<48} {gains}")
     say("controls: same student, teacher ignored, every audited token weighs the same")
     query = "SELECT round, avg(k_sem / n) AS similarity FROM scores JOIN chunks USING (chunk_id) GROUP BY round"
@@ -142,5 +143,9 @@ def _report(result: Demo, run: RunDir, seconds: float, say: Say) -> None:
 
 
 def _line(result: Result) -> str:
-    cells = ("{:5.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in wilson(v))) for v in (result.sampled, result.greedy))
+    cells = ("{:5.1f} [{:.1f}, {:.1f}]".format(*_percent(wilson(v))) for v in (result.sampled, result.greedy))
     return "   ".join(cells)
+
+
+def _percent(interval: Interval) -> tuple[float, float, float]:
+    return 100 * interval.value, 100 * interval.low, 100 * interval.high

@@ -46,16 +46,29 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}.", "Mend that line.") from error
-    for override in overrides:
-        _set(tree, override)
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_first_problem(error), f"Mend it in {path} or in --set.") from error
+    config = _validated(tree, overrides, f"Mend it in {path} or in --set.")
     for section, key in (("student", "model"), ("data", "prompts"), ("teacher", "model")):
         if not getattr(getattr(config, section), key):
             raise ConfigError(f"{section}.{key} is not set.", f"Set it in {path} or by --set {section}.{key}=....")
     return config
+
+
+def default_config(overrides: Iterable[str]) -> Config:
+    """The defaults with `a.b=value` overrides on top, for work on a model that belongs to no run.
+
+    Raises:
+        ConfigError: an unknown key, a value out of range.
+    """
+    return _validated({}, overrides, "Mend it in --set.")
+
+
+def _validated(tree: dict[str, Any], overrides: Iterable[str], cure: str) -> Config:
+    for override in overrides:
+        _set(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error), cure) from error
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

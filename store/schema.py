@@ -197,4 +197,48 @@ ESTIMATOR_STUDY = TableSpec(
     65536,
 )
 
+_question_id = _column("question_id", _str, "the benchmark's id of the question, or a hash of its text")
+_sample_index = _column("sample_index", _i32, "which sample of this question, from 0")
+
+EVAL_RESPONSES = TableSpec(
+    "eval_responses",
+    "what a model answered to the questions of a benchmark",
+    pa.schema(
+        [
+            _question_id,
+            _sample_index,
+            _column("question", _str, "the question, without the template"),
+            _column("prompt_text", _str, "the prompt as the model read it, chat template included"),
+            _column("response_text", _str, "the response without its stop token"),
+            _column("response_tokens", _i32, "length of the response, stop token included", "tokens"),
+            _column("finish_reason", _str, "stop | length"),
+            _column("repetition", _f32, "share of the response that its longest repeated token sequence makes up"),
+            _column("policy", _str, "hash of the weights that sampled it"),
+            _column("engine", _str, "engine, version and precision"),
+        ]
+    ),
+    ("question_id", "sample_index"),
+    4096,
+)
+
+EVAL_VERDICTS = TableSpec(
+    "eval_verdicts",
+    "what a grader says of each response",
+    pa.schema(
+        [
+            _question_id,
+            _sample_index,
+            _column("grader", _str, "math_verify | dapo_regex | tests"),
+            _column("correct", pa.bool_(), "the response is right"),
+            _column("reason", _str, "right | wrong | no_answer | timeout | memory | output | threads | error"),
+            _column("reference", _str, "what the response was held against; null for tests"),
+            _column("extracted", _str, "the answer, or the program, as the grader read it"),
+            _column("detail", _str, "more about a failure"),
+            _column("seconds", _f32, "time that grading took", "s"),
+        ]
+    ),
+    ("question_id", "sample_index", "grader"),
+    16384,
+)
+
 TABLES: dict[str, TableSpec] = {t.name: t for t in (TRAJECTORIES, CHUNKS, ROLLOUTS, SCORES, SHARDS)}

@@ -66,11 +66,13 @@ class Engine(Protocol):
         ...
 
 
-def make_engine(folder: str, config: Config, longest_prompt: int) -> Engine:
+def make_engine(folder: str, config: Config, longest_prompt: int, *, entropies: bool = True) -> Engine:
     """The engine that the config names, with the model of `folder` loaded.
 
     Args:
         longest_prompt: Tokens of the longest prompt that it will be given.
+        entropies: False for a caller that wants texts alone: log-probs and entropies may then be NaN, and no second
+            pass computes them.
 
     Raises:
         InputError: the engine is not installed, or cannot load the model.
@@ -78,7 +80,7 @@ def make_engine(folder: str, config: Config, longest_prompt: int) -> Engine:
     # Each engine brings in seconds of imports.
     from .rescore import Rescored, Rescorer
 
-    rescore = config.generate.entropy == "rescore"
+    rescore = entropies and config.generate.entropy == "rescore"
     if _name(config) == "transformers":
         from .transformers_engine import TransformersEngine
 
@@ -86,6 +88,8 @@ def make_engine(folder: str, config: Config, longest_prompt: int) -> Engine:
         return Rescored(engine, Rescorer(folder, config.train.precision)) if rescore else engine
     from .vllm_engine import VllmEngine
 
+    if not entropies:
+        return VllmEngine(folder, config, longest_prompt, decode_entropies=False)
     if not rescore:
         engine = VllmEngine(folder, config, longest_prompt, decode_entropies=True)
         problem = engine.check_entropies()

@@ -3,21 +3,16 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...store.errors import InputError
 from ...store.sections import DataConfig
+from ..dataset import Source, as_question, collect, read_frame
 
 if TYPE_CHECKING:
-    import polars as pl
     from transformers import PreTrainedTokenizerBase
-
-
-_READERS = {".jsonl": "scan_ndjson", ".parquet": "scan_parquet", ".csv": "scan_csv"}
-"""Polars' reader for each kind of file."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +34,7 @@ def read_questions(data: DataConfig) -> list[str]:
     Raises:
         InputError: the file or data set is not there, has no such column, or holds no question; the filter is no SQL.
     """
-    path = Path(data.prompts)
-    column = _read_file(path, data) if path.suffix in _READERS else _read_hub(data)
-    questions = list(dict.fromkeys(text for value in column if (text := _question(value))))
+    questions = list(dict.fromkeys(text for value in _column(data) if (text := as_question(value))))
     if not questions:
         kept = "" if data.filter is None else " after data.filter"
         raise InputError(
@@ -50,71 +43,27 @@ def read_questions(data: DataConfig) -> list[str]:
     return questions
 
 
-def _question(value: Any) -> str:
-    """Text of a cell; of a chat, the last user message."""
-    if isinstance(value, list):
-        user = [message["content"] for message in value if message.get("role") == "user"]
-        value = user[-1] if user else None
-    return "" if value is None or not str(value).strip() else str(value)
-
-
-def _read_file(path: Path, data: DataConfig) -> list[Any]:
-    import polars as pl
-
-    if not path.is_file():
-        raise InputError(f"The prompt file {path} does not exist.", "Set data.prompts to a file that does.")
-    if path.stat().st_size == 0:
-        raise InputError(f"The prompt file {path} is empty.", f"Write one row a prompt, with a column {data.field!r}.")
-    try:
-        frame = getattr(pl, _READERS[path.suffix])(path)
-        columns = frame.collect_schema().names()
-    except pl.exceptions.PolarsError as error:
-        raise _unreadable(path, error) from error
-    try:
-        return _column(str(path), frame, columns, data)
-    except pl.exceptions.ComputeError as error:  # a line further down
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = str(error).splitlines()[0]
-    return InputError(f"{path} cannot be read as {path.suffix[1:]}: {reason}.", "Mend or replace the file.")
-
-
-def _read_hub(data: DataConfig) -> list[Any]:
-    import datasets
-    import polars as pl
-
-    try:
-        rows = datasets.load_dataset(data.prompts, data.subset, split=data.split)
-    except (OSError, ValueError, RuntimeError) as error:  # for unknown ids, subsets, splits and an unreachable hub
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(
-            f"{data.prompts!r} is no .jsonl, .parquet or .csv file, and the hub did not give it: {reason}.",
-            "Check the id, data.subset, data.split and HF_TOKEN, or download it and point data.prompts to a file.",
-        ) from error
-    assert isinstance(rows, datasets.Dataset)
-    frame = rows.to_polars()
-    assert isinstance(frame, pl.DataFrame)
-    return _column(data.prompts, frame.lazy(), rows.column_names, data)
-
-
-def _column(source: str, frame: "pl.LazyFrame", columns: Sequence[str], data: DataConfig) -> list[Any]:
+def _column(data: DataConfig) -> list[Any]:
     """The questions' column of the rows that the filter keeps."""
     import polars as pl
 
-    _require_column(source, data.field, columns)
-    if data.filter is None:
-        return frame.select(data.field).collect()[data.field].to_list()
-    try:
-        kept = frame.filter(pl.sql_expr(data.filter)).select(data.field)
-        kept.collect_schema()
-    except pl.exceptions.PolarsError as error:
-        raise InputError(
-            f"data.filter is no condition over {source}: {str(error).splitlines()[0]}.",
-            f"Write SQL over its columns: {', '.join(columns)}.",
-        ) from error
-    return kept.collect()[data.field].to_list()
+    source = Source(
+        data.prompts, data.subset, data.split, "data.prompts", "prompt",
+        "Check the id, data.subset, data.split and HF_TOKEN, or download it and point data.prompts to a file.",
+    )  # fmt: skip
+    frame = read_frame(source)
+    columns = frame.collect_schema().names()
+    _require_column(data.prompts, data.field, columns)
+    if data.filter is not None:
+        try:
+            frame = frame.filter(pl.sql_expr(data.filter))
+            frame.select(data.field).collect_schema()
+        except pl.exceptions.PolarsError as error:
+            raise InputError(
+                f"data.filter is no condition over {data.prompts}: {str(error).splitlines()[0]}.",
+                f"Write SQL over its columns: {', '.join(columns)}.",
+            ) from error
+    return collect(source, frame.select(data.field))[data.field].to_list()
 
 
 def _require_column(source: str, field: str, columns: Sequence[str]) -> None:

@@ -1,11 +1,10 @@
 """The demo at a small size: what it compares is comparable, and it can be stopped and resumed."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from omniopd.demo import run as demo_run
-from omniopd.demo.evaluate import gain, wilson
+from omniopd.demo.evaluate import gain
+from omniopd.stages.eval.estimate import Interval
 from omniopd.store.errors import UsageError
 from omniopd.store.layout import RunDir
 from omniopd.store.ledger import read_totals
@@ -44,23 +43,7 @@ def test_a_run_of_somebody_else_is_left_alone(tmp_path):
         demo_run.demo(tmp_path, rounds=1, seed=0, say=lambda line: None)
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=60))
-def test_the_interval_holds_the_share_and_lies_in_the_unit_interval(verdicts):
-    share, low, high = wilson(verdicts)
-    assert share == sum(verdicts) / len(verdicts)
-    assert -1e-12 <= low <= share + 1e-12
-    assert share - 1e-12 <= high <= 1 + 1e-12
-
-
-@pytest.mark.parametrize(("right", "wrong"), [(2, 8), (0, 5), (7, 0), (300, 700)])
-def test_the_ends_of_the_interval_are_1_96_standard_errors_away_each_by_its_own_variance(right, wrong):
-    """Wilson's definition: (share - p)^2 = z^2 p (1 - p) / n at both ends."""
-    share, *ends = wilson([True] * right + [False] * wrong)
-    for p in ends:
-        assert (share - p) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / (right + wrong), abs=1e-6)
-
-
 def test_a_gain_of_a_model_over_itself_is_exactly_nothing():
     verdicts = [True, False, True, True]
-    assert gain(verdicts, verdicts) == (0.0, 0.0, 0.0)
-    assert gain([True] * 50, [False] * 50) == (1.0, 1.0, 1.0)
+    assert gain(verdicts, verdicts) == Interval(0.0, 0.0, 0.0)
+    assert gain([True] * 50, [False] * 50) == Interval(1.0, 1.0, 1.0)

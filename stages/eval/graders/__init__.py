@@ -1,0 +1,1 @@
+"""Graders: from a response and its reference to a verdict."""
