@@ -3,11 +3,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..store.layout import RoundDir
+from ..store.table import Table
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,24 @@ class TrajectoryFacts:
 
 def trajectory_facts(round_: RoundDir, ids: Sequence[str]) -> TrajectoryFacts:
     """Look up the training sequences with these ids, in their order."""
-    chunks = round_.chunks.read(["chunk_id", "trajectory_id"]).to_pydict()
+    chunks = _columns(round_.chunks, "chunk_id", "trajectory_id")
     owner: dict[str, str] = dict(zip(chunks["chunk_id"], chunks["trajectory_id"], strict=True))
     similarity, count = dict.fromkeys(ids, 0.0), dict.fromkeys(ids, 0)
-    scores = round_.scores.read(["chunk_id", "pi_freq"]).to_pydict()
+    scores = _columns(round_.scores, "chunk_id", "pi_freq")
     for chunk, value in zip(scores["chunk_id"], scores["pi_freq"], strict=True):
         id_ = owner.get(chunk, "")
         if id_ in count and value is not None:
             similarity[id_] += value
             count[id_] += 1
-    trajectories = round_.trajectories.read(["trajectory_id", "repetition"]).to_pydict()
+    trajectories = _columns(round_.trajectories, "trajectory_id", "repetition")
     repetition = dict(zip(trajectories["trajectory_id"], trajectories["repetition"], strict=True))
     return TrajectoryFacts(
         np.array([similarity[id_] for id_ in ids]),
         np.array([float(count[id_]) for id_ in ids]),
         np.array([float("nan") if (r := repetition.get(id_)) is None else float(r) for id_ in ids]),
     )
+
+
+def _columns(table: Table, *names: str) -> dict[str, list[Any]]:
+    rows: Any = table.read(names)
+    return rows.to_pydict()

@@ -17,8 +17,8 @@ def pieces(text: str, ids: Sequence[int], entropies: Sequence[float], decode: De
     """
     out: list[tuple[str, float]] = []
     done, held, highest = 0, list[int](), 0.0
-    for id_, entropy in zip(ids, entropies, strict=True) if decode is not None else ():
-        if done == len(text) or len(held) == _LONGEST:
+    for id_, entropy in zip(ids, entropies, strict=True):
+        if decode is None or done == len(text) or len(held) == _LONGEST:
             break
         held.append(id_)
         highest = max(highest, entropy)

@@ -140,8 +140,8 @@ def _predicted(rounds: list[Forecast]) -> str:
     low, high = sum(p.usd for p in rounds), sum(p.usd_uncached for p in rounds)
     dollars = f"${low:.4f}" if low == high else f"${low:.4f} to ${high:.4f}"
     return (
-        f"{requests:,} requests: {prompt:,} prompt tokens (at best {cached:,} of them cached) and at most {completion:,}"
-        f" of rollouts, {dollars}"
+        f"{requests:,} requests: {prompt:,} prompt tokens (at best {cached:,} of them cached) and at most"
+        f" {completion:,} of rollouts, {dollars}"
     )
 
 

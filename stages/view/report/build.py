@@ -70,7 +70,7 @@ def _page(run: RunDir, config: Config, most_trajectories: int) -> str:
         policy=policy, css=Markup(css), script=Markup(script), library=Markup(library), specs=Markup(_as_script(specs)),
         name=figures.bundle_name(run.path), student=_model_name(config.student.model), teacher=config.teacher.model,
         tiles=_tiles(status, students, audits, accuracy), settings=_settings(config), sections=sections,
-        costs=figures.costs(students, audits, config.teacher.rollouts),
+        costs=figures.costs(students, audits, config.teacher.most_rollouts),
         priced=status.spend.prices not in ([], ["unknown"]), decode_to_prefill=figures.DECODE_TO_PREFILL,
         worst=worst, best=best, block=trajectories, heat=HEAT, version=version("omniopd"),
         made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
