@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -50,5 +50,4 @@ def trajectory_facts(round_: RoundDir, ids: Sequence[str]) -> TrajectoryFacts:
 
 
 def _columns(table: Table, *names: str) -> dict[str, list[Any]]:
-    rows: Any = table.read(names)
-    return rows.to_pydict()
+    return cast("Any", table).read(names).to_pydict()
