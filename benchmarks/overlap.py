@@ -60,7 +60,7 @@ def one_round(folder: Path, questions: int, base_url: str, overlap: bool) -> tup
     values: dict[str, dict[str, Any]] = {
         "student": {"model": str(ROOT / "demo" / "models" / "student"), "engine": "transformers"},
         "data": {"prompts": str(prompts), "template": "{question}\n"},
-        "generate": {"max_new_tokens": 56, "batch_size": 16, "part_rows": 16},
+        "generate": {"max_new_tokens": 56, "batch_size": 2, "part_rows": 16},
         "select": {"chunks": 3, "chunk_tokens": 6},
         "teacher": {"model": "scripted", "base_url": base_url, "rollouts": 4, "max_concurrency": 16},
         "run": {"overlap": overlap},
@@ -77,7 +77,7 @@ def one_round(folder: Path, questions: int, base_url: str, overlap: bool) -> tup
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--questions", type=int, default=256)
+    parser.add_argument("--questions", type=int, default=192)
     questions = parser.parse_args().questions
     server = slow_teacher()
     with tempfile.TemporaryDirectory() as folder:
