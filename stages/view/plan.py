@@ -92,7 +92,7 @@ def describe(plan: Plan, config: Config) -> str:
     else:
         lines.append(f"  prices   {rates.source}; dollars are with the cache and without it, batches at half the price")
     lines.append(
-        "  tokens   the student's; the teacher counts a little differently. Servers that ignore n need a request a rollout"
+        "  tokens   the student's; the teacher counts a little differently. Servers without n need a request a rollout"
     )
     rounds = config.run.rounds
     lines.append(
