@@ -1,9 +1,10 @@
 """Wall time of generate and audit one after the other, and with `run.overlap`.
 
-    python benchmarks/overlap.py [--questions 256]
+    python benchmarks/overlap.py [--questions 192]
 
-The teacher answers after a quarter of a second and otherwise costs nothing, so that the time is the round's own. Not a
-part of `make bench`.
+Neither costs this machine much, so that the time is the round's own: the teacher answers after a quarter of a second,
+and the trajectories, which were generated before, appear a part at a time, as if a GPU wrote them. Not a part of
+`make bench`.
 """
 
 import argparse
@@ -20,11 +21,12 @@ from omniopd.demo.task import problems
 from omniopd.run import audit_beside
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.stage import generate
-from omniopd.store.config import commented_toml
+from omniopd.store.config import commented_toml, made_with
 from omniopd.store.layout import RunDir
 
 ROOT = Path(__file__).parent.parent
 LATENCY_S = 0.25
+PART, SECONDS_A_PART = 16, 2.0
 
 
 def slow_teacher() -> Any:
@@ -49,27 +51,35 @@ def slow_teacher() -> Any:
     return server
 
 
-def one_round(folder: Path, questions: int, base_url: str, overlap: bool) -> tuple[float, float]:
-    """Seconds of generate, and of generate and audit."""
+def make_run(folder: Path, questions: int, base_url: str, overlap: bool) -> RunDir:
     run = RunDir(folder)
     folder.mkdir()
     prompts = folder / "prompts.jsonl"
-    prompts.write_text(
-        "".join(json.dumps({"question": p.question}) + "\n" for p in problems(questions, seed=0, split="train"))
-    )
+    rows = [json.dumps({"question": p.question}) for p in problems(questions, seed=0, split="train")]
+    prompts.write_text("\n".join(rows) + "\n")
     values: dict[str, dict[str, Any]] = {
         "student": {"model": str(ROOT / "demo" / "models" / "student"), "engine": "transformers"},
         "data": {"prompts": str(prompts), "template": "{question}\n"},
-        "generate": {"max_new_tokens": 56, "batch_size": 16, "part_rows": 16},
+        "generate": {"max_new_tokens": 56},
         "select": {"chunks": 3, "chunk_tokens": 6},
         "teacher": {"model": "scripted", "base_url": base_url, "rollouts": 4, "max_concurrency": 16},
         "run": {"overlap": overlap},
     }
     run.config_toml.write_text(commented_toml(values))
+    return run
+
+
+def one_round(run: RunDir, trajectories: Any) -> tuple[float, float]:
+    """Seconds until the trajectories are there, and until they are audited."""
     config = run.config()
+    table = run.round(0).trajectories
     start = time.monotonic()
     with audit_beside(run, 0, config, []):
-        generate(run, 0, config)
+        table.begin(made_with(config, "trajectories"))
+        for first in range(0, trajectories.num_rows, PART):
+            time.sleep(SECONDS_A_PART)
+            table.append(trajectories.slice(first, PART))
+        table.finish()
         generated = time.monotonic() - start
     audit(run, 0, config)
     return generated, time.monotonic() - start
@@ -77,14 +87,17 @@ def one_round(folder: Path, questions: int, base_url: str, overlap: bool) -> tup
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--questions", type=int, default=256)
+    parser.add_argument("--questions", type=int, default=192)
     questions = parser.parse_args().questions
     server = slow_teacher()
     with tempfile.TemporaryDirectory() as folder:
-        one_round(Path(folder, "warm"), 4, server.base_url, False)
+        source = make_run(Path(folder, "source"), questions, server.base_url, False)
+        generate(source, 0, source.config())
+        trajectories = source.round(0).trajectories.read()
         for overlap in (False, True):
-            generated, whole = one_round(Path(folder, str(overlap)), questions, server.base_url, overlap)
-            print(f"overlap {overlap!s:<6} generate {generated:5.1f} s, with audit {whole:5.1f} s")
+            run = make_run(Path(folder, str(overlap)), questions, server.base_url, overlap)
+            generated, whole = one_round(run, trajectories)
+            print(f"overlap {overlap!s:<6} generated after {generated:5.1f} s, audited after {whole:5.1f} s")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ rollouts table part by part.
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import itertools
 import time
@@ -86,6 +87,8 @@ class Flow:
             TeacherError: the teacher went away, or refuses everything.
             Interrupted: `interrupt` was called.
         """
+        # What is loaded by now is no garbage: each full collection would look at all of it, at the price of a request.
+        gc.freeze()
         self._asked.clear()
         writer = asyncio.create_task(self._write_now_and_then())
         try:
@@ -97,6 +100,7 @@ class Flow:
             self._asked.set()
             await writer
             await drain(self._table, self._index, self._commit)
+            gc.unfreeze()
         if self._stop is not None:
             raise self._stop
 

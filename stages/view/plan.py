@@ -86,15 +86,13 @@ def describe(plan: Plan, config: Config) -> str:
     ]
     found = forecasts(plan, config)
     lines += map(_line, found)
-    prices = sorted({one.prices for one in found})
-    if prices == ["unknown"]:
+    rates = find_rates(config.teacher)
+    if rates.source == "unknown":
         lines.append("  prices   unknown: set teacher.price = { input = ..., output = ... } to see dollars")
     else:
-        lines.append(f"  prices   {' and '.join(prices)}; dollars are with the cache and without")
+        lines.append(f"  prices   {rates.source}; dollars are with the cache and without it, batches at half the price")
     lines.append(
-        "  tokens   the student's; the teacher counts a little differently. One request may return"
-        f" {'one rollout' if found[0].requests > plan.shape.chunks else 'all rollouts of a chunk'} where the API is as"
-        " documented; servers that ignore n need one request for each rollout"
+        "  tokens   the student's; the teacher counts a little differently. Servers without n need a request a rollout"
     )
     rounds = config.run.rounds
     lines.append(

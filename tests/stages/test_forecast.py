@@ -85,6 +85,6 @@ def test_plan_names_each_mode_and_the_price_table(make_run):
     assert ways == [(mode, way) for mode in ("live", "batch") for way in ("completion", "prefill", "instruct")]
     text = describe(found, settings)
     assert "batch, instruct" in text
-    assert "teacher.price and teacher.price, batch at half" in text
+    assert "prices   teacher.price;" in text
     named = run.config(("teacher.model=claude-haiku-4-5", "teacher.kind=anthropic", 'teacher.base_url=""'))
     assert "genai-prices" in describe(plan(run, named), named)
