@@ -162,7 +162,7 @@ def deal(
     dealt: list[list[list[int | None]]] = [[] for _ in range(ranks)]
     work = [0] * ranks
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        batch = by_length[start:end] or [None]
+        batch: list[int | None] = [*by_length[start:end]] or [None]
         rank = min((r for r in range(ranks) if len(dealt[r]) < turns), key=lambda r: work[r])
         dealt[rank].append(batch)
         work[rank] += len(batch) * _longest(lengths, batch)
