@@ -1,6 +1,6 @@
 """Kill the trainer with SIGKILL at random moments, go on each time, and compare with a run that was left alone.
 
-    python benchmarks/kill_trainer.py RUN FOLDER --kills 10 -- train.epochs=10 train.checkpoint_every=2
+    python benchmarks/kill_trainer.py RUN FOLDER --kills 10 --set train.epochs=10 --set train.checkpoint_every=2
 
 RUN has a scored round 0, which is trained in two copies under FOLDER. A kill comes up to `--within` seconds after the
 first step that the process has logged, so also in the middle of a checkpoint.
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--within", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("sets", nargs="*")
+    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="A.B=C")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     whole, killed = (copy(RunDir(args.run), args.folder / name) for name in ("whole", "killed"))

@@ -1,4 +1,3 @@
-# pyright: strict
 """What the round's other tables say about the sequences that are trained on; for the metrics alone."""
 
 from collections.abc import Sequence

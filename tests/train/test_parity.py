@@ -106,7 +106,7 @@ def worst(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 def test_loss_and_gradient_equal_equation_8_written_out_in_float64(steps: dict[str, Any], kind: str) -> None:
     mine, theirs = steps[kind]["one"], steps[kind]["written out"]
     for name, value in theirs["sums"].items():
-        assert mine["sums"][name] == pytest.approx(value, rel=2e-6)
+        assert mine["sums"][name] == pytest.approx(value, rel=5e-6)
     assert mine["normaliser"] == theirs["normaliser"]
     assert mine["norm"] == pytest.approx(theirs["norm"], rel=2e-6)
     assert worst(mine["gradients"], theirs["gradients"]) < 1e-5
@@ -120,7 +120,7 @@ def test_two_processes_form_the_gradient_of_one(steps: dict[str, Any], kind: str
     loss = max(abs(two["sums"][name] / one["sums"][name] - 1) for name in ("chunk_loss", "kl"))
     print(f"{kind} {layout}: loss {loss:.1e}, gradient {worst(two['gradients'], one['gradients']):.1e}")
     for name, value in one["sums"].items():
-        assert two["sums"][name] == pytest.approx(value, rel=2e-6)
+        assert two["sums"][name] == pytest.approx(value, rel=5e-6)
     assert two["norm"] == pytest.approx(one["norm"], rel=2e-6)
     assert worst(two["gradients"], one["gradients"]) < 1e-5
 
