@@ -117,7 +117,7 @@ def test_status_inspect_and_sql_show_what_is_there(make_run, teacher):
     shown = omniopd("inspect", run.path, "--limit", 2).stdout
     assert shown.count("trajectory ") == 2
     assert "⟦1: " in shown
-    assert "from 4 rollouts" in " ".join(shown.split())
+    assert "from 4 rollouts" in " ".join(shown.replace("│", " ").split())
     assert "Fork #1 (Pos: " in omniopd("inspect", run.path, "chunks", "--sort", "prior DESC").stdout
     assert "chunk_id" in omniopd("inspect", run.path, "scores", "--where", "n = 4", "--limit", 1).stdout
     assert "│" in omniopd("sql", run.path, "SELECT count(*) FROM rollouts JOIN chunks USING (chunk_id)").stdout

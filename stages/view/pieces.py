@@ -17,7 +17,9 @@ def pieces(text: str, ids: Sequence[int], entropies: Sequence[float], decode: De
     """
     out: list[tuple[str, float]] = []
     done, held, highest = 0, list[int](), 0.0
-    for id_, entropy in zip(ids, entropies, strict=True) if decode is not None else ():
+    if decode is None:
+        return [(text, 0.0)] if text else []
+    for id_, entropy in zip(ids, entropies, strict=True):
         if done == len(text) or len(held) == _LONGEST:
             break
         held.append(id_)
