@@ -36,7 +36,7 @@ from typer.testing import CliRunner
 from omniopd.cli import app
 result = CliRunner().invoke(app, ["--help"])
 assert result.exit_code == 0 and "generate" in result.output
-heavy = {"torch", "transformers", "vllm", "megatron", "datasets", "pandas", "polars", "duckdb", "aiohttp"}
+heavy = {"torch", "transformers", "vllm", "megatron", "datasets", "pandas", "polars", "duckdb", "aiohttp", "altair"}
 print(sorted(heavy & set(sys.modules)))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -44,7 +44,7 @@ print(sorted(heavy & set(sys.modules)))
 
 
 @pytest.mark.parametrize(
-    "command", ["init", "plan", "generate", "audit", "score", "train", "run", "status", "inspect", "sql"]
+    "command", ["init", "plan", "generate", "audit", "score", "train", "run", "status", "inspect", "sql", "report"]
 )
 def test_every_command_has_an_example_in_its_help(command):
     assert f"omniopd {command}" in omniopd(command, "--help").stdout
