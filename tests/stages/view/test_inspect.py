@@ -31,7 +31,7 @@ def shown(run, table, width=120, colour=False, **selection):
 
 def test_words_that_agree_are_told_from_those_that_do_not():
     pieces = agreement("wait, I know sin A", "Wait, I know cos A = 3/5", "word")
-    assert pieces == [("Wait", "other"), (", I know", "same"), (" cos", "other"), (" A", "same"), (" = 3/5", "beyond")]
+    assert pieces == [("Wait", "other"), (", I know", "same"), (" cos ", "other"), ("A", "same"), (" = 3/5", "beyond")]
     assert share(pieces) == pytest.approx(len(",IknowA") / len("Wait,IknowcosA"))
 
 
