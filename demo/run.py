@@ -140,6 +140,7 @@ def _report(result: Demo, run: RunDir, seconds: float, say: Say) -> None:
     say(f"  {command} status {run.path}")
     say(f"  {command} inspect {run.path} trajectories --where 'round = 0'")
     say(f'  {command} sql {run.path} "{query} ORDER BY round"')
+    say(f"  {command} report {run.path}")
 
 
 def _line(result: Result) -> str:

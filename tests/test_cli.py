@@ -36,7 +36,7 @@ from typer.testing import CliRunner
 from omniopd.cli import app
 result = CliRunner().invoke(app, ["--help"])
 assert result.exit_code == 0 and "generate" in result.output
-heavy = {"torch", "transformers", "vllm", "megatron", "datasets", "pandas", "polars", "duckdb", "aiohttp"}
+heavy = {"torch", "transformers", "vllm", "megatron", "datasets", "pandas", "polars", "duckdb", "aiohttp", "altair"}
 print(sorted(heavy & set(sys.modules)))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -44,7 +44,7 @@ print(sorted(heavy & set(sys.modules)))
 
 
 @pytest.mark.parametrize(
-    "command", ["init", "plan", "generate", "audit", "score", "train", "run", "status", "inspect", "sql"]
+    "command", ["init", "plan", "generate", "audit", "score", "train", "run", "status", "inspect", "sql", "report"]
 )
 def test_every_command_has_an_example_in_its_help(command):
     assert f"omniopd {command}" in omniopd(command, "--help").stdout
@@ -118,7 +118,7 @@ def test_status_inspect_and_sql_show_what_is_there(make_run, teacher):
     shown = omniopd("inspect", run.path, "--limit", 2).stdout
     assert shown.count("trajectory ") == 2
     assert "⟦1: " in shown
-    assert "from 4 rollouts" in " ".join(shown.split())
+    assert "from 4 rollouts" in " ".join(shown.replace("│", " ").split())
     assert "Fork #1 (Pos: " in omniopd("inspect", run.path, "chunks", "--sort", "prior DESC").stdout
     assert "chunk_id" in omniopd("inspect", run.path, "scores", "--where", "n = 4", "--limit", 1).stdout
     assert "│" in omniopd("sql", run.path, "SELECT count(*) FROM rollouts JOIN chunks USING (chunk_id)").stdout

@@ -27,7 +27,10 @@ def agreement(chunk: str, rollout: str, unit: str) -> list[tuple[str, Kind]]:
     done = 0
     for i, match in enumerate(found):
         kind: Kind = "same" if i in kept else "other" if i < len(judged) else "beyond"
-        # The space before a unit goes with it; in a run of one kind it is a part of the run.
+        # The space between two pieces belongs to the one that does not agree, so that no mark begins or ends with one.
+        if kind == "same" and pieces and done < match.start():
+            _append(pieces, rollout[done : match.start()], pieces[-1][1])
+            done = match.start()
         _append(pieces, rollout[done : match.end()], kind)
         done = match.end()
     if done < len(rollout):

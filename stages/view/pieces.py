@@ -17,8 +17,10 @@ def pieces(text: str, ids: Sequence[int], entropies: Sequence[float], decode: De
     """
     out: list[tuple[str, float]] = []
     done, held, highest = 0, list[int](), 0.0
+    if decode is None:
+        return [(text, 0.0)] if text else []
     for id_, entropy in zip(ids, entropies, strict=True):
-        if decode is None or done == len(text) or len(held) == _LONGEST:
+        if done == len(text) or len(held) == _LONGEST:
             break
         held.append(id_)
         highest = max(highest, entropy)

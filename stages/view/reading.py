@@ -101,9 +101,12 @@ def _box(number: int, chunk: Mapping[str, Any], rollouts: Sequence[Mapping[str, 
     from rich.panel import Panel
     from rich.text import Text
 
-    title = Text.assemble((f" ⟦{number}⟧ ", "bold"), f"{_facts(chunk)} ")
-    text = Text.assemble(("student  ", "dim"), (one_line(chunk["chunk_text"]), "bold"))
-    return Panel(Group(text, *_answers(chunk, rollouts)), title=title, title_align="left", border_style="dim")
+    # Not in the title: it would be cut off on a narrow terminal.
+    facts = Text(_facts(chunk), "dim")
+    text = Text.assemble(("student    ", "dim"), (one_line(chunk["chunk_text"]), "bold"))
+    return Panel(
+        Group(facts, text, *_answers(chunk, rollouts)), title=f"⟦{number}⟧", title_align="left", border_style="dim"
+    )
 
 
 def _facts(chunk: Mapping[str, Any]) -> str:

@@ -56,7 +56,7 @@ def _page(run: RunDir, config: Config, most_trajectories: int) -> str:
         accuracy = figures.accuracy(run)
         sections = _sections(run, students, audits, steps, accuracy, figures.distributions(db))
         worst, best = (_cards(db, best=best) for best in (False, True))
-        trajectories = block(db, most_trajectories, config.score.unit, find_decoder(run, config))
+        trajectories = block(db, most_trajectories, find_decoder(run, config))
     specs = [chart for section in sections for chart in section["charts"] if not isinstance(chart, str)]
     css, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     library = _library()

@@ -22,11 +22,13 @@ from .figures import Row, rows
 HEAT = (0.1, 0.5, 1.0, 2.0)
 """A token's level is how many of these its entropy reaches, nats."""
 
-_MOST_BYTES = 3_300_000
+_MOST_BYTES = 3_600_000
 """Of the block, in base64."""
-_CHARACTERS = (60_000, 20_000, 8_000, 3_000, 1_200, 500)
-"""Of a response that are kept, tried in turn until the block is small enough."""
-_ROLLOUTS_SHOWN = 5
+_DETAILS = ((60_000, 6), (20_000, 6), (8_000, 4), (3_000, 3), (1_500, 2), (1_000, 1), (500, 0))
+"""Characters of a response and distinct rollouts of a chunk that are kept, tried in turn until the block is small
+enough."""
+_TRIED_ON = 20
+"""One in so many trajectories tells how large a block will be."""
 _AT_A_TIME = 200
 
 
@@ -35,14 +37,14 @@ class Block:
     """The block, and how much of the run is in it."""
 
     data: str
-    """base64 of raw deflate of JSON: a list of trajectories as `_trajectory` makes them."""
+    """base64 of raw deflate of JSON: a list of trajectories as `_Written.entry` makes them."""
     shown: int
     total: int
     rounds: list[int]
     finishes: list[str]
 
 
-def block(db: duckdb.DuckDBPyConnection, most: int, unit: str, decode: Decode | None) -> Block:
+def block(db: duckdb.DuckDBPyConnection, most: int, decode: Decode | None) -> Block:
     """At most `most` trajectories, drawn evenly from all rounds, the same ones every time."""
     ((total,),) = db.execute("SELECT count(*) FROM trajectories").fetchall()
     drawn = rows(
@@ -59,30 +61,31 @@ def block(db: duckdb.DuckDBPyConnection, most: int, unit: str, decode: Decode | 
     drawn.sort(key=lambda row: (row["round"], row["trajectory_id"]))
     ids = [row["trajectory_id"] for row in drawn]
     texts = [
-        _Written(row, chunks, answers, unit, decode)
+        _Written(row, chunks, answers, decode)
         for first in range(0, len(ids), _AT_A_TIME)
         for row, chunks, answers in _read(db, ids[first : first + _AT_A_TIME])
     ]
+    detail = next((d for d in _DETAILS if _estimate(texts, *d) <= _MOST_BYTES), _DETAILS[-1])
     data = ""
-    for characters in _CHARACTERS:
-        data = _packed([text.entry(characters) for text in texts])
+    for characters, answers in _DETAILS[_DETAILS.index(detail) :]:
+        data = _packed([text.entry(characters, answers) for text in texts])
         if len(data) <= _MOST_BYTES:
             break
     while len(data) > _MOST_BYTES:
         # Not even so little of each: fewer of them.
         texts = texts[::2]
-        data = _packed([text.entry(_CHARACTERS[-1]) for text in texts])
-    return Block(
-        data,
-        len(texts),
-        total,
-        sorted({row["round"] for row in drawn}),
-        sorted({row["finish_reason"] for row in drawn}),
-    )
+        data = _packed([text.entry(*_DETAILS[-1]) for text in texts])
+    rounds, finishes = (sorted({row[name] for row in drawn}) for name in ("round", "finish_reason"))
+    return Block(data, len(texts), total, rounds, finishes)
+
+
+def _estimate(texts: "Sequence[_Written]", characters: int, answers: int) -> float:
+    tried = texts[::_TRIED_ON]
+    return len(_packed([text.entry(characters, answers) for text in tried])) * len(texts) / max(len(tried), 1)
 
 
 def _packed(entries: list[Row]) -> str:
-    compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    compressor = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
     return base64.b64encode(compressor.compress(orjson.dumps(entries)) + compressor.flush()).decode()
 
 
@@ -126,33 +129,34 @@ def marked(chunk: Row, rollout: Row) -> Row:
 class _Written:
     """One trajectory, cut and marked once, written out as long as there is room for."""
 
-    def __init__(
-        self, row: Row, chunks: list[Row], answers: dict[str, list[Row]], unit: str, decode: Decode | None
-    ) -> None:
+    def __init__(self, row: Row, chunks: list[Row], answers: dict[str, list[Row]], decode: Decode | None) -> None:
         self._row = row
-        self._chunks = [_chunk(chunk, answers[chunk["chunk_id"]]) for chunk in chunks]
+        self._chunks = chunks
+        self._answers = [answers[chunk["chunk_id"]] for chunk in chunks]
         self._spans = [(len(c["prefix_text"]), len(c["prefix_text"]) + len(c["chunk_text"])) for c in chunks]
         self._segments = _segments(row, self._spans, decode)
 
-    def entry(self, characters: int) -> Row:
+    def entry(self, characters: int, answers: int) -> Row:
         """What the page knows of the trajectory."""
         row = self._row
+        pairs = zip(self._chunks, self._answers, strict=True)
         return {
             "id": row["trajectory_id"], "round": row["round"], "sample": row["sample_index"],
             "question": row["question"][:characters], "finish": row["finish_reason"], "tokens": row["tokens"],
             "entropy": _short(row["mean_entropy"]), "repetition": _short(row["repetition"]),
             "weight": _short(row["mean_weight"]), "lowest": _short(row["min_weight"]),
-            "text": _elided(self._segments, self._spans, characters), "chunks": self._chunks,
+            "text": _elided(self._segments, self._spans, characters), 
+            "chunks": [_chunk(chunk, found, answers) for chunk, found in pairs],
         }  # fmt: skip
 
 
-def _chunk(chunk: Row, answers: list[Row]) -> Row:
+def _chunk(chunk: Row, answers: list[Row], most: int) -> Row:
     return {
         "rank": chunk["rank"], "anchor": chunk["anchor"], "entropy": _short(chunk["anchor_entropy"]),
         "prior": _short(chunk["prior"]), "weight": _short(chunk["pi_teacher"]), "low": _short(chunk["pi_low"]),
         "high": _short(chunk["pi_high"]), "n": chunk["n"],
-        "rollouts": [marked(chunk, answer) for answer in answers[:_ROLLOUTS_SHOWN]],
-        "more": sum(answer["times"] for answer in answers[_ROLLOUTS_SHOWN:]),
+        "rollouts": [marked(chunk, answer) for answer in answers[:most]],
+        "more": sum(answer["times"] for answer in answers[most:]),
     }  # fmt: skip
 
 

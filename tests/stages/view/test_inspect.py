@@ -31,7 +31,7 @@ def shown(run, table, width=120, colour=False, **selection):
 
 def test_words_that_agree_are_told_from_those_that_do_not():
     pieces = agreement("wait, I know sin A", "Wait, I know cos A = 3/5", "word")
-    assert pieces == [("Wait", "other"), (", I know", "same"), (" cos", "other"), (" A", "same"), (" = 3/5", "beyond")]
+    assert pieces == [("Wait", "other"), (", I know", "same"), (" cos ", "other"), ("A", "same"), (" = 3/5", "beyond")]
     assert share(pieces) == pytest.approx(len(",IknowA") / len("Wait,IknowcosA"))
 
 
@@ -96,9 +96,9 @@ def test_a_trajectory_has_its_chunks_in_brackets_and_the_rollouts_in_their_boxes
     text = shown(written_run, "trajectories", where="trajectory_id = 't0'")
     assert "trajectory t0  round 0  sample 0  43 tokens" in text
     assert "question 0" in text
-    flat = re.sub(r"\s+", " ", text)
+    flat = re.sub(r"[\s│]+", " ", text)
     assert "L⟦1: et me ⟧count. But wai⟦2: t, I k⟧now sin A = 3/5." in flat
-    assert "⟦1⟧ rank 1 tokens 1-7 entropy 1.000 prior 0.500 weight 0.250 [0.10, 0.90] from 2 rollouts" in flat
+    assert "rank 1 tokens 1-7 entropy 1.000 prior 0.500 weight 0.250 [0.10, 0.90] from 2 rollouts" in flat
     assert "2x" in text
     assert "1x failed: http 500" in flat
     assert "trajectories: 1-1 of 1" in text

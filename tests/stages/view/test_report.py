@@ -133,7 +133,7 @@ def test_the_worst_and_best_chunks_come_first(written_run):
 
 def test_segments_are_the_response_and_know_their_chunks(written_run):
     with open_reader(written_run) as db:
-        block = explorer.block(db, 10, "char", None)
+        block = explorer.block(db, 10, None)
     assert (block.shown, block.total, block.rounds, block.finishes) == (2, 2, [0], ["length", "stop"])
     first, second = unpacked(f'id="trajectories">{block.data}<')
     assert "".join(part[0] for part in first["text"]) == "Let me count.\nBut wait, I know sin A = 3/5."
@@ -175,10 +175,10 @@ def test_the_page_stays_small_however_much_was_written(make_run, tmp_path, monke
     run = write_tables(make_run(name="big"), texts)
     monkeypatch.setattr(explorer, "_MOST_BYTES", 60_000)
     with open_reader(run) as db:
-        block = explorer.block(db, 30, "char", None)
-        few = explorer.block(db, 7, "char", None)
+        block = explorer.block(db, 30, None)
+        few = explorer.block(db, 7, None)
         monkeypatch.setattr(explorer, "_MOST_BYTES", 12_000)
-        least = explorer.block(db, 30, "char", None)
+        least = explorer.block(db, 30, None)
     assert len(block.data) <= 60_000
     assert block.shown == 30
     assert any(isinstance(part, int) for row in unpacked(f'id="trajectories">{block.data}<') for part in row["text"])
