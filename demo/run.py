@@ -144,7 +144,9 @@ def _report(result: Demo, run: RunDir, seconds: float, say: Say) -> None:
 
 
 def _line(result: Result) -> str:
-    cells = ("{:5.1f} [{:.1f}, {:.1f}]".format(*_percent(wilson(v))) for v in (result.sampled, result.greedy))
+    cells = (
+        "{:5.1f} [{:.1f}, {:.1f}]".format(*_percent(wilson(sum(v), len(v)))) for v in (result.sampled, result.greedy)
+    )
     return "   ".join(cells)
 
 

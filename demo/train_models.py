@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..stages.eval.estimate import wilson
 from .decoder import Decoder, Job
 from .task import MAX_NEW_TOKENS, Problem, Step, generate, grade, problems, solve
 
@@ -198,15 +199,6 @@ def _schedule(step: int, recipe: Recipe) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion."""
-    z = 1.959964
-    share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return centre - half, centre + half
-
-
 def accuracy(decoder: Decoder, held_out: list[Problem], *, greedy: bool, seed: int = 0) -> dict[str, object]:
     """Pass@1 on the problems with its 95 % interval: greedy, or sampled at temperature 1."""
     jobs = [
@@ -217,11 +209,11 @@ def accuracy(decoder: Decoder, held_out: list[Problem], *, greedy: bool, seed: i
     ]
     texts = [completion.text for (completion,) in decoder.complete(jobs)]
     right = sum(grade(text, problem.answer) for text, problem in zip(texts, held_out, strict=True))
-    low, high = wilson(right, len(held_out))
+    interval = wilson(right, len(held_out))
     return {
         "decoding": "greedy" if greedy else "T=1",
         "pass@1": round(right / len(held_out), 4),
-        "interval_95": [round(low, 4), round(high, 4)],
+        "interval_95": [round(interval.low, 4), round(interval.high, 4)],
         "problems": len(held_out),
     }
 

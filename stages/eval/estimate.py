@@ -5,7 +5,6 @@ Shapes: Q questions, S samples of each. All intervals are 95 %.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -63,7 +62,7 @@ def pass_at_1(verdicts_QS: NDArray[np.bool_]) -> Interval:
     """
     means_Q = verdicts_QS.mean(axis=1)
     if bool(np.all(means_Q == 0.0)) or bool(np.all(means_Q == 1.0)):
-        return wilson(means_Q == 1.0)
+        return wilson(int(means_Q.sum()), len(means_Q))
     return bootstrap_mean(means_Q)
 
 
@@ -89,9 +88,9 @@ def repeat_error(verdicts_QS: NDArray[np.bool_]) -> float:
     return float(np.sqrt((verdicts_QS.var(axis=1, ddof=1) / samples).sum()) / questions)
 
 
-def wilson(verdicts_N: Sequence[bool] | NDArray[np.bool_]) -> Interval:
-    """Share of True and its interval (Wilson, 1927): for one verdict a unit."""
-    n, p = len(verdicts_N), sum(map(bool, verdicts_N)) / len(verdicts_N)
+def wilson(right: int, count: int) -> Interval:
+    """Share of right verdicts and its interval (Wilson, 1927): for one verdict a unit."""
+    n, p = count, right / count
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
     return Interval(p, max(0.0, centre - half), min(1.0, centre + half))

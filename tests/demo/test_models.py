@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omniopd.demo.decoder import Decoder
 from omniopd.demo.task import problems, solve, write
 from omniopd.demo.teacher import MODELS
-from omniopd.demo.train_models import RECIPES, VOCABULARY, accuracy, build_tokenizer, example, wilson
+from omniopd.demo.train_models import RECIPES, VOCABULARY, accuracy, build_tokenizer, example
 
 TOKENIZER = build_tokenizer()
 HELD_OUT = problems(128, seed=3, split="heldout")
@@ -69,13 +69,3 @@ def test_a_slip_counts_in_the_students_loss_only() -> None:
         left_out = [i for i, (a, b) in enumerate(zip(labels, teacher_labels, strict=True)) if a != b]
         slipped = "".join(str(step.result) for step in solve(problem, lambda: True) if step.slipped)
         assert TOKENIZER.decode([ids[i] for i in left_out]) == slipped
-
-
-@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (5, 10), (10, 10)])
-def test_wilson_holds_the_share(successes: int, trials: int) -> None:
-    low, high = wilson(successes, trials)
-    assert -1e-9 <= low <= successes / trials <= high + 1e-9 <= 1 + 1e-8
-
-
-def test_wilson_against_a_published_value() -> None:
-    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-4)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ class MathVerify:
         for _ in range(workers):
             self._idle.put(None)  # started when it is needed
         self._workers = workers
+        # A worker dies with the thread that started it (PR_SET_PDEATHSIG), so that thread has to stay.
+        self._starter = ThreadPoolExecutor(1)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -59,10 +62,10 @@ class MathVerify:
         """math-verify's verdict on a response, or `timeout`."""
         worker = self._idle.get()
         try:
-            if worker is None:
-                worker = _Worker()
+            if worker is None or worker.gone:
+                worker = self._starter.submit(_Worker).result()
+                worker.wait_until_ready()
             verdict = worker.ask(as_gold(reference), response, self._limit_s)
-            worker = worker if worker.alive else None
         finally:
             self._idle.put(worker)
         return verdict
@@ -72,6 +75,7 @@ class MathVerify:
             worker = self._idle.get()
             if worker is not None:
                 worker.kill()
+        self._starter.shutdown()
 
 
 def as_gold(reference: str) -> str:
@@ -87,13 +91,25 @@ class _Worker:
             [sys.executable, "-P", "-B", str(_WORKER)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        if not self._line(_START_S):
-            stderr = self._process.stderr
-            self._process.kill()
-            reason = b"" if stderr is None else stderr.read()
-            last = reason.decode("utf-8", "replace").strip().splitlines()[-1:] or ["it did not start"]
-            raise InputError(f"math-verify cannot be used: {last[0]}.", "Install omniopd[eval] again.")
-        self.alive = True
+
+    @property
+    def gone(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll() is not None
+
+    def wait_until_ready(self) -> None:
+        """Wait for its imports.
+
+        Raises:
+            InputError: they fail.
+        """
+        if self._line(_START_S):
+            return
+        assert self._process.stderr is not None
+        self._process.kill()
+        lines = self._process.stderr.read().decode("utf-8", "replace").strip().splitlines() or ["it did not start"]
+        self.kill()
+        raise InputError(f"math-verify cannot be used: {lines[-1]}.", "Install omniopd[eval] again.")
 
     def ask(self, gold: str, response: str, limit_s: float) -> Verdict:
         assert self._process.stdin is not None
@@ -135,7 +151,6 @@ class _Worker:
 
     def kill(self) -> int:
         """End it. Returns the exit code that it had or has now."""
-        self.alive = False
         self._process.kill()
         code = self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):

@@ -146,7 +146,7 @@ def test_pairing_sees_a_gain_that_two_intervals_hide():
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60))
 def test_wilsons_interval_holds_the_share_and_lies_in_the_unit_interval(verdicts):
-    interval = wilson(verdicts)
+    interval = wilson(sum(verdicts), len(verdicts))
     assert interval.value == sum(verdicts) / len(verdicts)
     assert 0 <= interval.low <= interval.value + 1e-12
     assert interval.value - 1e-12 <= interval.high <= 1
@@ -155,6 +155,12 @@ def test_wilsons_interval_holds_the_share_and_lies_in_the_unit_interval(verdicts
 @pytest.mark.parametrize(("right", "wrong"), [(2, 8), (0, 5), (7, 0), (300, 700)])
 def test_wilsons_ends_are_1_96_standard_errors_away_each_by_its_own_variance(right, wrong):
     """The definition: (share - p)^2 = z^2 p (1 - p) / n at both ends."""
-    interval = wilson([True] * right + [False] * wrong)
+    interval = wilson(right, right + wrong)
     for p in (interval.low, interval.high):
         assert (interval.value - p) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / (right + wrong), abs=1e-6)
+
+
+def test_wilson_against_a_published_value():
+    """Newcombe (1998), table I: 15 of 148."""
+    interval = wilson(15, 148)
+    assert (interval.low, interval.high) == pytest.approx((0.0624, 0.1605), abs=5e-4)

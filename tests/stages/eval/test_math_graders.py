@@ -1,7 +1,10 @@
 """Grading of answers: math-verify's own verdicts, whatever a response does to it, and DAPO's rule beside it."""
 
+import os
 import random
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -150,6 +153,20 @@ def test_a_worker_that_dies_costs_one_verdict(fake):
     assert (died.correct, died.reason) == (False, "error")
     assert "ended (3)" in died.detail
     assert grader.grade("right", "1").correct
+    grader.close()
+
+
+def test_workers_outlive_the_threads_that_ask(fake):
+    """They die with a thread, so it must not be one of those."""
+    grader = MathVerify(5, 1)
+    workers = set()
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as executor:
+            workers |= {verdict.extracted for verdict in executor.map(grader.grade, ["right"] * 4, ["1"] * 4)}
+    assert len(workers) == 1
+    os.kill(int(workers.pop()), signal.SIGKILL)
+    time.sleep(0.2)
+    assert grader.grade("right", "1").correct, "one that died while nobody asked costs no verdict"
     grader.close()
 
 
