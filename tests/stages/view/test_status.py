@@ -1,5 +1,6 @@
 """`omniopd status`: what is done, missing, running and failed, what it cost, and what is left."""
 
+import contextlib
 import json
 import os
 import socket
@@ -7,10 +8,12 @@ import time
 
 import pytest
 
+from omniopd.stages.audit.forecast import Forecast, as_row
 from omniopd.stages.view.status import Status, read_status
 from omniopd.stages.view.status_text import duration, finished, one_liner, render, show
 from omniopd.store.errors import BudgetReached, TeacherError
 from omniopd.store.journal import StageRun, expect, read_stage_run, recorded
+from omniopd.store.ledger import Budget, Ledger
 
 
 def text_of(status, width=100):
@@ -40,6 +43,20 @@ def test_spend_stands_against_the_budget_with_the_share_of_the_cache(written_run
     assert (spend.requests, spend.prompt_tokens, spend.completion_tokens) == (4, 120, 60)
     assert spend.cache_share == pytest.approx(0.4)
     assert spend.prices == ["teacher.price"]
+
+
+def test_the_prediction_stands_below_the_bill(written_run):
+    assert read_status(written_run, written_run.config()).rounds[0].predicted is None
+    forecast = Forecast("live", "completion", 4, 130, 50, 90, 0.01, 0.02, "teacher.price")
+    with contextlib.closing(Ledger(written_run.ledger, Budget())) as ledger:
+        ledger.note_forecast(0, as_row(forecast))
+    status = read_status(written_run, written_run.config())
+    assert status.rounds[0].predicted == forecast
+    text = " ".join(text_of(status).split())
+    assert (
+        "predicted 4 requests: 130 prompt tokens (at best 50 of them cached) and at most 90 of rollouts,"
+        " $0.0100 to $0.0200"
+    ) in text
 
 
 def test_a_person_reads_the_same_in_80_columns_without_colour(written_run):
@@ -134,7 +151,7 @@ def test_the_json_has_the_fields_that_programs_rely_on(written_run):
     assert status["version"] == 1
     assert set(status) == {"version", "run", "time", "rounds_planned", "rounds", "spend", "outcomes", "eta_s"}
     (round_,) = status["rounds"]
-    assert set(round_) == {"round", "stages", "spend", "outcomes", "cut_off", "repetition"}
+    assert set(round_) == {"round", "stages", "spend", "outcomes", "cut_off", "repetition", "predicted"}
     assert [stage["stage"] for stage in round_["stages"]] == ["generate", "audit", "score", "train"]
     assert set(round_["stages"][0]) == {
         "stage", "state", "unit", "done", "expected", "failed", "rate_per_s", "eta_s", "seconds", "error"
