@@ -215,9 +215,7 @@ def test_a_model_against_itself_has_no_gain_and_other_questions_are_refused(benc
 
 def test_defaults_are_the_papers_and_a_runs_own_template_goes_first(make_run):
     config = make_config(Target("m"), EvalSettings("math500"), False, ())
-    assert config.data.template.startswith("\nSolve the following math problem step by step.") or (
-        config.data.template.startswith("Solve the following math problem step by step.")
-    )
+    assert config.data.template.lstrip().startswith("Solve the following math problem step by step. The last line")
     generate = config.generate
     assert (generate.samples_per_prompt, generate.temperature, generate.max_new_tokens) == (16, 1.0, 32768)
     assert make_config(Target("m"), EvalSettings("apps"), True, ()).data.template == "{question}"
@@ -225,6 +223,11 @@ def test_defaults_are_the_papers_and_a_runs_own_template_goes_first(make_run):
     assert make_config(Target("m", run, 0), EvalSettings("x"), False, ()).data.template == "{question}\n"
     greedy = make_config(Target("m"), EvalSettings("x", samples=1, temperature=0), False, ())
     assert 0 < greedy.generate.temperature <= 1e-6
+    chosen = ("data.template={question}!", "student.dtype=bfloat16")
+    config = make_config(Target("m"), EvalSettings("x"), False, chosen)
+    assert (config.data.template, config.student.dtype) == ("{question}!", "bfloat16")
+    with pytest.raises(UsageError, match="Use --max-new-tokens"):
+        make_config(Target("m"), EvalSettings("x"), False, ("generate.max_new_tokens=9",))
     with pytest.raises(UsageError, match="--samples 1"):
         EvalSettings("x", temperature=0)
 
