@@ -67,7 +67,7 @@ def run(program: str, stdin: str, limits: Limits) -> Outcome:
         json.dump(
             {
                 "program": program,
-                "readable": [*_READABLE, *_python_folders()],
+                "readable": [*_READABLE, str(sysconfig.get_config_var("LIBDIR")), *_python_folders()],
                 "path": _python_folders(),
                 "memory_bytes": limits.memory_mb << 20,
                 "cpu_s": limits.cpu_s,
@@ -131,7 +131,7 @@ def _start(task: IO[str], stdin: IO[bytes]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", str(_CHILD), str(task.fileno())],
         stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=[task.fileno()], cwd="/",
-        env={"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
+        env={"LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
              "MALLOC_ARENA_MAX": "1"},
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,14 @@ from ...store.recipes import recipe
 
 GREEDY = 1e-6
 """A temperature at which the likeliest token has all the mass."""
+
+_OPTIONS = {
+    "generate.samples_per_prompt": "--samples",
+    "generate.max_new_tokens": "--max-new-tokens",
+    "generate.temperature": "--temperature",
+    "generate.top_p": "--top-p",
+    "generate.seed": "--seed",
+}
 
 
 @dataclass(frozen=True)
@@ -85,10 +93,8 @@ def make_config(target: Target, settings: EvalSettings, code: bool, overrides: S
 
     Raises:
         ConfigError: an unknown key or a value out of range.
+        UsageError: --set names what an option says.
     """
-    template = settings.template
-    if template is None and target.run is None:
-        template = str(recipe("prime-code" if code else "dapo-math-17k")["data"]["template"])
     options: dict[str, object] = {
         "generate.samples_per_prompt": settings.samples,
         "generate.max_new_tokens": settings.max_new_tokens,
@@ -96,15 +102,27 @@ def make_config(target: Target, settings: EvalSettings, code: bool, overrides: S
         "generate.top_p": settings.top_p,
         "generate.seed": settings.seed,
     }
-    if template is not None:
-        options["data.template"] = template
+    for key in options:
+        if any(override.partition("=")[0].strip() == key for override in overrides):
+            raise UsageError(f"--set {key} has an option of its own here.", f"Use {_OPTIONS[key]}.")
+    if settings.template is not None:
+        options["data.template"] = settings.template
     if settings.engine != "auto":
         options["student.engine"] = settings.engine
-    # TOML's numbers and strings are written as JSON's.
-    all_ = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in options.items())]
+    default = {} if target.run is not None else {"data.template": _papers_template(code)}
+    all_ = [*_assignments(default), *overrides, *_assignments(options)]
     config = default_config(all_) if target.run is None else target.run.config(tuple(all_))
     # Every question counts, however long it is.
     return config.model_copy(update={"data": config.data.model_copy(update={"max_prompt_tokens": None})})
+
+
+def _papers_template(code: bool) -> str:
+    return str(recipe("prime-code" if code else "dapo-math-17k")["data"]["template"])
+
+
+def _assignments(values: Mapping[str, object]) -> list[str]:
+    """As --set has them: TOML's numbers and strings are written as JSON's."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
 
 def default_folder(target: Target, benchmark: str, policy: str) -> EvalDir:

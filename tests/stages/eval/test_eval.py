@@ -88,7 +88,8 @@ def test_killed_while_it_samples_the_same_command_goes_on(benchmark, student, tm
         *(word for key in FAST for word in ("--set", key)), "--out",
     ]  # fmt: skip
     calm, killed = EvalDir(tmp_path / "calm"), EvalDir(tmp_path / "killed")
-    evaluate(Target(str(student)), settings(benchmark, samples=8, graders=("dapo_regex",)), FAST, calm.path)
+    same = settings(benchmark, samples=8, graders=("dapo_regex",))
+    evaluate(Target(str(student)), same, FAST, calm.path)
     process = subprocess.Popen([*command, str(killed.path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while killed.responses().manifest.rows < 8:
@@ -100,8 +101,7 @@ def test_killed_while_it_samples_the_same_command_goes_on(benchmark, student, tm
     parts = killed.responses().manifest.parts
     assert 8 <= killed.responses().manifest.rows < 96
     assert not is_whole(killed)
-    again = subprocess.run([*command, str(killed.path)], capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
+    evaluate(Target(str(student)), same, FAST, killed.path)
     assert killed.responses().manifest.parts[: len(parts)] == parts
     assert rows_of(killed.responses()) == rows_of(calm.responses())
     assert rows_of(killed.verdicts("dapo_regex"), "seconds") == rows_of(calm.verdicts("dapo_regex"), "seconds")
@@ -215,9 +215,7 @@ def test_a_model_against_itself_has_no_gain_and_other_questions_are_refused(benc
 
 def test_defaults_are_the_papers_and_a_runs_own_template_goes_first(make_run):
     config = make_config(Target("m"), EvalSettings("math500"), False, ())
-    assert config.data.template.startswith("\nSolve the following math problem step by step.") or (
-        config.data.template.startswith("Solve the following math problem step by step.")
-    )
+    assert config.data.template.lstrip().startswith("Solve the following math problem step by step. The last line")
     generate = config.generate
     assert (generate.samples_per_prompt, generate.temperature, generate.max_new_tokens) == (16, 1.0, 32768)
     assert make_config(Target("m"), EvalSettings("apps"), True, ()).data.template == "{question}"
@@ -225,6 +223,11 @@ def test_defaults_are_the_papers_and_a_runs_own_template_goes_first(make_run):
     assert make_config(Target("m", run, 0), EvalSettings("x"), False, ()).data.template == "{question}\n"
     greedy = make_config(Target("m"), EvalSettings("x", samples=1, temperature=0), False, ())
     assert 0 < greedy.generate.temperature <= 1e-6
+    chosen = ("data.template={question}!", "student.dtype=bfloat16")
+    config = make_config(Target("m"), EvalSettings("x"), False, chosen)
+    assert (config.data.template, config.student.dtype) == ("{question}!", "bfloat16")
+    with pytest.raises(UsageError, match="Use --max-new-tokens"):
+        make_config(Target("m"), EvalSettings("x"), False, ("generate.max_new_tokens=9",))
     with pytest.raises(UsageError, match="--samples 1"):
         EvalSettings("x", temperature=0)
 
