@@ -117,19 +117,29 @@ def accuracy(rows: list[Row], steps: list[Row]) -> dict[str, Any] | None:
     several = len({row["grader"] for row in rows}) > 1
     values = [
         {"step": last_step.get(row["rounds"], 0), "percent": 100 * row["accuracy"], "answers": row["answers"],
-         "rounds": row["rounds"], "line": f"{row['benchmark']}, {row['grader']}" if several else row["benchmark"]}
+         "low": 100 * row["low"], "high": 100 * row["high"], "rounds": row["rounds"],
+         "line": f"{row['benchmark']}, {row['grader']}" if several else row["benchmark"]}
         for row in rows
     ]  # fmt: skip
     lines = sorted({value["line"] for value in values})
     palette = ["var(--accent)", "var(--second)", "var(--third)", "var(--earlier)"]
-    chart = alt.Chart(alt.Data(values=values)).mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=28)).encode(
+    base = alt.Chart(alt.Data(values=values)).encode(
         x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1, format="d")),
-        y=alt.Y("percent:Q", title="Pass@1 (%)", scale=alt.Scale(zero=False)),
         color=alt.Color("line:N", scale=alt.Scale(domain=lines, range=[palette[i % 4] for i in range(len(lines))])),
         tooltip=[alt.Tooltip("line:N", title="benchmark"), alt.Tooltip("rounds:Q", title="after rounds"),
-                 alt.Tooltip("percent:Q", title="Pass@1, %", format=".1~f"), alt.Tooltip("answers:Q", format=",")],
+                 alt.Tooltip("percent:Q", title="Pass@1, %", format=".1~f"),
+                 alt.Tooltip("low:Q", title="95 % from", format=".1~f"),
+                 alt.Tooltip("high:Q", title="to", format=".1~f"),
+                 alt.Tooltip("answers:Q", format=",")],
     )  # fmt: skip
-    return _spec(chart, "accuracy", "Accuracy")
+    y = alt.Scale(zero=False)
+    intervals = base.mark_rule(strokeWidth=1.5, opacity=0.5).encode(
+        y=alt.Y("low:Q", title="Pass@1 (%)", scale=y), y2="high:Q"
+    )
+    line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=28)).encode(
+        y=alt.Y("percent:Q", title="Pass@1 (%)", scale=y)
+    )
+    return _spec(intervals + line, "accuracy", "Accuracy")
 
 
 def _dots(count: int) -> Any:

@@ -1,15 +1,14 @@
 """The figures of a report, out of the run's views: small tables of plain values, whatever the size of the run."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow.parquet as pq
 
 from ....store.layout import RunDir
 from ....store.reader import columns
+from ...eval.results import results_of_run
 
 Row = dict[str, Any]
 
@@ -122,23 +121,18 @@ def _histogram(
 
 
 def accuracy(run: RunDir) -> list[Row]:
-    """Pass@1 of each benchmark and grader after so many rounds, out of RUN/eval; [] where nothing was evaluated.
+    """Pass@1 of each benchmark and grader after so many rounds; [] where nothing was evaluated to its end.
 
-    A row: rounds, benchmark, grader, accuracy (mean over the samples of all questions), answers (how many those are).
+    A row: rounds, benchmark, grader, accuracy (mean over the samples of all questions), low and high (of its 95 %
+    interval), answers (how many those are).
     """
-    found: list[Row] = []
-    for path in sorted((run.path / "eval").glob("after=*/*/verdicts/*/manifest.json")):
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not manifest["complete"]:
-            continue
-        parts = [pq.read_table(path.parent / part["name"], columns=["correct"]) for part in manifest["parts"]]
-        verdicts = [value for part in parts for value in part["correct"].to_pylist()]
-        *_, after, benchmark, _, grader, _ = path.parts
-        found.append({
-            "rounds": int(after.removeprefix("after=")), "benchmark": benchmark, "grader": grader,
-            "accuracy": sum(map(bool, verdicts)) / max(len(verdicts), 1), "answers": len(verdicts),
-        })  # fmt: skip
-    return found
+    return [
+        {"rounds": result.rounds, "benchmark": result.benchmark, "grader": grader.grader,
+         "accuracy": grader.pass_at_1.value, "low": grader.pass_at_1.low, "high": grader.pass_at_1.high,
+         "answers": result.questions * result.samples}
+        for result in results_of_run(run)
+        for grader in result.graders
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,13 @@ import zlib
 from html.parser import HTMLParser
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from omniopd.stages.view.report import charts, explorer, figures
 from omniopd.stages.view.report.build import write_report
 from omniopd.store.errors import InputError
+from omniopd.store.evals import eval_of_run
 from omniopd.store.reader import open_reader
-from omniopd.store.schema import TableSpec
-from omniopd.store.table import Table
 
 from .conftest import write_tables
 
@@ -57,12 +55,21 @@ class Page(HTMLParser):
 
 
 def add_evaluation(run, after, correct, benchmark="aime24"):
-    schema = pa.schema([("question_id", pa.string()), ("correct", pa.bool_())])
-    folder = run.path / "eval" / f"after={after:03d}" / benchmark / "verdicts" / "math_verify"
-    table = Table(folder, TableSpec("eval_verdicts", "", schema, ("question_id",), 100))
-    table.begin({})
-    table.append([{"question_id": str(i), "correct": value} for i, value in enumerate(correct)])
-    return table
+    folder = eval_of_run(run, after, benchmark)
+    responses, verdicts = folder.responses(), folder.verdicts("math_verify")
+    responses.begin({"benchmark": benchmark})
+    responses.append([
+        {"question_id": str(i), "sample_index": 0, "response_tokens": 5, "finish_reason": "stop", "repetition": 0.0,
+         "policy": "p"}
+        for i in range(len(correct))
+    ])  # fmt: skip
+    responses.finish()
+    verdicts.begin({})
+    verdicts.append([
+        {"question_id": str(i), "sample_index": 0, "grader": "math_verify", "correct": value, "reason": "wrong"}
+        for i, value in enumerate(correct)
+    ])  # fmt: skip
+    return verdicts
 
 
 # -- figures
@@ -118,6 +125,7 @@ def test_accuracy_comes_from_complete_evaluations(written_run):
     spec = charts.accuracy(rows, [{"round": 0, "step": 5}])
     (values,) = spec["datasets"].values() if "datasets" in spec else [spec["data"]["values"]]
     assert [(value["step"], value["percent"]) for value in values] == [(0, 25.0), (5, 75.0)]
+    assert all(value["low"] < value["percent"] < value["high"] for value in values)
 
 
 def test_the_worst_and_best_chunks_come_first(written_run):
