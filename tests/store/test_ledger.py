@@ -184,6 +184,20 @@ def test_a_rounds_cap_holds_for_what_the_round_adds(path):
     assert again.left.tokens == 30, "of the two caps the lower one holds"
 
 
+def test_a_teachers_cap_counts_what_that_teacher_cost_in_all_rounds_and_no_other(path):
+    ledger = Ledger(path, Budget(tokens=100))
+    ledger.commit([Reservation("a", 0, "dear", 0, 20), Reservation("b", 0, "cheap", 0, 50)], [])
+    ledger.commit([], [Settlement("a", "settled", Usage(20, 0, 0)), Settlement("b", "settled", Usage(50, 0, 0))])
+    ledger.close()
+    capped = Ledger(path, Budget(tokens=100), round_index=1, teacher="dear", teacher_budget=Budget(tokens=45))
+    assert capped.left.tokens == 25
+    assert capped.commit([Reservation("c", 1, "dear", 0, 26), Reservation("d", 1, "dear", 0, 25)], []) == [False, True]
+    capped.close()
+    other = Ledger(path, Budget(tokens=100), round_index=1, teacher="cheap", teacher_budget=Budget(tokens=90))
+    # What was reserved when the process before it ended is charged in full.
+    assert other.left.tokens == 100 - 20 - 50 - 25
+
+
 def test_a_ledger_of_the_first_version_is_read_and_goes_on(path):
     ledger = Ledger(path, Budget())
     reserve(ledger, "a", 30)
