@@ -234,6 +234,24 @@ def report(
     _say(write_report(RunDir(run), _config(run, []), out or run / "report.html", trajectories))
 
 
+@app.command()
+def export(
+    run: Run,
+    folder: Annotated[Path, typer.Argument(help="Where to; must not exist.", show_default=False)],
+    after: Annotated[int | None, typer.Option(min=1, help="After so many rounds; unset: all that are trained.")] = None,
+    dtype: Annotated[
+        Literal["keep", "float32", "bfloat16", "float16"], typer.Option(help="Precision of the weights.")
+    ] = "keep",
+) -> None:
+    """Copy a trained policy into a Hugging Face folder, in the precision that it will be served in.
+
+    Example: omniopd export runs/first student-distilled --dtype bfloat16
+    """
+    from .train.export import export
+
+    _say(export(RunDir(run), after, folder, dtype))
+
+
 @app.command("eval")
 def eval_(
     model: Annotated[

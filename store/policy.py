@@ -1,6 +1,7 @@
 """Models on disk: where they are, and the hash that names their weights."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from .errors import InputError
@@ -46,3 +47,11 @@ def weights_hash(folder: Path) -> str:
     for path in weights:
         digest.update(f"{path.name}:{sha256(path)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def say_precision(config_json: Path, dtype: str) -> None:
+    """Put the precision of the weights into config.json, where transformers looks for it."""
+    raw = json.loads(config_json.read_text(encoding="utf-8"))
+    raw.pop("torch_dtype", None)  # its name before transformers 5
+    raw["dtype"] = dtype
+    config_json.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")

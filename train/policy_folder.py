@@ -1,13 +1,12 @@
 """The folder that a round's training leaves: weights, and what transformers and vLLM need beside them."""
 
-import json
 import shutil
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from ..store import files
+from ..store.policy import say_precision
 from .checkpoint import sync_files
 from .hf_model import write_weights
 from .model import Student
@@ -42,19 +41,11 @@ def write_policy(model: Student, student: Path, policy: Path) -> None:
                 shutil.copyfile(path, folder / path.name)
         if (student / _TEMPLATES).is_dir():
             shutil.copytree(student / _TEMPLATES, folder / _TEMPLATES)
-        _say_precision(folder / "config.json", model.config.params_dtype)
+        say_precision(folder / "config.json", str(model.config.params_dtype).removeprefix("torch."))
 
     on_first_rank(prepare)
     write_weights(model, folder)
     dist.barrier()
-
-
-def _say_precision(config_json: Path, dtype: torch.dtype) -> None:
-    """Put the precision of the weights into config.json, where transformers looks for it."""
-    raw = json.loads(config_json.read_text(encoding="utf-8"))
-    raw.pop("torch_dtype", None)  # its name before transformers 5
-    raw["dtype"] = str(dtype).removeprefix("torch.")
-    config_json.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
 def publish(policy: Path) -> None:

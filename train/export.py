@@ -1,0 +1,64 @@
+"""`omniopd export`: a run's policy as a Hugging Face folder of its own, in the precision that it will be served in."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from ..store import files
+from ..store.errors import InputError, UsageError
+from ..store.layout import RunDir
+from ..store.policy import say_precision
+
+Dtype = Literal["keep", "float32", "bfloat16", "float16"]
+
+
+def export(run: RunDir, after: int | None, folder: Path, dtype: Dtype) -> str:
+    """Copy the policy of a run, one file of weights at a time. Returns a line about it.
+
+    Args:
+        after: Rounds of training; None: all that are finished.
+        folder: Must not exist.
+        dtype: What floating-point weights are rounded to; the trainer writes them in its own precision.
+
+    Raises:
+        InputError: there is no such policy.
+        UsageError: the folder exists.
+    """
+    trained = [round_.index + 1 for round_ in run.rounds() if round_.policy.is_dir()]
+    wanted = max(trained, default=None) if after is None else after
+    if wanted not in trained:
+        found = ", ".join(map(str, trained)) or "none"
+        raise InputError(
+            f"{run.path} has no policy after {wanted or 'any'} rounds (there is: {found}).", f"omniopd run {run.path}"
+        )
+    if folder.exists():
+        raise UsageError(f"{folder} exists.", "Choose another folder.")
+    source = run.round(wanted - 1).policy
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    if dtype == "keep":
+        shutil.copytree(source, temporary)
+    else:
+        shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("*.safetensors"))
+        _round(source, temporary, dtype)
+    temporary.rename(folder)
+    files.sync_folder(folder.parent)
+    return f"the policy after {wanted} rounds, {dtype if dtype != 'keep' else 'as it was trained'}: {folder}"
+
+
+def _round(source: Path, folder: Path, dtype: Literal["float32", "bfloat16", "float16"]) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    size = 0
+    for path in sorted(source.glob("*.safetensors")):
+        tensors = load_file(path)
+        rounded = {k: t.to(getattr(torch, dtype)) if t.is_floating_point() else t for k, t in tensors.items()}
+        size += sum(tensor.nbytes for tensor in rounded.values())
+        save_file(rounded, folder / path.name, metadata={"format": "pt"})
+    for index in folder.glob("*.safetensors.index.json"):
+        tree = json.loads(index.read_text(encoding="utf-8"))
+        tree["metadata"]["total_size"] = size
+        index.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    say_precision(folder / "config.json", dtype)
