@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from omniopd.stages.generate.engine import Request, Sampling, make_engine
+from omniopd.stages.generate.rescore import Rescored
 from omniopd.stages.generate.vllm_engine import VllmEngine
 from omniopd.stages.student import load_tokenizer
 from omniopd.store.config import Config
@@ -26,6 +27,7 @@ MODES = {
     "chunked prefill": {"max_num_batched_tokens": 64, "max_num_seqs": 8},
     "preemption": {"num_gpu_blocks_override": 14, "max_num_seqs": 16, "async_scheduling": True},
     "tensor parallel": {},
+    "rescore": {},
 }
 PROMPT_TOKENS, TOKENS = 150, 120
 """A prompt is more than one block of the cache (128 tokens on a CPU), and a response grows into a third."""
@@ -69,7 +71,8 @@ def closing():
 
 
 def metric(engine, name):
-    return sum(m.value for m in engine.llm.get_metrics() if m.name == f"vllm:{name}")
+    sampler = engine.engine if isinstance(engine, Rescored) else engine
+    return sum(m.value for m in sampler.llm.get_metrics() if m.name == f"vllm:{name}")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -79,10 +82,11 @@ def test_entropies_stay_exact(mode, real_student: Path, worst_difference, closin
     prompts = natural_prompts(real_student)
     requests = asked(prompts, samples=4)
     options = MODES[mode] | {"disable_log_stats": False}
-    made = config(real_student, options, tensor_parallel=parallel)
+    way = "rescore" if mode == "rescore" else "decode"
+    made = config(real_student, options, tensor_parallel=parallel, entropy=way)
     engine = make_engine(str(real_student), made, longest_prompt=PROMPT_TOKENS)
     closing.callback(engine.close)
-    assert engine.entropy_source.endswith("decode")
+    assert way in engine.entropy_source
     sampling = Sampling(TOKENS, 0.8, 0.9, frozenset({10**6}))
     found = {r.trajectory_id: r for r in engine.generate(requests, sampling)}
     preempted, hits = metric(engine, "num_preemptions"), metric(engine, "prefix_cache_hits")
