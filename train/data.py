@@ -1,12 +1,15 @@
-"""From the shards of a round to the padded micro-batches of one rank. Pure: the same inputs give the same batches.
+"""From the shards of a round to the padded micro-batches of one rank: the same shards give the same batches.
 
 Position i of every list of a shard is about token i. Token i is predicted by the hidden state of token i - 1, so the
 rows that a micro-batch names are shifted by one. Hidden states come out of Megatron as [S, B, H], so a row's number is
 position * B + sequence.
 """
 
-from collections.abc import Sequence
+import contextlib
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,19 @@ from .loss import LossRows
 from .weights import BatchFacts
 
 _REMAKE = "Delete the round's shards and run `omniopd score` again."
+
+_OFFSETS = "offsets.npy"
+_FLAT: dict[str, tuple[str, type[np.generic]]] = {
+    "input_ids": ("input_ids", np.int32),
+    "loss_weight": ("loss_weight", np.float32),
+    "audited": ("audited", np.bool_),
+    "response": ("response_mask", np.bool_),
+    "behaviour": ("behaviour_logprobs", np.float32),
+}
+"""Each field of `Shards` with its column in the table and its type."""
+
+COLUMNS = [column for column, _ in _FLAT.values()]
+"""What `lay_out` needs of the shards table."""
 
 
 @dataclass(frozen=True)
@@ -46,30 +62,50 @@ class Shards:
         return np.concatenate([np.arange(int(self.offsets[n]), int(self.offsets[n + 1])) for n in sequences])
 
 
-def read_shards(table: pa.Table, vocabulary: int) -> Shards:
-    """Check the rows of the shards table and lay them out flat.
+def lay_out(batches: Iterable[pa.RecordBatch], vocabulary: int, folder: Path) -> None:
+    """Check rows of the shards table and write them flat, a file a column, which all ranks of a machine then share.
 
     Args:
-        table: rows of `store.schema.SHARDS`.
+        batches: rows of `store.schema.SHARDS`, read as they are needed.
         vocabulary: size of the student's vocabulary.
+        folder: is made, and replaced if a crash left it.
 
     Raises:
         InputError: no rows, lists of unequal length, ids outside the vocabulary, a mask or weight that makes no sense.
     """
-    if table.num_rows == 0:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with contextlib.ExitStack() as stack:
+        outputs = {name: stack.enter_context((folder / name).open("wb")) for name in _FLAT}
+        lengths: list[npt.NDArray[np.int64]] = []
+        for batch in batches:
+            part = _flat(batch)
+            _check(part, vocabulary)
+            lengths.append(part.lengths)
+            for name, output in outputs.items():
+                getattr(part, name).tofile(output)
+    if not sum(map(len, lengths)):
         raise InputError("The shards have no rows: there is nothing to train on.", _REMAKE)
-    lists: dict[str, Any] = {
-        name: table[name].combine_chunks()
-        for name in ("input_ids", "loss_weight", "audited", "response_mask", "behaviour_logprobs")
-    }
+    np.save(folder / _OFFSETS, np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64))
+
+
+def map_shards(folder: Path) -> Shards:
+    """What `lay_out` wrote, in the page cache and not in this process's memory."""
+    flat: dict[str, Any] = {name: np.memmap(folder / name, dtype, mode="r") for name, (_, dtype) in _FLAT.items()}
+    return Shards(np.load(folder / _OFFSETS), **flat)
+
+
+def _flat(batch: pa.RecordBatch) -> Shards:
+    lists: dict[str, Any] = {name: batch.column(column) for name, (column, _) in _FLAT.items()}
     lengths = [column.value_lengths().to_numpy(zero_copy_only=False) for column in lists.values()]
     if any(not np.array_equal(lengths[0], other) for other in lengths[1:]):
         raise InputError("The shards are inconsistent: lists of one row differ in length.", _REMAKE)
     offsets = np.concatenate([[0], np.cumsum(lengths[0])]).astype(np.int64)
-    flat = [column.flatten().to_numpy(zero_copy_only=False) for column in lists.values()]
-    shards = Shards(offsets, *flat)
-    _check(shards, vocabulary)
-    return shards
+    flat: dict[str, Any] = {
+        name: column.flatten().to_numpy(zero_copy_only=False).astype(_FLAT[name][1], copy=False)
+        for name, column in lists.items()
+    }
+    return Shards(offsets, **flat)
 
 
 def _check(shards: Shards, vocabulary: int) -> None:

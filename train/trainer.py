@@ -5,6 +5,7 @@ comes out has the same bits. The policy folder appears under its name only when 
 """
 
 import contextlib
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from ..store.policy import resolve_model, weights_hash
 from ..store.sections import TrainConfig
 from .architecture import Architecture, check_layout, check_tokenizer, check_weights, read_architecture
 from .checkpoint import Checkpoints, Position
-from .data import Shards, micro_batches, padding_share, plan_steps, read_shards
+from .data import COLUMNS, Shards, lay_out, map_shards, micro_batches, padding_share, plan_steps
 from .hf_model import load_weights
 from .hf_weights import WeightFiles
 from .memory import check_memory, training_need
@@ -36,6 +37,9 @@ from .stop import on_sigterm
 from .trackers import Trackers, check_wandb
 from .trajectory_facts import TrajectoryFacts, trajectory_facts
 from .weights import batch_facts
+
+_ROWS_AT_A_TIME = 1024
+"""Sequences held while they are laid out."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +91,11 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
         inputs = on_first_rank(lambda: _inputs(run, index, config))
         check_layout(inputs.arch, config.train, dist.get_world_size())
         stack.enter_context(model_parallel(config.train))
-        table = round_.shards.read()
-        shards = read_shards(table, inputs.arch.vocabulary)
+        shards = _shards(stack, round_, inputs.arch.vocabulary)
         longest = int(shards.lengths.max())
         need = training_need(inputs.arch, config.train, processes=dist.get_world_size(), longest=longest)
         check_memory(need, least_memory(device))
-        ids = table["trajectory_id"].to_pylist()
-        data = _Data(shards, on_first_rank(lambda: trajectory_facts(round_, ids)))
+        data = _Data(shards, on_first_rank(lambda: trajectory_facts(round_)))
         on_first_rank(lambda: round_.expect("train", count_steps(len(shards), config.train)))
         _train(run, index, config, inputs, data, device, progress)
         return result_of(run, index, trained=True)
@@ -101,6 +103,15 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
 
 def _enter(stack: contextlib.ExitStack, round_: RoundDir) -> None:
     stack.enter_context(round_.lock("train"))
+
+
+def _shards(stack: contextlib.ExitStack, round_: RoundDir, vocabulary: int) -> Shards:
+    """The round's training sequences, laid out once for all ranks, until the stack ends."""
+    folder = round_.path / ".shards"
+    on_first_rank(lambda: lay_out(round_.shards.batches(_ROWS_AT_A_TIME, COLUMNS), vocabulary, folder))
+    if dist.get_rank() == 0:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    return map_shards(folder)
 
 
 def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:

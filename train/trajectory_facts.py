@@ -1,6 +1,5 @@
 """What the round's other tables say about the sequences that are trained on; for the metrics alone."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,8 +27,9 @@ class TrajectoryFacts:
         return float(self.similarity[sequences].sum()) / chunks if chunks else float("nan")
 
 
-def trajectory_facts(round_: RoundDir, ids: Sequence[str]) -> TrajectoryFacts:
-    """Look up the training sequences with these ids, in their order."""
+def trajectory_facts(round_: RoundDir) -> TrajectoryFacts:
+    """Look up the training sequences, in the order of the shards."""
+    ids: list[str] = _columns(round_.shards, "trajectory_id")["trajectory_id"]
     chunks = _columns(round_.chunks, "chunk_id", "trajectory_id")
     owner: dict[str, str] = dict(zip(chunks["chunk_id"], chunks["trajectory_id"], strict=True))
     similarity, count = dict.fromkeys(ids, 0.0), dict.fromkeys(ids, 0)

@@ -9,6 +9,7 @@ The policy is written again, in small files, into a folder beside its own whose 
 
 import dataclasses
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from omniopd.store.schema import SHARDS
 from omniopd.store.sections import TrainConfig
 from omniopd.train import hf_model
 from omniopd.train.architecture import check_layout, read_architecture
-from omniopd.train.data import micro_batches, read_shards
+from omniopd.train.data import lay_out, map_shards, micro_batches
 from omniopd.train.hf_model import hf_gradients, load_weights, write_weights
 from omniopd.train.hf_weights import WeightFiles
 from omniopd.train.mcore import parallel_state as mpu
@@ -47,7 +48,9 @@ def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device, writ
     dist.barrier()
     write_weights(policy, written)
     learner = Learner(policy, student(job["student"]), train, device)
-    shards = read_shards(pa.Table.from_pylist(job["rows"], schema=SHARDS.schema), arch.vocabulary)
+    with tempfile.TemporaryDirectory() as flat:
+        lay_out(pa.Table.from_pylist(job["rows"], schema=SHARDS.schema).to_batches(), arch.vocabulary, Path(flat, "x"))
+        shards = map_shards(Path(flat, "x"))
     facts = batch_facts(
         shards.loss_weight, shards.audited, shards.response, centre=job["centre"], normalise=train.normalise
     )

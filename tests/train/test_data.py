@@ -1,5 +1,7 @@
 """Shards to micro-batches: nothing is lost, doubled or shifted."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,15 @@ from hypothesis import strategies as st
 
 from omniopd.store.errors import InputError
 from omniopd.store.schema import SHARDS
-from omniopd.train.data import Shards, Share, micro_batches, padding_share, plan_steps, read_shards
+from omniopd.train.data import Shards, Share, lay_out, map_shards, micro_batches, padding_share, plan_steps
 from omniopd.train.weights import BatchFacts, batch_facts
 
 
 def read(rows: list[dict[str, Any]], vocabulary: int = 97) -> Shards:
-    return read_shards(pa.Table.from_pylist(rows, schema=SHARDS.schema), vocabulary)
+    batches = pa.Table.from_pylist(rows, schema=SHARDS.schema).to_batches(max_chunksize=2)
+    with tempfile.TemporaryDirectory() as folder:
+        lay_out(batches, vocabulary, Path(folder) / "shards")
+        return map_shards(Path(folder) / "shards")
 
 
 def facts_of(shards: Shards, **options: Any) -> BatchFacts:
@@ -64,6 +69,17 @@ def test_every_weighted_token_is_in_one_micro_batch_of_one_rank(
     )
     assert sorted(audited) == sorted(expected)
     assert anchored == facts.unaudited_tokens
+
+
+def test_sequences_are_laid_out_as_the_table_has_them(kit: Any) -> None:
+    rows = kit.shard_rows(5)
+    shards = read(rows)
+    for n, row in enumerate(rows):
+        at = slice(int(shards.offsets[n]), int(shards.offsets[n + 1]))
+        for field, column in (("input_ids", "input_ids"), ("audited", "audited"), ("response", "response_mask")):
+            assert getattr(shards, field)[at].tolist() == row[column]
+        for field, column in (("loss_weight", "loss_weight"), ("behaviour", "behaviour_logprobs")):
+            assert getattr(shards, field)[at].tolist() == np.array(row[column], np.float32).tolist()
 
 
 def test_an_epoch_takes_every_sequence_once_in_an_order_set_by_the_seed() -> None:
