@@ -2,13 +2,13 @@
 
 import pytest
 
-from omniopd.stages.audit.forecast import Shape, continuations, forecast
+from omniopd.stages.audit.forecast import Forecast, Shape, continuations, forecast
 from omniopd.stages.audit.price import Rates
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.work import shape_of
 from omniopd.stages.generate.stage import generate
 from omniopd.stages.view.plan import describe, forecasts, plan
-from omniopd.stages.view.status import as_json
+from omniopd.stages.view.status import read_status
 from omniopd.store.config import Config
 from omniopd.store.ledger import read_forecast, read_totals
 
@@ -70,9 +70,9 @@ def test_the_prediction_of_a_round_is_kept_and_stands_beside_the_bill(make_run, 
     # The scripted teacher counts characters, as the shipped tokenizer does, and answers with 4 tokens of 12.
     assert totals.prompt_tokens == kept["prompt_tokens"]
     assert totals.completion_tokens <= kept["completion_tokens"] == 4 * 12 * len(chunks)
-    (line,) = as_json(run, settings)["predictions"]
-    assert line.startswith(f"round 0: predicted (live, completion) {len(chunks)} requests")
-    assert line.endswith(f"rollouts: {4 * len(chunks)} ok")
+    (round_,) = read_status(run, settings).rounds
+    assert round_.predicted == Forecast(**kept)
+    assert (round_.predicted.mode, round_.predicted.continuation) == ("live", "completion")
     audit(run, 0, run.config(("teacher.mode=live",)))
     assert read_forecast(run.ledger, 0) == kept, "the first one stands"
 
