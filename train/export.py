@@ -26,12 +26,12 @@ def export(run: RunDir, after: int | None, folder: Path, dtype: Dtype) -> str:
         UsageError: the folder exists.
     """
     trained = [round_.index + 1 for round_ in run.rounds() if round_.policy.is_dir()]
-    wanted = max(trained, default=None) if after is None else after
+    if not trained:
+        raise InputError(f"{run.path} has no trained policy yet.", f"Train one with `omniopd run {run.path}`.")
+    wanted = max(trained) if after is None else after
     if wanted not in trained:
-        found = ", ".join(map(str, trained)) or "none"
-        raise InputError(
-            f"{run.path} has no policy after {wanted or 'any'} rounds (there is: {found}).", f"omniopd run {run.path}"
-        )
+        found = ", ".join(map(str, trained))
+        raise InputError(f"{run.path} has no policy after {wanted} rounds.", f"There is one after {found}.")
     if folder.exists():
         raise UsageError(f"{folder} exists.", "Choose another folder.")
     source = run.round(wanted - 1).policy

@@ -36,8 +36,10 @@ def test_kept_as_trained_it_is_a_copy(trained, tmp_path, student):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_policy_that_is_not_there_and_a_folder_that_is_are_one_line_each(trained, tmp_path):
-    with pytest.raises(InputError, match=r"no policy after 2 rounds \(there is: 1\)"):
+def test_a_policy_that_is_not_there_and_a_folder_that_is_are_one_line_each(trained, make_run, tmp_path):
+    with pytest.raises(InputError, match=r"no policy after 2 rounds. There is one after 1"):
         export(trained, 2, tmp_path / "out", "keep")
+    with pytest.raises(InputError, match="no trained policy yet"):
+        export(make_run(name="new"), None, tmp_path / "out", "keep")
     with pytest.raises(UsageError, match="exists"):
         export(trained, 1, tmp_path, "keep")
