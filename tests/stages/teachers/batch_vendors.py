@@ -1,8 +1,6 @@
 """The vendors' batch APIs on loopback. Each row is checked by the rules of vendors.py."""
 
-import asyncio
 import json
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,8 +23,10 @@ class Made:
     answers: list[Any] | None = None
 
 
-class BatchServer:
+class BatchServer(vendors.LoopbackServer):
     """A vendor with its batch API. `fate` is what becomes of a row: ok, expired, broken (their fault), dropped."""
+
+    most_bytes = 1 << 30
 
     def __init__(self, vendor: vendors.Vendor) -> None:
         self.vendor = vendor
@@ -39,30 +39,7 @@ class BatchServer:
         """create: the answer to a creation does not arrive; list: nor that to a listing."""
         self.repeats = False
         self.rows_seen = 0
-        self._loop = asyncio.new_event_loop()
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
-        self._thread.start()
-        assert ready.wait(10)
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-
-    def _serve(self, ready: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._start())
-        ready.set()
-        self._loop.run_forever()
-
-    async def _start(self) -> None:
-        app = web.Application(client_max_size=1 << 30)
-        app.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.base_url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/v1"
+        super().__init__()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         path = request.path.removeprefix("/v1")

@@ -204,12 +204,13 @@ class Gemini(Vendor):
         return {"candidates": [candidate] * count, "modelVersion": self.answered, "usageMetadata": usage}
 
 
-class VendorServer:
-    """A vendor behind a socket, in a thread. `urls` are the addresses that were asked, query and all."""
+class LoopbackServer:
+    """A server on a free port, in a thread, which hands every request to `_handle`. Ready when it is made."""
 
-    def __init__(self, vendor: Vendor) -> None:
-        self.vendor = vendor
-        self.urls: list[str] = []
+    most_bytes = 1 << 20
+    """Of a request's body."""
+
+    def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
@@ -227,13 +228,25 @@ class VendorServer:
         self._loop.run_forever()
 
     async def _start(self) -> None:
-        app = web.Application()
+        app = web.Application(client_max_size=self.most_bytes)
         app.router.add_route("*", "/{path:.*}", self._handle)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         self.base_url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/v1"
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        raise NotImplementedError
+
+
+class VendorServer(LoopbackServer):
+    """A vendor behind a socket. `urls` are the addresses that were asked, query and all."""
+
+    def __init__(self, vendor: Vendor) -> None:
+        self.vendor = vendor
+        self.urls: list[str] = []
+        super().__init__()
 
     async def _handle(self, request: web.Request) -> web.Response:
         self.urls.append(str(request.rel_url))
