@@ -15,7 +15,18 @@ from .errors import BusyError
 
 def sync_folder(folder: Path) -> None:
     """Make renames inside a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def sync_files(folder: Path) -> None:
+    """Make a folder's files, and their names, durable."""
+    for path in folder.iterdir():
+        _sync(path)
+    sync_folder(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -11,7 +11,6 @@ between two runs, but not whether the optimizer is distributed: Megatron's forma
 The last one of a round outlives it: the next round takes the optimizer's state from it.
 """
 
-import os
 import queue
 import shutil
 from collections.abc import Mapping
@@ -146,7 +145,7 @@ class Checkpoints:
         mcore.filesystem_async._results_queue = queue.Queue()
         mcore.dist_checkpointing.save(_state(learner, position, loading=False), str(target))
         if dist.get_rank() == 0:
-            sync_files(target)
+            files.sync_files(target)
             files.write_text(self.folder / "latest", name + "\n")
             self._prune()
         dist.barrier()
@@ -186,14 +185,3 @@ def _state(learner: Learner, position: Position, *, loading: bool) -> dict[str, 
         "step": position.step,
         "skipped": position.skipped,
     }
-
-
-def sync_files(folder: Path) -> None:
-    """Make a folder's files, and their names, durable."""
-    for path in folder.iterdir():
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    files.sync_folder(folder)

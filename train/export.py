@@ -42,6 +42,7 @@ def export(run: RunDir, after: int | None, folder: Path, dtype: Dtype) -> str:
     else:
         shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("*.safetensors"))
         _round(source, temporary, dtype)
+    files.sync_files(temporary)
     temporary.rename(folder)
     files.sync_folder(folder.parent)
     return f"the policy after {wanted} rounds, {dtype if dtype != 'keep' else 'as it was trained'}: {folder}"

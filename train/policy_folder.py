@@ -7,7 +7,6 @@ import torch.distributed as dist
 
 from ..store import files
 from ..store.policy import say_precision
-from .checkpoint import sync_files
 from .hf_model import write_weights
 from .model import Student
 from .parallel import on_first_rank
@@ -51,6 +50,6 @@ def write_policy(model: Student, student: Path, policy: Path) -> None:
 def publish(policy: Path) -> None:
     """Give the folder its name: the promise that it is whole."""
     folder = _unpublished(policy)
-    sync_files(folder)
+    files.sync_files(folder)
     folder.rename(policy)
     files.sync_folder(policy.parent)

@@ -110,22 +110,23 @@ class Status(_Model):
 
 def read_status(run: RunDir, config: Config) -> Status:
     """The state of a run, from manifests, ledger, the stages' own records and a few small columns."""
-    rounds = [_round_status(run, round_, config) for round_ in run.rounds()]
+    prices = read_price_sources(run.ledger)
+    rounds = [_round_status(run, round_, config, prices) for round_ in run.rounds()]
     outcomes: Counter[str] = Counter()
     for round_ in rounds:
         outcomes.update(round_.outcomes)
     planned = max(config.run.rounds, len(rounds))
     return Status(
         run=str(run.path), time=datetime.now(UTC), rounds_planned=planned, rounds=rounds,
-        spend=_spend(run, read_totals(run.ledger), config.teacher.budget_usd, config.teacher.budget_tokens),
+        spend=_spend(prices, read_totals(run.ledger), config.teacher.budget_usd, config.teacher.budget_tokens),
         outcomes=dict(outcomes), eta_s=_eta(rounds, planned),
     )  # fmt: skip
 
 
-def _round_status(run: RunDir, round_: RoundDir, config: Config) -> RoundStatus:
+def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[str]) -> RoundStatus:
     teacher = config.teacher
     statuses = Counter[str](round_.rollouts.read(["status"])["status"].to_pylist())
-    spend = _spend(run, read_totals(run.ledger, round_.index), teacher.round_budget_usd, teacher.round_budget_tokens)
+    spend = _spend(prices, read_totals(run.ledger, round_.index), teacher.round_budget_usd, teacher.round_budget_tokens)
     stages = [
         _generate(round_),
         _audit(round_, config, statuses),
@@ -222,14 +223,14 @@ def _state(complete: bool, begun: bool, runs: list[StageRun]) -> State:
     return "partial" if begun or "killed" in states else "missing"
 
 
-def _spend(run: RunDir, totals: Totals, budget_usd: float | None, budget_tokens: int | None) -> Spend:
+def _spend(prices: list[str], totals: Totals, budget_usd: float | None, budget_tokens: int | None) -> Spend:
     return Spend(
         usd=totals.charged_nusd / NANO, budget_usd=budget_usd, reserved_usd=totals.reserved_nusd / NANO,
         tokens=totals.charged_tokens, budget_tokens=budget_tokens, reserved_tokens=totals.reserved_tokens,
         prompt_tokens=totals.prompt_tokens, cached_tokens=totals.cached_tokens,
         cache_write_tokens=totals.cache_write_tokens, completion_tokens=totals.completion_tokens,
         cache_share=totals.cached_tokens / totals.prompt_tokens if totals.prompt_tokens else None,
-        requests=totals.requests, unknown_requests=totals.unknown, prices=read_price_sources(run.ledger),
+        requests=totals.requests, unknown_requests=totals.unknown, prices=prices,
     )  # fmt: skip
 
 
