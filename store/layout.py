@@ -8,7 +8,7 @@ from pathlib import Path
 from . import files, journal
 from .config import Config, load_config
 from .journal import StageRun, read_stage_run
-from .schema import CHUNKS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES, TableSpec
+from .schema import CHUNKS, REWARDS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES, TableSpec
 from .sections import ScoreConfig
 from .shard import ALONE, Shard
 from .table import Table
@@ -19,7 +19,7 @@ _PATIENCE_S = 10.0
 
 @dataclass(frozen=True)
 class RoundDir:
-    """One round of a run: its five tables, the trainer's checkpoint and the policy that came out of it."""
+    """One round of a run: its tables, the trainer's checkpoint and the policy that came out of it."""
 
     run: Path
     index: int
@@ -63,13 +63,17 @@ class RoundDir:
         return Table(self.path / "study" / name, spec)
 
     @property
+    def rewards(self) -> Table:
+        return Table(self.path / "rewards", REWARDS)
+
+    @property
     def shards(self) -> Table:
         return Table(self.path / "shards", SHARDS)
 
     @property
     def tables(self) -> tuple[Table, ...]:
         """In the order in which the stages write them."""
-        return (self.trajectories, self.chunks, self.rollouts, self.scores, self.shards)
+        return (self.trajectories, self.chunks, self.rollouts, self.scores, self.rewards, self.shards)
 
     @property
     def policy(self) -> Path:

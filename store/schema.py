@@ -51,6 +51,7 @@ TRAJECTORIES = TableSpec(
             _column("policy", _str, "hash of the weights that sampled it"),
             _column("entropy_source", _str, "engine, version, way (decode | rescore) and precision of the entropies"),
             _column("repetition", _f32, "share of the response that its longest repeated token sequence makes up"),
+            _column("answer", _str, "the data set's reference answer or tests; null unless data.answer names a column"),
         ]
     ),
     ("trajectory_id",),
@@ -142,14 +143,33 @@ SHARDS = TableSpec(
         [
             _trajectory_id,
             _column("input_ids", _ids, "prompt and response"),
-            _column("loss_weight", _floats, "pi_teacher on audited tokens, else 0"),
+            _column("loss_weight", _floats, "pi_teacher on audited tokens, else 0; sft: 1; grpo: the advantage"),
             _column("audited", _bools, "token lies in an audited chunk"),
             _column("response_mask", _bools, "token belongs to the response"),
             _column("behaviour_logprobs", _floats, "log-prob when it was sampled; 0 on the prompt", "nats"),
+            _column("rollout_index", _i32, "which of the teacher's answers it is (sft); null for the student's own"),
+        ]
+    ),
+    ("trajectory_id", "rollout_index"),
+    8192,
+)
+
+REWARDS = TableSpec(
+    "rewards",
+    "what a grader says of each trajectory (grpo)",
+    pa.schema(
+        [
+            _trajectory_id,
+            _round,
+            _column("grader", _str, "math_verify | dapo_regex | tests"),
+            _column("reward", _f32, "1 right, 0 wrong"),
+            _column("advantage", _f32, "the reward less the mean of the prompt's samples, over their deviation"),
+            _column("reason", _str, "right | wrong | no_answer | timeout | memory | output | threads | error"),
+            _column("extracted", _str, "the answer, or the program, as the grader read it"),
         ]
     ),
     ("trajectory_id",),
-    8192,
+    16384,
 )
 
 TRUTH = TableSpec(
@@ -241,4 +261,4 @@ EVAL_VERDICTS = TableSpec(
     16384,
 )
 
-TABLES: dict[str, TableSpec] = {t.name: t for t in (TRAJECTORIES, CHUNKS, ROLLOUTS, SCORES, SHARDS)}
+TABLES: dict[str, TableSpec] = {t.name: t for t in (TRAJECTORIES, CHUNKS, ROLLOUTS, SCORES, REWARDS, SHARDS)}

@@ -38,6 +38,9 @@ class DataConfig(Section):
     """Split of a hub dataset."""
     field: str = "question"
     """Column that holds the question: a text, or a chat, of which the last user message is taken."""
+    answer: str | None = None
+    """Column with the reference answer, or the tests of a program, for train.objective = "grpo"; a dot reaches into a
+    struct."""
     filter: str | None = None
     """Use only rows that meet this SQL condition over the data set's columns, such as "length(answer) < 9"."""
     template: str = "{question}"
@@ -94,8 +97,9 @@ class SelectConfig(Section):
     """M, audited chunks for each trajectory."""
     chunk_tokens: int = Field(default=50, gt=0)
     """C, student tokens in a chunk."""
-    strategy: Literal["peak_entropy", "uniform"] = "peak_entropy"
-    """Anchors: the M highest entropies (Eq. 7), or uniform at random (the ablation of Table 6)."""
+    strategy: Literal["peak_entropy", "surprisal", "uniform"] = "peak_entropy"
+    """Anchors: the M highest entropies (Eq. 7), the M tokens that were least likely when they were sampled, or uniform
+    at random (the ablation of Table 6)."""
     overlap: Literal["resample", "merge"] = "resample"
     """A chunk that would overlap an earlier one: take the next anchor instead, or merge the two."""
     boundary: Literal["char", "word"] = "char"
@@ -133,7 +137,8 @@ class TeacherConfig(Section):
     """How the teacher is made to continue the student's prefix: the completions endpoint on the raw text, a chat whose
     last assistant message is left open, or a chat that is told to go on; auto is the first that the server can do."""
     rollouts: Annotated[int, Field(gt=0)] | Literal["adaptive"] = 10
-    """N, continuations of each chunk's prefix; adaptive: as many as the chunk's own answers call for."""
+    """N, continuations of each chunk's prefix; adaptive: as many as the chunk's own answers call for. With
+    train.objective = "sft": whole answers to each prompt."""
     max_rollouts: int = Field(default=10, gt=0)
     """Most rollouts of a chunk where rollouts is adaptive."""
     precision: float = Field(default=0.07, gt=0, lt=1)
@@ -144,7 +149,8 @@ class TeacherConfig(Section):
     seed: int | None = None
     """Sent with each request, mixed with the chunk's id: makes rollouts repeatable where the server honours it."""
     max_tokens: int | None = Field(default=None, gt=0)
-    """Longest rollout in teacher tokens; unset: half again the chunk's student tokens, plus 8."""
+    """Longest rollout in teacher tokens; unset: half again the chunk's student tokens, plus 8, and
+    generate.max_new_tokens for the whole answers of train.objective = "sft"."""
     budget_usd: float | None = Field(default=None, ge=0)
     """Hard cap on the run's spend. Needs a price, of teacher.price or of a model that genai-prices knows."""
     budget_tokens: int | None = Field(default=None, ge=0)
@@ -198,6 +204,8 @@ class ScoreConfig(Section):
     """A chunk with fewer usable rollouts is treated as un-audited."""
     centre: Literal["none", "batch_mean"] = "none"
     """Subtract the global batch's mean weight from the weights: none is the paper, batch_mean has less variance."""
+    grader: Literal["math_verify", "dapo_regex", "tests"] = "math_verify"
+    """What rewards a response (1 right, 0 wrong) with train.objective = "grpo"; as in `omniopd eval`."""
     memory_gb: float = Field(default=1.0, gt=0)
     """Memory that DuckDB may use, GB; what does not fit goes to a spill folder in the run directory."""
     threads: int | None = Field(default=None, gt=0)
@@ -217,10 +225,21 @@ class ScoreConfig(Section):
 
 
 class TrainConfig(Section):
-    objective: Literal["omniopd"] = "omniopd"
-    """Eq. 8."""
+    objective: Literal["omniopd", "sft", "opd", "grpo"] = "omniopd"
+    """omniopd: Eq. 8. The paper's baselines: sft, likelihood of the teacher's whole answers (Eq. 1); opd, forward and
+    reverse KL to a teacher whose weights are here, on the student's trajectories (Eq. 2); grpo, the student's own
+    rewards, without a teacher. docs/baselines.md says what each stage does for them."""
+    teacher: str = ""
+    """opd: folder or hub id of the teacher's weights. Its tokenizer and vocabulary must be the student's."""
+    forward_kl: float = Field(default=0.5, ge=0, le=1)
+    """opd: weight of KL(teacher || student); KL(student || teacher) has the rest (Eq. 2 is 0, section 5.1 says 0.5)."""
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
+    """grpo: a token's gradient ends where its ratio to the sampling policy falls below 1 minus this."""
+    clip_high: float = Field(default=0.2, ge=0)
+    """grpo: and where the ratio rises above 1 plus this."""
     beta: float = Field(default=0.1, ge=0)
-    """Weight of the KL anchor on un-audited tokens."""
+    """Weight of the KL to the initial student: on un-audited tokens (omniopd), on all of the response (grpo). sft and
+    opd have none."""
     lr: float = Field(default=1e-6, gt=0)
     """Learning rate of AdamW, constant after the warm-up."""
     warmup_steps: int = Field(default=0, ge=0)

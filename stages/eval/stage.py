@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +20,11 @@ from ..generate.engine import Request, Response, Sampling, make_engine
 from ..generate.prompts import Prompt, render
 from ..generate.repetition import repetition
 from ..generate.stage import claim_gpus
+from ..graders.find import make_grader, workers
+from ..graders.verdict import Grader, Verdict
 from ..progress import progress
 from ..student import load_tokenizer, stop_ids
 from .benchmarks import Benchmark, Question, load_benchmark
-from .graders.verdict import Grader, Verdict
 from .settings import EvalSettings, Target, default_folder, make_config
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _VERDICTS_A_PART = 256
 _SECONDS_A_PART = 60.0
 """A benchmark may be smaller than generate.part_rows, and long responses come slowly: a crash loses a minute."""
-_MATH_LIMIT_S = 10.0
 _FITTING = {False: ("math_verify", "dapo_regex"), True: ("tests",)}
 """For answers, and for programs."""
 
@@ -186,30 +185,11 @@ class _Graders:
     """The graders of an evaluation, and the processes that they hold."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.all: list[Grader] = [_make_grader(name) for name in names]
+        self.all: list[Grader] = [make_grader(name) for name in names]
 
     def close(self) -> None:
         for grader in self.all:
             grader.close()
-
-
-def _make_grader(name: str) -> Grader:
-    if name == "math_verify":
-        from .graders.math_pool import MathVerify
-
-        return MathVerify(_MATH_LIMIT_S, _workers())
-    if name == "tests":
-        from .graders.code import CodeTests
-        from .sandbox import Limits
-
-        return CodeTests(Limits())
-    from .graders.dapo_regex import DapoRegex
-
-    return DapoRegex()
-
-
-def _workers() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -254,7 +234,7 @@ def _missing(results: EvalDir, present: set[tuple[Any, ...]], grader: str) -> It
 def _in_parallel(
     ask: Callable[[_Answer], dict[str, Any]], answers: Sequence[_Answer], done: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    executor = ThreadPoolExecutor(_workers())
+    executor = ThreadPoolExecutor(workers())
 
     def count(future: Future[dict[str, Any]]) -> dict[str, Any]:
         row = future.result()

@@ -14,13 +14,13 @@ from omniopd.stages.eval import stage
 from omniopd.stages.eval.benchmarks import load_benchmark
 from omniopd.stages.eval.compare import compare
 from omniopd.stages.eval.describe import describe, describe_comparison
-from omniopd.stages.eval.graders.code import CodeTests, extract_program, parse_tests, same_output
-from omniopd.stages.eval.graders.dapo_regex import DapoRegex
-from omniopd.stages.eval.graders.verdict import Verdict
 from omniopd.stages.eval.results import is_whole, result, results_of_run
-from omniopd.stages.eval.sandbox import Limits
 from omniopd.stages.eval.settings import EvalSettings, Target, find_target, make_config
 from omniopd.stages.eval.stage import evaluate
+from omniopd.stages.graders.code import CodeTests, extract_program, parse_tests, same_output
+from omniopd.stages.graders.dapo_regex import DapoRegex
+from omniopd.stages.graders.sandbox import Limits
+from omniopd.stages.graders.verdict import Verdict
 from omniopd.store.errors import BusyError, ConfigChangedError, InputError, UsageError
 from omniopd.store.evals import EvalDir
 from omniopd.store.shard import Shard
@@ -118,7 +118,7 @@ def test_grading_that_was_interrupted_goes_on_and_doubles_nothing(benchmark, stu
                 raise KeyboardInterrupt
             return super().grade(response, reference)
 
-    monkeypatch.setattr(stage, "_make_grader", lambda name: Interrupted())
+    monkeypatch.setattr(stage, "make_grader", lambda name: Interrupted())
     with pytest.raises(KeyboardInterrupt):
         evaluate(Target(str(student)), settings(benchmark, graders=("dapo_regex",)), FAST, tmp_path / "out")
     table = EvalDir(tmp_path / "out").verdicts("dapo_regex")
@@ -191,7 +191,7 @@ class LastNumber(DapoRegex):
 
 
 def test_a_model_against_itself_has_no_gain_and_other_questions_are_refused(benchmark, student, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "_make_grader", lambda name: LastNumber())
+    monkeypatch.setattr(stage, "make_grader", lambda name: LastNumber())
     only = {"graders": ("dapo_regex",)}
     greedy, _ = evaluate(
         Target(str(student)), settings(benchmark, samples=1, temperature=0.0, **only), FAST, tmp_path / "greedy"
@@ -365,7 +365,7 @@ def test_tests_of_no_known_form_are_one_line(tests, message):
 
 
 def test_where_code_cannot_be_confined_nothing_is_sampled(tmp_path, monkeypatch):
-    from omniopd.stages.eval import sandbox
+    from omniopd.stages.graders import sandbox
 
     path = tmp_path / "code.jsonl"
     path.write_text(json.dumps({"question": "q", "tests": {"test": "assert True"}}) + "\n")

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ....store.errors import InputError
+from ...store.errors import InputError
 from .verdict import Verdict
 
 _WORKER = Path(__file__).with_name("math_worker.py")

@@ -22,8 +22,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
-from ....store.errors import InputError
-from ..sandbox import Limits, check, run
+from ...store.errors import InputError
+from .sandbox import Limits, check, run
 from .verdict import Verdict
 
 _BLOCK = re.compile(r"```[ \t]*([\w+#-]*)[^\n]*\n(.*?)```", re.DOTALL)

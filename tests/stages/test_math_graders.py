@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from omniopd.stages.eval.graders import math_pool
-from omniopd.stages.eval.graders.dapo_regex import DapoRegex, normalise
-from omniopd.stages.eval.graders.math_pool import MathVerify, as_gold
+from omniopd.stages.graders import math_pool
+from omniopd.stages.graders.dapo_regex import DapoRegex, normalise
+from omniopd.stages.graders.math_pool import MathVerify, as_gold
 from omniopd.store.errors import InputError
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import omniopd
-from omniopd.stages.eval import sandbox
-from omniopd.stages.eval.confine import bpf_program, handled_accesses
-from omniopd.stages.eval.sandbox import Limits, check, run
+from omniopd.stages.graders import sandbox
+from omniopd.stages.graders.confine import bpf_program, handled_accesses
+from omniopd.stages.graders.sandbox import Limits, check, run
 from omniopd.store.errors import InputError
 
 LIMITS = Limits(cpu_s=1, wall_s=4, memory_mb=512, output_bytes=1 << 16, threads=16)
@@ -184,7 +184,7 @@ def test_a_wall_that_lets_something_through_is_noticed(monkeypatch, tmp_path):
 def test_a_program_dies_with_the_process_that_grades(tmp_path):
     """kill -9 of the parent: the program, which would run for a minute, is gone at once."""
     script = (
-        "from omniopd.stages.eval.sandbox import Limits, run\n"
+        "from omniopd.stages.graders.sandbox import Limits, run\n"
         "run('print(1, flush=True)\\nimport time\\ntime.sleep(60)', '', Limits())\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script])
@@ -214,13 +214,13 @@ def test_an_ordinary_user_is_held_as_well():
     package = Path(omniopd.__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        for name in ("__init__.py", "store/__init__.py", "store/errors.py", "stages/__init__.py",
-                     "stages/eval/__init__.py", "stages/eval/confine.py", "stages/eval/sandbox.py"):  # fmt: skip
+        graders = ("stages/graders/__init__.py", "stages/graders/confine.py", "stages/graders/sandbox.py")
+        for name in ("__init__.py", "store/__init__.py", "store/errors.py", "stages/__init__.py", *graders):
             copy = Path(folder) / "omniopd" / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text((package / name).read_text())
         script = (
-            "import os\nfrom omniopd.stages.eval.sandbox import Limits, check, run\nassert os.getuid() == 65534\n"
+            "import os\nfrom omniopd.stages.graders.sandbox import Limits, check, run\nassert os.getuid() == 65534\n"
             "check(Limits(cpu_s=1))\nprint(run('x = bytearray(10 << 30)', '', Limits()).status)\n"
         )
         done = subprocess.run(
