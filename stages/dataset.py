@@ -1,5 +1,6 @@
 """Rows of a data set, from a file or from the hub, as a Polars frame."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,43 @@ def as_question(value: Any) -> str:
         user = [message["content"] for message in value if message.get("role") == "user"]
         value = user[-1] if user else None
     return "" if value is None or not str(value).strip() else str(value)
+
+
+def as_answer(value: Any, *, integers: bool = False) -> str:
+    """Text of a reference answer; "" where there is none.
+
+    Args:
+        integers: Answers are whole numbers, some written as 025 or 27.0.
+    """
+    if isinstance(value, list):
+        return ", ".join(str(part) for part in value)
+    text = "" if value is None else str(value).strip()
+    if integers or isinstance(value, float):
+        try:
+            number = float(text)
+        except ValueError:
+            return text
+        return str(int(number)) if number.is_integer() else text
+    return text
+
+
+def as_tests(value: Any) -> str:
+    """A program's tests as JSON; "" where there are none."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    # Parquet and JSON Lines fill a struct's missing fields with null.
+    return json.dumps({key: part for key, part in value.items() if part is not None})
+
+
+def cell(column: str) -> "pl.Expr":
+    """A column; a dot reaches into a struct."""
+    import polars as pl
+
+    outer, *inner = column.split(".")
+    expression = pl.col(outer)
+    for field in inner:
+        expression = expression.struct.field(field)
+    return expression
 
 
 def _scan(source: Source) -> "pl.LazyFrame":

@@ -47,7 +47,7 @@ TRAJECTORIES = TableSpec(
             _column("response_ids", _ids, "student tokens of the response, stop token included"),
             _column("logprobs", _floats, "log-prob of each response token at temperature 1", "nats"),
             _column("entropies", _floats, "entropy over the full vocabulary at each response token (Eq. 6)", "nats"),
-            _column("finish_reason", _str, "stop | length"),
+            _column("finish_reason", _str, "stop | length; none: a prompt that only the teacher answers (sft)"),
             _column("policy", _str, "hash of the weights that sampled it"),
             _column("entropy_source", _str, "engine, version, way (decode | rescore) and precision of the entropies"),
             _column("repetition", _f32, "share of the response that its longest repeated token sequence makes up"),
@@ -60,13 +60,13 @@ TRAJECTORIES = TableSpec(
 
 CHUNKS = TableSpec(
     "chunks",
-    "audited chunks: M windows of C tokens around the entropy peaks of a trajectory (Eq. 7)",
+    "audited chunks: M windows of C tokens around the entropy peaks of a trajectory (Eq. 7); sft: an empty one a prompt",
     pa.schema(
         [
             _chunk_id,
             _trajectory_id,
             _round,
-            _column("rank", _i32, "0 = highest anchor entropy of the trajectory"),
+            _column("rank", _i32, "0 = highest score (select.strategy) of the trajectory"),
             _column("anchor", _i32, "token index of the entropy peak in the response", "tokens"),
             _column("start", _i32, "first token of the chunk in the response", "tokens"),
             _column("end", _i32, "one past the last token of the chunk", "tokens"),

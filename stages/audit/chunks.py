@@ -59,15 +59,39 @@ def chunks_of(
     )
 
 
+def whole_answers(trajectories: pa.RecordBatch) -> pa.Table:
+    """Rows of the chunks table for prompts that the teacher is to answer from the start (sft): one for each, empty, so
+    that what it continues is the prompt alone."""
+    rows = trajectories.num_rows
+    none, empty = np.zeros(rows, dtype=np.int32), [""] * rows
+    return pa.table(
+        {
+            "chunk_id": [_chunk_id(name, 0, 0) for name in trajectories["trajectory_id"].to_pylist()],
+            "trajectory_id": trajectories["trajectory_id"],
+            "round": trajectories["round"],
+            "rank": none,
+            "anchor": none,
+            "start": none,
+            "end": none,
+            "anchor_entropy": none.astype(np.float32),
+            "prior": np.ones(rows),
+            "prefix_text": empty,
+            "chunk_text": empty,
+        }
+    )
+
+
 def find_chunks(
     trajectories: pa.RecordBatch, select: SelectConfig, clean_V: NDArray[np.bool_], stop_ids: frozenset[int]
 ) -> Chunks:
-    """The chunks of a batch of trajectories (Eq. 7)."""
+    """The chunks of a batch of trajectories (Eq. 7), or around other peaks than those of the entropy."""
     ids = _Lists.of(trajectories["response_ids"])
     # The stop token has no text, so a text teacher cannot judge it.
     lengths_B = ids.lengths_B - np.isin(ids.values[ids.first_B + ids.lengths_B - 1], list(stop_ids))
     if select.strategy == "peak_entropy":
         scores_BT = _Lists.of(trajectories["entropies"]).padded()
+    elif select.strategy == "surprisal":
+        scores_BT = -_Lists.of(trajectories["logprobs"]).padded()
     else:
         scores_BT = _noise(ids.lengths_B, trajectories["trajectory_id"].to_pylist(), select.seed)
     # A vocabulary that is padded has more tokens than the tokenizer; they count as its last one.

@@ -381,9 +381,10 @@ async def _move_part(table: Table, index: int, commit: GroupCommit, present_of: 
     return True
 
 
-def budget_reached(left_out: int = 0) -> BudgetReached:
-    chunks = f" The {left_out} chunks of the lowest entropy are left out." if left_out else ""
-    return BudgetReached(f"The teacher's budget is reached.{chunks}", "Raise teacher.budget_* to audit more.")
+def budget_reached(left_out: str = "") -> BudgetReached:
+    """The error that says what nobody was asked for, such as "12 prompts"."""
+    rest = f" The {left_out} are left out." if left_out else ""
+    return BudgetReached(f"The teacher's budget is reached.{rest}", "Raise teacher.budget_* to audit more.")
 
 
 def seed_of(seed: int | None, chunk_id: str, first: int) -> int | None:

@@ -50,7 +50,8 @@ def select_chunks(
     `merge` takes the M highest peaks and joins windows that overlap, so there may be fewer and longer chunks.
 
     Args:
-        scores_BT: Entropies (peak_entropy), or random numbers (uniform). Padding is ignored.
+        scores_BT: Entropies (peak_entropy), negative log-probs (surprisal), or random numbers (uniform). Padding is
+            ignored.
         lengths_B: Auditable tokens of each row.
         starts_clean_BT: Whether a window may start at a token.
     """

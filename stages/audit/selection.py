@@ -10,7 +10,7 @@ from ...store.layout import RoundDir, RunDir
 from ...store.policy import resolve_model
 from ..student import load_tokenizer, stop_ids
 from .boundaries import clean_start_table
-from .chunks import COLUMNS, chunks_of
+from .chunks import COLUMNS, chunks_of, whole_answers
 
 _TRAJECTORIES_AT_A_TIME = 512
 
@@ -47,7 +47,7 @@ class Selection:
         names = {part.name for part in manifest.parts}
         if names - self._read:
             for batch in self._round.trajectories.batches(_TRAJECTORIES_AT_A_TIME, COLUMNS, self._read):
-                rows = chunks_of(batch, self._config.select, *self._tokenizer())
+                rows = self._rows(batch)
                 ids = rows["chunk_id"].to_pylist()
                 table.append(rows.filter(pa.array([name not in self._present for name in ids], pa.bool_())))
                 self._present.update(ids)
@@ -59,6 +59,11 @@ class Selection:
                 )
             table.finish()
         return manifest.complete
+
+    def _rows(self, batch: pa.RecordBatch) -> pa.Table:
+        if self._config.train.objective == "sft":
+            return whole_answers(batch)
+        return chunks_of(batch, self._config.select, *self._tokenizer())
 
     def _tokenizer(self) -> Any:
         """Tokenizer, clean starts and stop tokens of the round's policy."""

@@ -35,6 +35,8 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
     """Select a round's chunks and get the rollouts that are missing. Returns a line about the tables.
 
+    With train.objective = "sft" a chunk is a whole answer; opd and grpo have no chunks.
+
     Args:
         follow: Begin with the trajectories that are there, and go on until `generate` has finished.
 
@@ -47,6 +49,11 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
     if not follow:
         round_.trajectories.require(f"omniopd generate {run.path} --round {index}")
     with round_.lock("audit"):
+        if config.train.objective in ("opd", "grpo"):
+            for table in (round_.chunks, round_.rollouts):
+                table.begin(made_with(config, table.spec.name))
+                table.finish()
+            return f"{config.train.objective}: no teacher is asked"
         selection = Selection(run, round_, config)
         if config.score.weights == "constant":
             while not selection.extend():
@@ -97,7 +104,7 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config, selection: Selec
                         with _interruptible(flow, "leaving the batches to the provider"):
                             await flow.collect()
                             if config.teacher.mode == "batch":
-                                await _ask_within_budget(flow, flow.run, ledger, todo)
+                                await _ask_within_budget(config, flow, flow.run, ledger, todo)
                 if config.teacher.mode == "live":
                     flow = Flow(table, round_.index, config.teacher, enough, teacher, rates, commit, advance)
                     ask = functools.partial(flow.run, session)
@@ -106,7 +113,7 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config, selection: Selec
                         if not selection.complete:
                             await _ask_as_they_come(ask, selection, todo)
                             _predict(ledger, round_, config, rates, teacher)
-                        await _ask_within_budget(flow, ask, ledger, todo)
+                        await _ask_within_budget(config, flow, ask, ledger, todo)
 
 
 def _open_ledger(run: RunDir, round_: RoundDir, config: Config) -> Ledger:
@@ -143,6 +150,7 @@ async def _ask_as_they_come(
 
 
 async def _ask_within_budget(
+    config: Config,
     flow: Flow | BatchFlow,
     run: Callable[[Iterable[Work]], Awaitable[None]],
     ledger: Ledger,
@@ -163,7 +171,8 @@ async def _ask_within_budget(
             left = ledger.left
             covered = missing if left == Budget() else todo.affordable(left, flow.worst_case)
             if covered == 0:
-                raise budget_reached(missing)
+                sft = config.train.objective == "sft"
+                raise budget_reached(f"{missing} prompts" if sft else f"{missing} chunks of the lowest entropy")
             await run(todo.most_uncertain(covered))
         if covered == missing and isinstance(flow, Flow):
             return
@@ -196,10 +205,11 @@ def summary(round_: RoundDir, config: Config) -> str:
     """One line about a round's rollouts."""
     frame = pl.DataFrame(round_.rollouts.read(["status", "cost_usd", "prompt_tokens", "completion_tokens"]))
     by_status = dict(sorted(frame["status"].value_counts().iter_rows()))
+    chunks = f"{round_.chunks.manifest.rows} {'prompts' if config.train.objective == 'sft' else 'chunks'}"
     expected = round_.chunks.manifest.rows * config.teacher.most_rollouts
     most = "at most " if config.teacher.rollouts == "adaptive" else ""
     states = ", ".join(f"{count} {status}" for status, count in by_status.items()) or "none"
     return (
-        f"{round_.chunks.manifest.rows} chunks, {len(frame)} of {most}{expected} rollouts ({states}),"
+        f"{chunks}, {len(frame)} of {most}{expected} rollouts ({states}),"
         f" {frame['prompt_tokens'].sum()} + {frame['completion_tokens'].sum()} tokens, ${frame['cost_usd'].sum():.2f}"
     )

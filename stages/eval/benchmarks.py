@@ -5,15 +5,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...store.errors import InputError, UsageError
-from ..dataset import Source, as_question, collect, read_frame
-
-if TYPE_CHECKING:
-    import polars as pl
+from ..dataset import Source, as_answer, as_question, as_tests, cell, collect, read_frame
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def _from_hub(name: str, spec: HubBenchmark) -> Benchmark:
             )
     if spec.filter_ is not None:
         frame = frame.filter(pl.sql_expr(spec.filter_))
-    wanted = [_cell(spec.question).alias("question"), _cell(spec.reference).alias("reference")]
+    wanted = [cell(spec.question).alias("question"), cell(spec.reference).alias("reference")]
     ids = [pl.lit(None).alias("id") if spec.id_ is None else pl.col(spec.id_).alias("id")]
     rows = collect(source, frame.select(*wanted, *ids)).rows()
     if spec.id_ is None:
@@ -132,16 +129,6 @@ def _from_hub(name: str, spec: HubBenchmark) -> Benchmark:
         order = np.random.default_rng(_DRAW_SEED).permutation(len(rows))[: spec.draw]
         rows = [rows[i] for i in sorted(order)]
     return _build(name, rows, code=spec.code, integers=spec.integers)
-
-
-def _cell(column: str) -> "pl.Expr":
-    import polars as pl
-
-    outer, *inner = column.split(".")
-    expression = pl.col(outer)
-    for field in inner:
-        expression = expression.struct.field(field)
-    return expression
 
 
 def _from_file(source: Source) -> Benchmark:
@@ -176,7 +163,7 @@ def _build(name: str, rows: Sequence[tuple[Any, ...]], *, code: bool, integers: 
         text = as_question(question)
         if not text:
             raise InputError(f"Row {index} of {name} has no question.", "Drop the row, or fill it in.")
-        answer = _tests(reference) if code else _answer(reference, integers)
+        answer = as_tests(reference) if code else as_answer(reference, integers=integers)
         if not answer:
             what = "tests" if code else "answer"
             raise InputError(f"Row {index} of {name} has no {what}.", "Drop the row, or fill it in.")
@@ -188,26 +175,6 @@ def _build(name: str, rows: Sequence[tuple[Any, ...]], *, code: bool, integers: 
             )
         questions[key] = Question(key, text, answer)
     return Benchmark(Path(name).stem if Path(name).suffix else name, code, tuple(questions.values()))
-
-
-def _answer(value: Any, integers: bool) -> str:
-    if isinstance(value, list):
-        return ", ".join(str(part) for part in value)
-    text = "" if value is None else str(value).strip()
-    if integers or isinstance(value, float):
-        try:
-            number = float(text)
-        except ValueError:
-            return text
-        return str(int(number)) if number.is_integer() else text
-    return text
-
-
-def _tests(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    # Parquet and JSON Lines fill a struct's missing fields with null.
-    return json.dumps({key: part for key, part in value.items() if part is not None})
 
 
 def _hash(text: str) -> str:

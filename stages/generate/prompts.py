@@ -9,7 +9,7 @@ import numpy as np
 
 from ...store.errors import InputError
 from ...store.sections import DataConfig
-from ..dataset import Source, as_question, collect, read_frame
+from ..dataset import Source, as_answer, as_question, as_tests, cell, collect, read_frame
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,23 +28,32 @@ class Prompt:
     """The same, in student tokens."""
 
 
-def read_questions(data: DataConfig) -> list[str]:
-    """The distinct questions of a data set, in its order.
+def read_problems(data: DataConfig) -> dict[str, str]:
+    """The distinct questions of a data set, in its order, each with the answer of its first row: "" where that has none
+    or data.answer is not set.
 
     Raises:
         InputError: the file or data set is not there, has no such column, or holds no question; the filter is no SQL.
     """
-    questions = list(dict.fromkeys(text for value in _column(data) if (text := as_question(value))))
-    if not questions:
+    problems: dict[str, str] = {}
+    for value, answer in _rows(data):
+        if text := as_question(value):
+            problems.setdefault(text, as_tests(answer) if isinstance(answer, dict) else as_answer(answer))
+    if not problems:
         kept = "" if data.filter is None else " after data.filter"
         raise InputError(
             f"{data.prompts} holds no question in column {data.field!r}{kept}.", "Set data.prompts to another."
         )
-    return questions
+    return problems
 
 
-def _column(data: DataConfig) -> list[Any]:
-    """The questions' column of the rows that the filter keeps."""
+def read_questions(data: DataConfig) -> list[str]:
+    """The questions alone; see `read_problems`."""
+    return list(read_problems(data.model_copy(update={"answer": None})))
+
+
+def _rows(data: DataConfig) -> list[tuple[Any, Any]]:
+    """Question and answer of the rows that the filter keeps."""
     import polars as pl
 
     source = Source(
@@ -53,7 +62,13 @@ def _column(data: DataConfig) -> list[Any]:
     )  # fmt: skip
     frame = read_frame(source)
     columns = frame.collect_schema().names()
-    _require_column(data.prompts, data.field, columns)
+    _require_column(data.prompts, data.field, columns, "data.field", "question")
+    answer = pl.lit(None)
+    if data.answer is not None:
+        outer = data.answer.partition(".")[0]
+        _require_column(data.prompts, outer, columns, "data.answer", "answer")
+        answer = cell(data.answer)
+    wanted = pl.col(data.field).alias("question"), answer.alias("answer")
     if data.filter is not None:
         try:
             frame = frame.filter(pl.sql_expr(data.filter))
@@ -63,14 +78,22 @@ def _column(data: DataConfig) -> list[Any]:
                 f"data.filter is no condition over {data.prompts}: {str(error).splitlines()[0]}.",
                 f"Write SQL over its columns: {', '.join(columns)}.",
             ) from error
-    return collect(source, frame.select(data.field))[data.field].to_list()
+    try:
+        frame = frame.select(*wanted)
+        frame.collect_schema()
+    except pl.exceptions.PolarsError as error:
+        raise InputError(
+            f"{data.prompts} has no {data.answer!r}: {str(error).splitlines()[0]}.",
+            "Set data.answer to the answer's column.",
+        ) from error
+    return collect(source, frame).rows()
 
 
-def _require_column(source: str, field: str, columns: Sequence[str]) -> None:
+def _require_column(source: str, field: str, columns: Sequence[str], setting: str, what: str) -> None:
     if field not in columns:
         raise InputError(
             f"{source} has no column {field!r} (it has {', '.join(columns)}).",
-            "Set data.field to the question's column.",
+            f"Set {setting} to the {what}'s column.",
         )
 
 
@@ -102,8 +125,13 @@ def render(questions: Sequence[str], data: DataConfig, tokenizer: "PreTrainedTok
     return kept
 
 
+def user_message(question: str, data: DataConfig) -> str:
+    """The template filled with a question."""
+    return data.template.replace("{question}", question)
+
+
 def _render(question: str, data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
-    message = data.template.replace("{question}", question)
+    message = user_message(question, data)
     chat = data.chat_template != "off" and bool(tokenizer.chat_template)
     text = _chat(message, data.enable_thinking, tokenizer) if chat else message
     # A chat template writes its own special tokens. The engine says which prompt is too long, so verbose is off.

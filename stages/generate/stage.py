@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...store.config import Config, made_with
+from ...store.errors import InputError
 from ...store.layout import RunDir
 from ...store.policy import resolve_model, weights_hash
 from ...store.shard import ALONE, Shard
@@ -16,27 +17,35 @@ from ...store.table import Table
 from ..progress import progress
 from ..student import load_tokenizer, stop_ids
 from .engine import Engine, Request, Response, Sampling, make_engine
-from .prompts import Prompt, questions_of_round, read_questions, render
+from .prompts import Prompt, questions_of_round, read_problems, render, user_message
 from .repetition import repetition
 from .workers import claim_devices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SHOWN = 60
+"""Characters of a question in an error."""
+
 
 def generate(run: RunDir, index: int, config: Config, shard: Shard = ALONE) -> str:
     """Sample the trajectories of a round that are not there yet. Returns a line about the table.
+
+    With train.objective = "sft" nothing is sampled: a trajectory is a prompt, which the teacher is to answer.
 
     Args:
         shard: The share that this worker fills. Prompts are dealt out in turn, so that the samples of a prompt stay
             together and share its prefix.
 
     Raises:
-        InputError: the prompts or the model cannot be used.
+        InputError: the prompts or the model cannot be used, or there is nothing to grade responses against (grpo).
         ConfigChangedError: the table was begun with other settings.
     """
     round_ = run.round(index)
-    questions = questions_of_round(read_questions(config.data), config.data, index)
+    problems = read_problems(config.data)
+    if config.train.objective == "grpo":
+        check_gradable(problems, config)
+    questions = questions_of_round(list(problems), config.data, index)
     folder = resolve_model(run.policy_for(index, config))
     tokenizer = load_tokenizer(folder)
     prompts = render(questions, config.data, tokenizer)
@@ -44,27 +53,66 @@ def generate(run: RunDir, index: int, config: Config, shard: Shard = ALONE) -> s
     wanted = {
         trajectory_id(policy, prompt, sample, config.generate.seed): (prompt, sample)
         for prompt in prompts[shard.index :: shard.count]
-        for sample in range(config.generate.samples_per_prompt)
+        for sample in range(samples_of(config))
     }
     table = round_.trajectories_of(shard)
     with round_.lock("generate", shard):
         round_.expect("generate", len(wanted), shard)
         content = {"questions": _hash("\n".join(questions)), "policy": policy}
+        if config.data.answer is not None:
+            content["answers"] = _hash("\n".join(problems[question] for question in questions))
         table.begin(made_with(config, table.spec.name) | content)
         present = {key for (key,) in table.existing_keys()}
         missing = [Request(id_, prompt.ids) for id_, (prompt, _) in wanted.items() if id_ not in present]
-        if missing:
+        answers = {user_message(question, config.data): problems[question] for question in questions}
+        rows = Rows(wanted, answers, {"round": index, "policy": policy})
+        if missing and config.train.objective == "sft":
+            for start in range(0, len(missing), config.generate.part_rows):
+                part = missing[start : start + config.generate.part_rows]
+                table.append([rows.prompt_alone(request.trajectory_id) for request in part])
+        elif missing:
             claim_gpus(config.generate.tensor_parallel)
             engine = make_engine(str(folder), config, max(len(prompt.ids) for prompt in prompts))
             sampling = Sampling(
                 config.generate.max_new_tokens, config.generate.temperature, config.generate.top_p,
                 stop_ids(folder, tokenizer, config),
             )  # fmt: skip
-            writer = Writer(table, wanted, tokenizer, sampling, {"round": index, "policy": policy})
+            writer = Writer(table, rows, tokenizer, sampling)
             with contextlib.closing(engine):
                 writer.fill(engine, missing, config.generate.part_rows)
         table.finish()
     return summary(run, index)
+
+
+def samples_of(config: Config) -> int:
+    """Trajectories for each prompt; with sft it is the teacher who answers several times (teacher.rollouts)."""
+    return 1 if config.train.objective == "sft" else config.generate.samples_per_prompt
+
+
+def check_gradable(problems: Mapping[str, str], config: Config) -> None:
+    """Refuse what grpo could not learn from.
+
+    Raises:
+        InputError: no answers, a question without one, or a single sample a prompt.
+    """
+    if config.data.answer is None:
+        raise InputError(
+            "grpo grades responses against the data set's answers, and data.answer is not set.",
+            "Set data.answer to the column with the answers, or the tests.",
+        )
+    if config.generate.samples_per_prompt < 2:
+        raise InputError(
+            "grpo compares the samples of a prompt, and generate.samples_per_prompt is 1.",
+            "Set generate.samples_per_prompt to 2 or more; 8 is usual.",
+        )
+    every_round = config.data.model_copy(update={"per_round": None})
+    missing = [question for question in questions_of_round(list(problems), every_round, 0) if not problems[question]]
+    if missing:
+        raise InputError(
+            f"{len(missing)} questions of {config.data.prompts} have no {config.data.answer!r}, the first is"
+            f" {missing[0][:_SHOWN]!r}.",
+            "Leave those rows out, with data.filter or in the file.",
+        )
 
 
 def claim_gpus(each: int) -> None:
@@ -84,21 +132,50 @@ def _hash(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """What is known of a round's trajectories before they are sampled."""
+
+    wanted: Mapping[str, tuple[Prompt, int]]
+    """Prompt and sample index of each trajectory."""
+    answers: Mapping[str, str]
+    """Reference answer of each user message; "" for none."""
+    shared: Mapping[str, Any]
+    """Columns that are the same in all rows."""
+
+    def of(self, trajectory_id: str) -> dict[str, Any]:
+        """The columns about the prompt."""
+        prompt, sample_index = self.wanted[trajectory_id]
+        return {
+            **self.shared,
+            "trajectory_id": trajectory_id,
+            "prompt_id": prompt.prompt_id,
+            "sample_index": sample_index,
+            "question": prompt.question,
+            "prompt_text": prompt.text,
+            "prompt_ids": prompt.ids,
+            "answer": self.answers[prompt.question] or None,
+        }
+
+    def prompt_alone(self, trajectory_id: str) -> dict[str, Any]:
+        """A whole row without a response."""
+        nothing: dict[str, Any] = {"response_text": "", "response_ids": [], "logprobs": [], "entropies": []}
+        return self.of(trajectory_id) | nothing | {"finish_reason": "none"}
+
+
+@dataclass(frozen=True)
 class Writer:
     """From responses to rows of the table."""
 
     table: Table
-    wanted: Mapping[str, tuple[Prompt, int]]
-    """Prompt and sample index of each trajectory."""
+    rows: Rows
     tokenizer: "PreTrainedTokenizerBase"
     sampling: Sampling
-    shared: Mapping[str, Any]
-    """Columns that are the same in all rows."""
 
     def fill(self, engine: Engine, missing: Sequence[Request], part_rows: int) -> None:
         """Sample, and commit every `part_rows` trajectories as they finish, with progress."""
         rows: list[dict[str, Any]] = []
-        with progress("generate", len(self.wanted), len(self.wanted) - len(missing)) as advance:
+        total = len(self.rows.wanted)
+        with progress("generate", total, total - len(missing)) as advance:
             note = _Notes()
             for response in engine.generate(missing, self.sampling):
                 rows.append(self._row(response) | {"entropy_source": engine.entropy_source})
@@ -109,17 +186,10 @@ class Writer:
         self.table.append(rows)
 
     def _row(self, response: Response) -> dict[str, Any]:
-        prompt, sample_index = self.wanted[response.trajectory_id]
         ids = response.ids_T.tolist()
         spoken = ids[:-1] if ids[-1] in self.sampling.stop_ids else ids
         return {
-            **self.shared,
-            "trajectory_id": response.trajectory_id,
-            "prompt_id": prompt.prompt_id,
-            "sample_index": sample_index,
-            "question": prompt.question,
-            "prompt_text": prompt.text,
-            "prompt_ids": prompt.ids,
+            **self.rows.of(response.trajectory_id),
             "response_text": self.tokenizer.decode(spoken, clean_up_tokenization_spaces=False),
             "response_ids": response.ids_T,
             "logprobs": response.logprobs_T,
@@ -157,6 +227,7 @@ def summary(run: RunDir, index: int) -> str:
         .select(
             pl.len().alias("rows"),
             pl.col("response_ids").list.len().sum().alias("tokens"),
+            (pl.col("finish_reason") == "none").sum().alias("prompts"),
             (pl.col("finish_reason") == "length").mean().alias("cut"),
             pl.col("repetition").mean().alias("repetition"),
         )
@@ -165,6 +236,8 @@ def summary(run: RunDir, index: int) -> str:
     )
     if not row["rows"]:
         return "no trajectories in this shard"
+    if row["prompts"]:
+        return f"{row['prompts']} prompts for the teacher to answer; the student is not sampled"
     repeated = "" if row["repetition"] is None else f", mean repetition {row['repetition']:.3f}"
     return (
         f"{row['rows']} trajectories, {row['tokens']} tokens, mean length {row['tokens'] / row['rows']:.1f},"
