@@ -156,13 +156,12 @@ def _run_task(task: _Task) -> float:
     """Train and evaluate. Returns Pass@1 of the last round's policy."""
     run = task.run
     run.logs.mkdir(parents=True, exist_ok=True)
-    with task.study.log(task.arm.folder, task.seed).open("a", encoding="utf-8") as log:
-        with contextlib.redirect_stderr(log):
-            try:
-                return _train_and_evaluate(task, log)
-            except OmniopdError as error:
-                where = f"{task.arm.name}, seed {task.seed}: {error.problem}"
-                raise type(error)(where, error.cure) from error
+    path = task.study.log(task.arm.folder, task.seed)
+    with path.open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
+        try:
+            return _train_and_evaluate(task, log)
+        except OmniopdError as error:
+            raise type(error)(f"{task.arm.name}, seed {task.seed}: {error.problem}", error.cure) from error
 
 
 def _train_and_evaluate(task: _Task, log: TextIO) -> float:

@@ -177,7 +177,7 @@ def _value(text: str) -> Any:
 
 
 def arm_values(base: Config, arm: Arm, seed: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Sections of the config of one arm and seed. The arms of a seed have the same seeds, so they see the same prompts."""
+    """Sections of the config of one arm and seed. The arms of a seed share its seeds, so they see the same prompts."""
     values = cast("dict[str, dict[str, Any]]", base.model_dump(mode="json", exclude_unset=True))
     seeds = {key: _get(base, key) + seed for key in _SEEDS}
     if base.teacher.seed is not None:

@@ -42,12 +42,13 @@ def _points(lines: Sequence[Line]) -> list[dict[str, Any]]:
 
 
 def _bars(lines: Sequence[Line]) -> Any:
+    names = [line.arm for line in lines]
     chart = alt.Chart(alt.Data(values=_points(lines)), title="95 % intervals over seeds", width=_WIDTH, height=_HEIGHT)
     arm = alt.Y("arm:N", sort=None, title=None, axis=alt.Axis(labelLimit=200))
     bars = chart.mark_point(filled=True, size=60).encode(
-        y=arm, x=alt.X("pass:Q", title=_PASS, scale=alt.Scale(zero=False)), color=_colour(lines, legend=False)
+        y=arm, x=alt.X("pass:Q", title=_PASS, scale=alt.Scale(zero=False)), color=_colour(names, legend=False)
     )
-    return chart.mark_rule().encode(y=arm, x="low:Q", x2="high:Q", color=_colour(lines, legend=False)) + bars
+    return chart.mark_rule().encode(y=arm, x="low:Q", x2="high:Q", color=_colour(names, legend=False)) + bars
 
 
 def _frontier(lines: Sequence[Line]) -> Any:
@@ -55,14 +56,13 @@ def _frontier(lines: Sequence[Line]) -> Any:
     chart = alt.Chart(alt.Data(values=_points(lines)), title="accuracy and its cost", width=_WIDTH, height=_HEIGHT)
     x = alt.X("tokens:Q", title="teacher tokens, all rounds", axis=alt.Axis(format="~s"))
     y = alt.Y("pass:Q", title=_PASS, scale=alt.Scale(zero=False))
-    colour = _colour(lines, legend=True)
+    colour = _colour([line.arm for line in lines], legend=True)
     return chart.mark_rule().encode(x=x, y="low:Q", y2="high:Q", color=colour) + chart.mark_point(
         filled=True, size=60
     ).encode(x=x, y=y, color=colour)
 
 
-def _colour(lines: Sequence[Line], legend: bool) -> Any:
-    names = [line.arm for line in lines]
+def _colour(names: Sequence[str], legend: bool) -> Any:
     shown = alt.Legend(title=None) if legend else None
     return alt.Color("arm:N", sort=names, scale=alt.Scale(domain=names, scheme="tableau20"), legend=shown)
 
@@ -79,8 +79,8 @@ def _curves(rows: Sequence[Row]) -> Any:
     return chart.mark_line(point=True).encode(
         x=alt.X("rounds:Q", title="rounds", axis=alt.Axis(tickMinStep=1, format="d")),
         y=alt.Y("pass:Q", title=_PASS, scale=alt.Scale(zero=False)),
-        color=alt.Color("arm:N", sort=arms, scale=alt.Scale(domain=arms, scheme="tableau20"), legend=alt.Legend(title=None)),
-    )  # fmt: skip
+        color=_colour(arms, legend=True),
+    )
 
 
 def _mean_of(rows: Sequence[Row], arm: str, rounds: int) -> float:

@@ -1,5 +1,5 @@
 # pyright: strict
-"""A study's table: one line an arm, with what it scored, how far it is from the reference arm, and what it cost. Pure."""
+"""A study's table: one line an arm, with its score, its distance from the reference arm, and what it cost. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -62,11 +62,8 @@ def summarise(
                 paired_by_seed(arm_SQ.mean(axis=1), reference_SQ.mean(axis=1)) if other else None,
                 paired_by_question(arm_SQ, reference_SQ) if other else None,
                 _mean(of, "teacher_prompt_tokens") + _mean(of, "teacher_completion_tokens"),
-                _mean(of, "teacher_usd"),
-                _mean(of, "billed_tokens"),
-                _mean(of, "trajectories"),
-                _mean(of, "train_steps"),
-            )  # fmt: skip
+                *(_mean(of, name) for name in ("teacher_usd", "billed_tokens", "trajectories", "train_steps")),
+            )
         )
     return lines
 
@@ -94,8 +91,8 @@ def markdown(kind: Kind, lines: Sequence[Line], choice: Choice, rows: Sequence[R
         "",
         "Percent, with 95 % intervals. Seeds: Student's t over seeds, holds for training again on these questions."
         " Questions: paired bootstrap, p by flipped signs, holds for other questions and these models. Neither is"
-        " corrected for the number of arms. Teacher tokens and dollars are those of the arm alone, billed tokens what was"
-        " asked here, since arms share rollouts; all are means over seeds.",
+        " corrected for the number of arms. Teacher tokens and dollars are those of the arm alone, billed tokens what"
+        " was asked here, since arms share rollouts; all are means over seeds.",
         "",
         *(f"- {arm.name}: {arm.note}" for arm in arms if arm.note),
         *(f"- {gone.name}: not run, {gone.reason}" for gone in missing),

@@ -1,9 +1,9 @@
 """Tables that one arm takes over from another, because it would make the same ones.
 
-A table's `made_with` names all that its rows depend on, so equal settings on equal inputs mean equal rows. In round 0 all
-arms have the same policy, and in a later round arms whose policies came out the same. Rollouts are the point of it: the
-teacher is asked once. What is taken over is in the rollouts table with its tokens and price, as if it had been asked for,
-and not in the ledger, which holds only what was billed to this run.
+A table's `made_with` names all that its rows depend on, so equal settings on equal inputs mean equal rows. In round 0
+all arms have the same policy, and in a later round arms whose policies came out the same. Rollouts are the point of it:
+the teacher is asked once. What is taken over is in the rollouts table with its tokens and price, as if it had been asked
+for, and not in the ledger, which holds only what was billed to this run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -130,14 +130,9 @@ def first_rollouts(rows: pl.DataFrame, count: int, rates: Rates) -> pl.DataFrame
         for name in _TOKENS
     ]
     taken = taken.with_columns(shares)
-    columns = [*_TOKENS, "completion_tokens"]
+    columns = ["prompt_tokens", "cached_tokens", "completion_tokens", "cache_write_tokens"]  # as Usage has them
     bills = taken.group_by("request_id").agg(pl.col(name).sum() for name in columns)
-    prices = [
-        rates.nusd(
-            Usage(row["prompt_tokens"], row["cached_tokens"], row["completion_tokens"], row["cache_write_tokens"])
-        )
-        for row in bills.iter_rows(named=True)
-    ]
+    prices = [rates.nusd(Usage(*map(int, totals))) for totals in bills.select(columns).iter_rows()]
     bills = bills.select("request_id", pl.Series("nusd", prices, dtype=pl.Int64))
     cost = (pl.col("nusd") // size + (place < pl.col("nusd") % size).cast(pl.Int64)) / NANO
     taken = taken.join(bills, on="request_id", maintain_order="left")
