@@ -1,9 +1,9 @@
 """Tables that one arm takes over from another, because it would make the same ones.
 
 A table's `made_with` names all that its rows depend on, so equal settings on equal inputs mean equal rows. In round 0
-all arms have the same policy, and in a later round arms whose policies came out the same. Rollouts are the point of it:
-the teacher is asked once. What is taken over is in the rollouts table with its tokens and price, as if it had been asked
-for, and not in the ledger, which holds only what was billed to this run.
+all arms have the same policy, and later those whose policies came out the same. Rollouts are the point of it: the teacher
+is asked once. What is taken over stands in the rollouts table with its tokens and price, as if it had been asked for,
+and not in the ledger, which holds only what was billed to this run.
 """
 
 from collections.abc import Mapping, Sequence
