@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """One of these a tokenizer of transformers has."""
 
+_MESSAGE = "message"
+
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder.
@@ -39,6 +41,26 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
             "Use the tokenizer that belongs to the weights, or resize the embeddings.",
         )
     return tokenizer
+
+
+def end_of_turn(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: Config) -> int | None:
+    """The one stop token that a response which was written by somebody else is ended with; None: the model has none.
+
+    What the chat template writes behind an assistant's message, where it is used, else the tokenizer's end of sequence,
+    else any.
+    """
+    stops = stop_ids(folder, tokenizer, config)
+    if config.data.chat_template != "off" and tokenizer.chat_template:
+        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MESSAGE}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+        assert isinstance(text, str)
+        after = tokenizer(text.rpartition(_MESSAGE)[2], add_special_tokens=False)["input_ids"]
+        found = next((id_ for id_ in after if id_ in stops), None)  # pyright: ignore[reportGeneralTypeIssues]
+        if found is not None:
+            return int(found)  # pyright: ignore[reportArgumentType]
+    if tokenizer.eos_token_id in stops:
+        return int(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
+    return min(stops, default=None)
 
 
 def stop_ids(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: Config) -> frozenset[int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from .layout import RoundDir
 from .schema import ALL_SCORES, TABLES, TableSpec
@@ -43,13 +44,23 @@ def create_view(db: duckdb.DuckDBPyConnection, spec: TableSpec, paths: Sequence[
     """A view of a table's files under its name, in place of an older one, with the docs and units of its columns."""
     if paths:
         files = ", ".join(_quoted(str(path)) for path in paths)
-        # The files of an older version may lack a column; the folder's name must not become one.
+        # The files of an older version may lack a column, which is null then; the folder's name must not become one.
         source = f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
-        db.execute(f"CREATE OR REPLACE VIEW {spec.name} AS SELECT * FROM {source}")
+        db.execute(f"CREATE OR REPLACE VIEW {spec.name} AS SELECT *{_absent(db, spec, paths, source)} FROM {source}")
     else:
         columns = ", ".join(f'NULL::{_duckdb_type(db, spec, name)} AS "{name}"' for name in spec.schema.names)
         db.execute(f"CREATE OR REPLACE VIEW {spec.name} AS SELECT {columns} WHERE false")
     comment(db, spec.name, spec.doc, [(field.name, *doc_and_unit(field)) for field in spec.schema])
+
+
+def _absent(db: duckdb.DuckDBPyConnection, spec: TableSpec, paths: Sequence[Path], source: str) -> str:
+    """What a query has to add for the columns that none of the files has."""
+    names: set[str] = set(spec.schema.names)
+    if names <= set(pq.read_schema(paths[-1]).names):
+        return ""
+    present = {str(name) for name, *_ in db.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+    missing = [name for name in spec.schema.names if name not in present]
+    return "".join(f', NULL::{_duckdb_type(db, spec, name)} AS "{name}"' for name in missing)
 
 
 def doc_and_unit(field: pa.Field) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Rows that contradict each other are refused with their count, before anything is averaged."""
+"""Rows that contradict each other are refused with their count, before anything is averaged or trained on."""
 
 import duckdb
 
@@ -21,14 +21,6 @@ _INPUTS = {
         "SELECT count(*) FROM chunks WHERE (prior > 0 AND prior <= 1) IS NOT TRUE"
     ),
     "chunks without a text": "SELECT count(*) FROM chunks WHERE chunk_text IS NULL",
-    "chunks that reach outside their response": (
-        'SELECT count(*) FROM chunks JOIN trajectories USING (trajectory_id)'
-        ' WHERE (0 <= start AND start < "end" AND "end" <= len(response_ids)) IS NOT TRUE'
-    ),
-    "chunks that overlap another": (
-        'SELECT count(*) FROM (SELECT start < max("end") OVER (PARTITION BY trajectory_id ORDER BY start, "end"'
-        " ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS clash FROM chunks) WHERE clash"
-    ),
     "rollouts of a chunk that does not exist": "SELECT count(*) FROM rollouts ANTI JOIN chunks USING (chunk_id)",
     "rollouts with the same chunk_id and rollout_index as another": (
         "SELECT coalesce(sum(rows - 1), 0) FROM"
@@ -40,9 +32,53 @@ _INPUTS = {
     "rollouts whose status is not one of ok, empty, refused, filtered, failed": (
         "SELECT count(*) FROM rollouts WHERE (status IN ('ok', 'empty', 'refused', 'filtered', 'failed')) IS NOT TRUE"
     ),
-}  # fmt: skip
+}
 
-_SHARDS = {
+_OUTSIDE = {
+    "chunks that reach outside their response": (
+        "SELECT count(*) FROM chunks JOIN trajectories USING (trajectory_id)"
+        ' WHERE (0 <= start AND start < "end" AND "end" <= len(response_ids)) IS NOT TRUE'
+    ),
+    "chunks that overlap another": (
+        'SELECT count(*) FROM (SELECT start < max("end") OVER (PARTITION BY trajectory_id ORDER BY start, "end"'
+        " ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS clash FROM chunks) WHERE clash"
+    ),
+}
+_CHUNKS = {"chunks, which only omniopd and sft have": "SELECT count(*) FROM chunks"}
+_INPUTS_OF = {
+    "omniopd": _OUTSIDE,
+    "sft": {
+        "prompts without exactly one whole answer to ask for": (
+            "SELECT count(*) FROM trajectories LEFT JOIN"
+            ' (SELECT trajectory_id, count(*) AS rows, bool_and(start = 0 AND "end" = 0) AS whole'
+            " FROM chunks GROUP BY trajectory_id) USING (trajectory_id)"
+            " WHERE (rows = 1 AND whole) IS NOT TRUE"
+        ),
+    },
+    "opd": _CHUNKS,
+    "grpo": _CHUNKS
+    | {
+        "trajectories without an answer to grade them against": (
+            "SELECT count(*) FROM trajectories WHERE answer IS NULL"
+        ),
+    },
+}
+
+_ANSWER_SHARDS = {
+    "answers without exactly one shard": (
+        "SELECT count(*) FROM"
+        " (SELECT trajectory_id, rollout_index, true AS answered FROM rollouts JOIN chunks USING (chunk_id) WHERE status = 'ok')"
+        " FULL JOIN (SELECT trajectory_id, rollout_index, count(*) AS rows FROM shards GROUP BY ALL) AS s"
+        " USING (trajectory_id, rollout_index) WHERE answered IS NULL OR rows IS DISTINCT FROM 1"
+    ),
+    "shards that do not begin with their prompt": (
+        "SELECT count(*) FROM"
+        " (SELECT trajectory_id, hash(input_ids[:list_position(response_mask, true) - 1]) AS ids FROM shards) AS s"
+        " JOIN (SELECT trajectory_id, hash(prompt_ids) AS ids FROM trajectories) AS t USING (trajectory_id)"
+        " WHERE (s.ids = t.ids) IS NOT TRUE"
+    ),
+}
+_TRAJECTORY_SHARDS = {
     "trajectories without exactly one shard": (
         "SELECT count(*) FROM trajectories FULL JOIN"
         " (SELECT trajectory_id, count(*) AS rows FROM shards GROUP BY trajectory_id) USING (trajectory_id)"
@@ -57,22 +93,23 @@ _SHARDS = {
 }
 
 
-def check_inputs(db: duckdb.DuckDBPyConnection, round_: RoundDir) -> None:
+def check_inputs(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: str) -> None:
     """Refuse trajectories, chunks and rollouts that would be averaged wrongly without anyone noticing.
 
     Raises:
         TableError: how many rows of which kind.
     """
-    _refuse(db, round_, _INPUTS, "Look at them with `omniopd sql`, and mend the table.")
+    _refuse(db, round_, _INPUTS | _INPUTS_OF[objective], "Look at them with `omniopd sql`, and mend the table.")
 
 
-def check_shards(db: duckdb.DuckDBPyConnection, round_: RoundDir) -> None:
-    """Refuse shards that are about other tokens than the trajectories.
+def check_shards(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: str) -> None:
+    """Refuse shards that are about other tokens than the trajectories, or the teacher's answers (sft).
 
     Raises:
         TableError: how many.
     """
-    _refuse(db, round_, _SHARDS, f"Delete {round_.shards.folder} and run `omniopd score` again.")
+    checks = _ANSWER_SHARDS if objective == "sft" else _TRAJECTORY_SHARDS
+    _refuse(db, round_, checks, f"Delete {round_.shards.folder} and run `omniopd score` again.")
 
 
 def _refuse(db: duckdb.DuckDBPyConnection, round_: RoundDir, checks: dict[str, str], cure: str) -> None:

@@ -1,5 +1,6 @@
--- From rollouts to weights (Eq. 3-5) to training sequences. The $names are keys of [score]; phi(chunk, rollout) is the
--- similarity that similarity.py computes for whole columns, and beta_quantile(p, a, b) that of a beta distribution.
+-- From rollouts to weights (Eq. 3-5) to training sequences, and what the baselines make of them. The $names are keys of
+-- [score]; phi(chunk, rollout) is the similarity that similarity.py computes for whole columns, and
+-- beta_quantile(p, a, b) that of a beta distribution.
 
 -- name: similarities
 -- One row a usable rollout. A failed, refused or filtered call is no answer, so it counts neither as a match nor as
@@ -59,6 +60,33 @@ SELECT
 FROM audited
 GROUP BY trajectory_id;
 
+-- name: no runs
+-- opd: all of the response is compared with the teacher's distribution, and nothing has a weight.
+CREATE TABLE runs AS
+SELECT trajectory_id, 0 AS tail_start, [{gap: 0, length: 0, weight: 0::FLOAT}] AS runs FROM trajectories WHERE false;
+
+-- name: rewarded runs
+-- grpo: the whole response, with its advantage.
+CREATE TABLE runs AS
+SELECT
+    trajectory_id,
+    len(response_ids) AS tail_start,
+    [{gap: 0, length: len(response_ids), weight: advantage::FLOAT}] AS runs
+FROM trajectories JOIN rewards USING (trajectory_id);
+
+-- name: responses
+-- All samples of a prompt follow each other.
+SELECT trajectory_id, round, prompt_id, response_text, answer FROM trajectories ORDER BY prompt_id, trajectory_id;
+
+-- name: answers
+-- What sft learns from. `ended`: the teacher came to an end by itself, as OpenAI's dialect, Anthropic and Gemini say it.
+SELECT
+    trajectory_id, rollout_index, prompt_ids, text,
+    coalesce(lower(rollouts.finish_reason) IN ('stop', 'end_turn', 'stop_sequence'), false) AS ended
+FROM rollouts JOIN chunks USING (chunk_id) JOIN trajectories USING (trajectory_id)
+WHERE status = 'ok'
+ORDER BY trajectory_id, rollout_index;
+
 -- name: trajectories
 -- In an order that does not depend on how often `generate` was interrupted.
 SELECT trajectory_id, prompt_ids, response_ids, logprobs FROM trajectories ORDER BY trajectory_id;
@@ -75,5 +103,6 @@ SELECT
         || flatten(list_transform(coalesce(runs, []), lambda r: filled(false, r.gap) || filled(true, r.length)))
         || filled(false, len(response_ids) - coalesce(tail_start, 0)) AS audited,
     filled(false, len(prompt_ids)) || filled(true, len(response_ids)) AS response_mask,
-    filled(0::FLOAT, len(prompt_ids)) || logprobs AS behaviour_logprobs
+    filled(0::FLOAT, len(prompt_ids)) || logprobs AS behaviour_logprobs,
+    NULL::INTEGER AS rollout_index
 FROM batch LEFT JOIN runs USING (trajectory_id);
