@@ -40,7 +40,10 @@ class Arm:
     @property
     def folder(self) -> str:
         """Named after the changes and not after the arm, so that one variant is trained once for all studies."""
-        words = [f"{key}={value}" for key, value in sorted(self.changes.items())]
+        words = [
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in sorted(self.changes.items())
+        ]
         words += [] if self.equal is None else [f"equal={self.equal}"]
         name = ",".join(words).replace("/", "_").replace(" ", "") or REFERENCE
         return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{_digest(name)}"

@@ -45,7 +45,7 @@ def _bars(lines: Sequence[Line]) -> Any:
     names = [line.arm for line in lines]
     chart = alt.Chart(alt.Data(values=_points(lines)), title="95 % intervals over seeds", width=_WIDTH, height=_HEIGHT)
     arm = alt.Y("arm:N", sort=None, title=None, axis=alt.Axis(labelLimit=200))
-    bars = chart.mark_point(filled=True, size=60).encode(
+    bars = chart.mark_point(filled=True, size=60, opacity=1).encode(
         y=arm, x=alt.X("pass:Q", title=_PASS, scale=alt.Scale(zero=False)), color=_colour(names, legend=False)
     )
     return chart.mark_rule().encode(y=arm, x="low:Q", x2="high:Q", color=_colour(names, legend=False)) + bars
@@ -58,7 +58,7 @@ def _frontier(lines: Sequence[Line]) -> Any:
     y = alt.Y("pass:Q", title=_PASS, scale=alt.Scale(zero=False))
     colour = _colour([line.arm for line in lines], legend=True)
     return chart.mark_rule().encode(x=x, y="low:Q", y2="high:Q", color=colour) + chart.mark_point(
-        filled=True, size=60
+        filled=True, size=60, opacity=1
     ).encode(x=x, y=y, color=colour)
 
 
@@ -103,7 +103,9 @@ def _panels(lines: Sequence[Line], arms: Sequence[Arm], base: Config) -> list[An
         x = alt.X("value:O", sort=None, title=key, axis=alt.Axis(labelAngle=0))
         chart = alt.Chart(alt.Data(values=points), width=_WIDTH * 0.7, height=_HEIGHT * 0.8)
         y = alt.Y("pass:Q", title=_PASS, scale=alt.Scale(zero=False))
-        marks = chart.mark_point(filled=True, size=60).encode(x=x, y=y, shape=alt.Shape("base:N", legend=None))
+        marks = chart.mark_point(filled=True, size=60, opacity=1).encode(
+            x=x, y=y, shape=alt.Shape("base:N", legend=None)
+        )
         layers = chart.mark_rule().encode(x=x, y="low:Q", y2="high:Q") + marks
         panels.append(layers if words else chart.mark_line(opacity=0.4).encode(x=x, y=y) + layers)
     return panels

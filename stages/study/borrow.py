@@ -1,9 +1,9 @@
 """Tables that one arm takes over from another, because it would make the same ones.
 
 A table's `made_with` names all that its rows depend on, so equal settings on equal inputs mean equal rows. In round 0
-all arms have the same policy, and later those whose policies came out the same. Rollouts are the point of it: the teacher
-is asked once. What is taken over stands in the rollouts table with its tokens and price, as if it had been asked for,
-and not in the ledger, which holds only what was billed to this run.
+all arms have the same policy, and later those whose policies came out the same. Rollouts are the point of it: the
+teacher is asked once. What is taken over stands in the rollouts table with its tokens and price, as if it had been
+asked for, and not in the ledger, which holds only what was billed to this run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,6 @@ from ...store.sections import TeacherConfig
 from ...store.table import Table
 from ..audit.price import Rates, find_rates
 
-_CONTENT = {"questions", "policy"}
-"""What `generate` writes into made_with beside the settings."""
 _TOKENS = ("prompt_tokens", "cached_tokens", "cache_write_tokens")
 """Columns that hold a row's share of its request."""
 
@@ -41,9 +39,9 @@ def borrow(target: RoundDir, config: Config, policy: str, donors: Sequence[Round
 def _trajectories(target: RoundDir, config: Config, policy: str, donors: Sequence[RoundDir]) -> bool:
     wanted = {**made_with(config, "trajectories"), "policy": policy}
     for donor in donors:
-        made = dict(donor.trajectories.manifest.made_with)
-        equal = all(made.get(key) == value for key, value in wanted.items()) and set(made) <= set(wanted) | _CONTENT
-        if donor.trajectories.complete and equal:
+        # Beside the settings, which have a dot, there are hashes of the questions: the same for one prompt file.
+        made = {k: v for k, v in donor.trajectories.manifest.made_with.items() if "." in k or k == "policy"}
+        if donor.trajectories.complete and made == wanted:
             target.trajectories.link(donor.trajectories)
             return True
     return False
