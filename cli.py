@@ -10,6 +10,7 @@ import typer
 from .store.config import Config, commented_toml
 from .store.errors import Interrupted, OmniopdError, UsageError
 from .store.layout import RunDir
+from .study_cli import study
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +20,8 @@ app = typer.Typer(
     help="Distil a teacher that returns only text into a small student, on the student's own trajectories.",
     epilog="Start with [bold]omniopd demo[/], or [bold]omniopd init runs/first[/], then plan, then run.",
 )
+
+app.add_typer(study, name="study")
 
 Run = Annotated[Path, typer.Argument(help="The run directory.", show_default=False)]
 Set = Annotated[list[str], typer.Option("--set", help="Override a config key: --set train.lr=1e-5. Repeatable.")]
@@ -340,46 +343,6 @@ def demo(
     from .demo.run import demo
 
     demo(folder, rounds, seed, _say)
-
-
-study = typer.Typer(no_args_is_help=True, help="Find out what the estimator is worth on a run's own rollouts.")
-app.add_typer(study, name="study")
-
-StudiedRound = Annotated[int, typer.Option("--round", min=0, help="Which round.")]
-
-
-@study.command("estimator")
-def study_estimator(
-    run: Run,
-    teacher: Annotated[str, typer.Option(help="Folder or hub id of the teacher's weights, or `server`.")],
-    round_: StudiedRound = 0,
-    set_: Set = [],
-) -> None:
-    """Compare both estimators with the teacher's true probabilities, for every phi and N (Table 3).
-
-    `server` asks the config's own teacher for the log-probs of a prompt (echo), which vLLM has and paid APIs have not.
-
-    Example: omniopd study estimator runs/first --teacher Qwen/Qwen3-32B --round 0
-    """
-    from .stages.study.stage import study_estimator
-
-    _say(study_estimator(RunDir(run), round_, _config(run, set_), teacher))
-
-
-@study.command("alpha")
-def study_alpha(
-    run: Run,
-    teacher: Annotated[str | None, typer.Option(help="Also against this teacher's true probabilities.")] = None,
-    round_: StudiedRound = 0,
-    set_: Set = [],
-) -> None:
-    """Find the prior strength with the least error on a round's scores (Theorem 4.1c).
-
-    Example: omniopd study alpha runs/first --round 0
-    """
-    from .stages.study.stage import study_alpha
-
-    _say(study_alpha(RunDir(run), round_, _config(run, set_), teacher))
 
 
 def main() -> None:

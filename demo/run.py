@@ -21,7 +21,8 @@ from ..store.config import commented_toml
 from ..store.errors import UsageError
 from ..store.layout import RunDir
 from .evaluate import Result, evaluate, gain
-from .task import MAX_NEW_TOKENS, PROMPT_TEMPLATE, problems
+from .task import problems
+from .tasks import SUMS
 from .teacher import MODELS, TeacherServer
 
 PROMPTS_PER_ROUND = 256
@@ -91,18 +92,22 @@ def _prepare(run: RunDir, rounds: int, seed: int, base_url: str, changes: dict[s
 
 
 def settings(prompts: Path, rounds: int, seed: int, base_url: str) -> dict[str, dict[str, object]]:
-    """The demo's config. docs/experiments.md says how these figures were chosen."""
-    return {
+    """The demo's config: the task's settings, and where things are."""
+    here: dict[str, dict[str, object]] = {
         # A model of a megabyte is done before vLLM has started.
-        "student": {"model": str(MODELS / "student"), "engine": "transformers", "dtype": "float32"},
-        "data": {"prompts": str(prompts), "template": PROMPT_TEMPLATE, "per_round": PROMPTS_PER_ROUND, "seed": seed},
-        "generate": {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": 256, "seed": seed},
-        "select": {"chunks": 3, "chunk_tokens": 6},
-        "teacher": {"base_url": base_url, "model": TeacherServer.model, "rollouts": 8, "max_tokens": 6, "seed": seed},
-        "score": {"unit": "char", "centre": "batch_mean"},
-        "train": {"lr": 2e-4, "global_batch": 64, "micro_batch": 32, "loss_rows": 512, "seed": seed},
+        "student": {"model": str(SUMS.student), "engine": "transformers", "dtype": "float32"},
+        "data": {
+            "prompts": str(prompts),
+            "template": SUMS.prompt_template,
+            "per_round": PROMPTS_PER_ROUND,
+            "seed": seed,
+        },
+        "generate": {"seed": seed},
+        "teacher": {"base_url": base_url, "model": TeacherServer.model, "seed": seed},
+        "train": {"seed": seed},
         "run": {"rounds": rounds},
     }
+    return {section: {**SUMS.settings.get(section, {}), **here.get(section, {})} for section in here | SUMS.settings}
 
 
 def _replay_round(main: RunDir, control: RunDir, index: int) -> None:

@@ -94,6 +94,15 @@ def default_config(overrides: Iterable[str]) -> Config:
     return _validated({}, overrides, "Mend it in --set.")
 
 
+def config_of(tree: dict[str, dict[str, Any]], cure: str) -> Config:
+    """A config from its sections.
+
+    Raises:
+        ConfigError: an unknown key, a value out of range; it names `cure`.
+    """
+    return _validated(tree, (), cure)
+
+
 def _validated(tree: dict[str, Any], overrides: Iterable[str], cure: str) -> Config:
     for override in overrides:
         _set(tree, override)

@@ -15,6 +15,10 @@ class OmniopdError(Exception):
         self.problem = problem
         self.cure = cure
 
+    def __reduce__(self) -> tuple[type["OmniopdError"], tuple[str, str]]:
+        # Errors travel between processes, and Exception would be made again of the whole line.
+        return type(self), (self.problem, self.cure)
+
 
 class UsageError(OmniopdError, ValueError):
     """The command line itself is wrong."""

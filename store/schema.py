@@ -24,7 +24,7 @@ def _column(name: str, type_: pa.DataType, doc: str, unit: str = "") -> pa.Field
     return pa.field(name, type_, metadata=metadata)
 
 
-_i32, _f32, _f64, _str = pa.int32(), pa.float32(), pa.float64(), pa.string()
+_i32, _i64, _f32, _f64, _str = pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.string()
 _ids, _floats, _bools = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.bool_())
 
 _trajectory_id = _column("trajectory_id", _str, "stable hash of policy, prompt, sample index and seed")
@@ -214,6 +214,46 @@ ESTIMATOR_STUDY = TableSpec(
         ]
     ),
     ("phi", "n"),
+    65536,
+)
+
+_alone = ", of all rounds, as if no arm had shared them"
+
+ARM_STUDY = TableSpec(
+    "arm_study",
+    "one row for each arm, seed and number of rounds after which it was evaluated",
+    pa.schema(
+        [
+            _column("arm", _str, "name in the study; 'student before' is the initial student"),
+            _column("changes", _str, "JSON object: config keys in which the arm differs from the study's config.toml"),
+            _column("folder", _str, "run directory, from the study's"),
+            _column("seed", _i32, "added to every seed of the config"),
+            _column("rounds", _i32, "rounds of training before the evaluation"),
+            _column("benchmark", _str, "name of the benchmark"),
+            _column("grader", _str, "math_verify | dapo_regex | tests"),
+            _column("questions", _i32, "questions of the benchmark"),
+            _column("samples", _i32, "responses to each question"),
+            _column("pass_at_1", _f64, "share of right responses"),
+            _column("response_tokens", _f64, "mean length of the responses", "student tokens"),
+            _column("truncated", _f64, "share of responses that were cut off at the limit"),
+            _column("repetition", _f64, "mean share of a response that its longest repeated sequence makes up"),
+            _column("teacher_prompt_tokens", _i64, "prompt tokens of the rollouts" + _alone, "teacher tokens"),
+            _column("teacher_completion_tokens", _i64, "completion tokens of the rollouts" + _alone, "teacher tokens"),
+            _column("teacher_usd", _f64, "price of the rollouts" + _alone, "USD"),
+            _column("billed_tokens", _i64, "tokens charged by the ledger of this run, all rounds", "teacher tokens"),
+            _column("billed_usd", _f64, "charged by the ledger of this run, all rounds", "USD"),
+            _column("trajectories", _i64, "trajectories that the student sampled, all rounds; 0 for sft"),
+            _column("sequences", _i64, "training sequences, all rounds"),
+            _column("train_steps", _i64, "optimizer steps, all rounds"),
+            _column("similarity", _f64, "mean k_sem / n of the last round; null where nothing is compared"),
+            _column("reward", _f64, "mean reward of the last round; null but for grpo"),
+            _column("generate_s", _f64, "wall time, all rounds; 0 where all was borrowed", "s"),
+            _column("audit_s", _f64, "wall time, all rounds", "s"),
+            _column("score_s", _f64, "wall time, all rounds", "s"),
+            _column("train_s", _f64, "wall time, all rounds", "s"),
+        ]
+    ),
+    ("arm", "seed", "rounds"),
     65536,
 )
 

@@ -56,7 +56,7 @@ def evaluate(
     """
     benchmark = load_benchmark(settings.benchmark)
     # Before anything is sampled: a grader that cannot work would be noticed hours later.
-    with contextlib.closing(_Graders(_choose(settings.graders, benchmark))) as graders:
+    with contextlib.closing(_Graders(choose_graders(settings.graders, benchmark))) as graders:
         config = make_config(target, settings, benchmark.code, overrides)
         folder = resolve_model(target.model)
         policy = weights_hash(folder)
@@ -173,7 +173,12 @@ def _row(
 # -- verdicts
 
 
-def _choose(names: Sequence[str], benchmark: Benchmark) -> tuple[str, ...]:
+def choose_graders(names: Sequence[str], benchmark: Benchmark) -> tuple[str, ...]:
+    """The graders that are asked for, or all that fit.
+
+    Raises:
+        UsageError: one does not grade this benchmark.
+    """
     fitting = _FITTING[benchmark.code]
     for name in names:
         if name not in fitting:

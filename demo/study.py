@@ -1,0 +1,109 @@
+"""`make study`: the baselines and the ablations on the embedded tasks, several seeds each, in one table a task.
+
+The folders are ordinary studies: `omniopd study sensitivity runs/study/sums --benchmark runs/study/sums/heldout.jsonl`
+goes on from there, with a teacher's server of one's own (`python -m omniopd.demo.server`).
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..store.config import commented_toml
+from ..store.studies import StudyDir
+from ..study import StudyOptions, run_study
+from .tasks import TASKS, Problem, Task
+from .teacher import TeacherServer
+
+PROMPTS_PER_ROUND = 256
+POOL = 8192
+"""Prompts to draw from: each seed shuffles them, and so trains on others."""
+HELD_OUT = 1000
+
+
+def study(folder: Path, task: Task, kinds: Sequence[str], options: StudyOptions) -> list[str]:
+    """Run studies of an embedded task; goes on where it was stopped. Returns their tables."""
+    from ..stages.study.arms import ablation_arms, compare_arms, sensitivity_arms
+
+    study_ = StudyDir(folder / task.name)
+    tables: list[str] = []
+    with TeacherServer(task.teacher) as base_url:
+        _prepare(study_, task)
+        base = study_.base.config((f"teacher.base_url={base_url}",))
+        if "compare" in kinds:
+            tables.append(run_study(study_, "compare", base, compare_arms(base, options.equal), options, _say))
+        if "ablation" in kinds:
+            tables.append(run_study(study_, "ablation", base, ablation_arms(base), options, _say))
+        if "sensitivity" in kinds:
+            tables.append(run_study(study_, "sensitivity", base, sensitivity_arms(base, {}), options, _say))
+    return tables
+
+
+def _prepare(study: StudyDir, task: Task) -> None:
+    """Write prompts, questions and config, unless they are there."""
+    if study.base.config_toml.exists():
+        return
+    study.path.mkdir(parents=True, exist_ok=True)
+    prompts = study.path / "prompts.jsonl"
+    _write(prompts, task.problems(POOL, seed=0, split="train"))
+    _write(benchmark_of(study), task.problems(HELD_OUT, seed=0, split="heldout"))
+    study.base.config_toml.write_text(commented_toml(settings(task, prompts)), encoding="utf-8")
+
+
+def benchmark_of(study: StudyDir) -> Path:
+    """The task's held-out questions."""
+    return study.path / "heldout.jsonl"
+
+
+def _write(path: Path, problems: Sequence[Problem]) -> None:
+    rows = [json.dumps({"question": problem.question, "answer": str(problem.answer)}) for problem in problems]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def settings(task: Task, prompts: Path) -> dict[str, dict[str, object]]:
+    """The config that all arms begin with."""
+    values: dict[str, dict[str, object]] = {
+        "student": {"model": str(task.student), "engine": "transformers", "dtype": "float32"},
+        "data": {"prompts": str(prompts), "template": task.prompt_template, "per_round": PROMPTS_PER_ROUND},
+        "teacher": {"model": TeacherServer.model, "seed": 0},
+    }
+    for section, keys in task.settings.items():
+        values.setdefault(section, {}).update(keys)
+    values["data"]["answer"] = "answer"
+    if task.white_box:
+        values["train"]["teacher"] = str(task.teacher)
+    return values
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201
+
+
+def main() -> None:
+    """Parse the command line, run the studies, and print their tables together at the end."""
+    parser = argparse.ArgumentParser(prog="python -m omniopd.demo.study", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/study"))
+    parser.add_argument("--task", choices=list(TASKS), action="append", help="default: all of them")
+    parser.add_argument("--kind", choices=["compare", "ablation", "sensitivity"], action="append",
+                        help="default: compare and ablation")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--curve", action="store_true", help="evaluate after every round")
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    start, tables = time.monotonic(), list[str]()
+    for name in arguments.task or TASKS:
+        options = StudyOptions(
+            str(benchmark_of(StudyDir(arguments.folder / name))), arguments.seeds, arguments.rounds,
+            jobs=arguments.jobs, curve=arguments.curve,
+        )  # fmt: skip
+        kinds = arguments.kind or ["compare", "ablation"]
+        tables += [f"\ntask {name}\n{table}" for table in study(arguments.folder, TASKS[name], kinds, options)]
+    _say("\n".join([*tables, f"\n{(time.monotonic() - start) / 60:.1f} minutes"]))
+
+
+if __name__ == "__main__":
+    main()

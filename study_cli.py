@@ -1,0 +1,160 @@
+"""`omniopd study`: what the estimator is worth on a run, and many runs side by side."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .store.config import Config
+from .store.layout import RunDir
+from .store.studies import StudyDir
+
+study = typer.Typer(no_args_is_help=True, help="Compare methods and settings over seeds; or study a run's estimator.")
+
+Study = Annotated[Path, typer.Argument(help="Folder with the config.toml that all arms begin with.")]
+Benchmark = Annotated[str, typer.Option(help="What arms are evaluated on: a name or FILE, as for `omniopd eval`.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Each arm is trained once for each seed.")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of each arm; unset: the config's run.rounds.")]
+Samples = Annotated[int, typer.Option(min=1, help="Responses to each question.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="Longest response, tokens; unset: generate.max_new_tokens.")
+]
+Temperature = Annotated[float, typer.Option(min=0, help="Of the evaluation; 0 takes the likeliest token.")]
+Grader = Annotated[Literal["math_verify", "dapo_regex", "tests"], typer.Option(help="Who says what is right.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Arms trained at a time, each in a process.")]
+Curve = Annotated[bool, typer.Option("--curve", help="Evaluate after every round: learning curves.")]
+Set = Annotated[list[str], typer.Option("--set", help="Override a key of the base: --set train.lr=1e-5. Repeatable.")]
+StudiedRound = Annotated[int, typer.Option("--round", min=0, help="Which round.")]
+
+
+@study.command("compare")
+def compare(
+    study: Study,
+    benchmark: Benchmark,
+    seeds: Seeds = 5,
+    rounds: Rounds = None,
+    samples: Samples = 1,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 1.0,
+    grader: Grader = "math_verify",
+    equal: Annotated[Literal["tokens", "usd"], typer.Option(help="What sft spends as much of as omniopd.")] = "tokens",
+    jobs: Jobs = 1,
+    curve: Curve = False,
+    set_: Set = [],
+) -> None:
+    """OmniOPD beside SFT, white-box OPD, GRPO and constant weights, at equal teacher tokens or dollars (Tables 1-2).
+
+    opd needs train.teacher, grpo needs data.answer. Goes on where it was stopped; docs/studies.md says what arms share
+    and what the intervals hold for.
+
+    Example: omniopd study compare studies/first --benchmark math500 --seeds 5 --rounds 3
+    """
+    from .stages.study.arms import compare_arms
+    from .study import StudyOptions, run_study
+
+    options = StudyOptions(benchmark, seeds, rounds, samples, max_new_tokens, temperature, grader, equal, jobs, curve)
+    base = _config(study, set_)
+    _say(run_study(StudyDir(study), "compare", base, compare_arms(base, equal), options, _say))
+
+
+@study.command("ablation")
+def ablation(
+    study: Study,
+    benchmark: Benchmark,
+    seeds: Seeds = 5,
+    rounds: Rounds = None,
+    samples: Samples = 1,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 1.0,
+    grader: Grader = "math_verify",
+    jobs: Jobs = 1,
+    curve: Curve = False,
+    set_: Set = [],
+) -> None:
+    """OmniOPD without one part at a time (Table 6), and with this implementation's own choices the other way round.
+
+    Example: omniopd study ablation studies/first --benchmark math500 --seeds 5 --rounds 3
+    """
+    from .stages.study.arms import ablation_arms
+    from .study import StudyOptions, run_study
+
+    options = StudyOptions(
+        benchmark, seeds, rounds, samples, max_new_tokens, temperature, grader, jobs=jobs, curve=curve
+    )
+    base = _config(study, set_)
+    _say(run_study(StudyDir(study), "ablation", base, ablation_arms(base), options, _say))
+
+
+@study.command("sensitivity")
+def sensitivity(
+    study: Study,
+    benchmark: Benchmark,
+    grid: Annotated[
+        list[str],
+        typer.Option(help="A key and its values; unset: M, N, C, phi, alpha and beta around the base's. Repeatable."),
+    ] = [],
+    seeds: Seeds = 5,
+    rounds: Rounds = None,
+    samples: Samples = 1,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = 1.0,
+    grader: Grader = "math_verify",
+    jobs: Jobs = 1,
+    curve: Curve = False,
+    set_: Set = [],
+) -> None:
+    """One key at a time over a few values, all others as in the base (Tables 4-5, Fig. 2).
+
+    Example: omniopd study sensitivity studies/first --benchmark math500 --grid score.alpha=0,0.5,1,4
+    """
+    from .stages.study.arms import parse_grids, sensitivity_arms
+    from .study import StudyOptions, run_study
+
+    options = StudyOptions(
+        benchmark, seeds, rounds, samples, max_new_tokens, temperature, grader, jobs=jobs, curve=curve
+    )
+    base = _config(study, set_)
+    choice = sensitivity_arms(base, parse_grids(grid))
+    _say(run_study(StudyDir(study), "sensitivity", base, choice, options, _say))
+
+
+@study.command("estimator")
+def study_estimator(
+    run: Annotated[Path, typer.Argument(help="The run directory.", show_default=False)],
+    teacher: Annotated[str, typer.Option(help="Folder or hub id of the teacher's weights, or `server`.")],
+    round_: StudiedRound = 0,
+    set_: Set = [],
+) -> None:
+    """Compare both estimators with the teacher's true probabilities, for every phi and N (Table 3).
+
+    `server` asks the config's own teacher for the log-probs of a prompt (echo), which vLLM has and paid APIs have not.
+
+    Example: omniopd study estimator runs/first --teacher Qwen/Qwen3-32B --round 0
+    """
+    from .stages.study.stage import study_estimator
+
+    _say(study_estimator(RunDir(run), round_, _config(run, set_), teacher))
+
+
+@study.command("alpha")
+def study_alpha(
+    run: Annotated[Path, typer.Argument(help="The run directory.", show_default=False)],
+    teacher: Annotated[str | None, typer.Option(help="Also against this teacher's true probabilities.")] = None,
+    round_: StudiedRound = 0,
+    set_: Set = [],
+) -> None:
+    """Find the prior strength with the least error on a round's scores (Theorem 4.1c).
+
+    Example: omniopd study alpha runs/first --round 0
+    """
+    from .stages.study.stage import study_alpha
+
+    _say(study_alpha(RunDir(run), round_, _config(run, set_), teacher))
+
+
+def _config(folder: Path, overrides: list[str]) -> Config:
+    return RunDir(folder).config(tuple(overrides))
+
+
+def _say(line: str) -> None:
+    typer.echo(line)
