@@ -19,16 +19,16 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..stages.eval.estimate import wilson
-from . import worded
+from . import tasks
 from .decoder import Decoder, Job
-from .task import MAX_NEW_TOKENS, Problem, Step, generate, problems, solve
+from .task import MAX_NEW_TOKENS, Problem, Step, generate, grade, problems, solve
 
 if TYPE_CHECKING:
     import torch
@@ -209,11 +209,12 @@ def _schedule(step: int, recipe: Recipe) -> float:
 
 def accuracy(
     decoder: Decoder,
-    held_out: Sequence[Problem] | Sequence[worded.Problem],
+    held_out: Sequence[tasks.Problem],
     *,
     greedy: bool,
     seed: int = 0,
     limit: int = MAX_NEW_TOKENS,
+    grade: Callable[[str, int], bool] = grade,
 ) -> dict[str, object]:
     """Pass@1 on the problems with its 95 % interval: greedy, or sampled at temperature 1, of at most limit tokens."""
     jobs = [
@@ -221,8 +222,7 @@ def accuracy(
         for i, problem in enumerate(held_out)
     ]
     texts = [completion.text for (completion,) in decoder.complete(jobs)]
-    # The worded task's grader knows this task's last line too.
-    right = sum(worded.grade(text, problem.answer) for text, problem in zip(texts, held_out, strict=True))
+    right = sum(grade(text, problem.answer) for text, problem in zip(texts, held_out, strict=True))
     interval = wilson(right, len(held_out))
     return {
         "decoding": "greedy" if greedy else "T=1",

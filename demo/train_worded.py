@@ -47,6 +47,7 @@ from .worded import (
     Habits,
     Manner,
     generate,
+    grade,
     in_words,
     pieces,
     problems,
@@ -172,7 +173,7 @@ def main() -> None:
         folder = arguments.out / recipe.name
         save(model, tokenizer, folder)
         for greedy in (False, True):
-            result = accuracy(Decoder(folder), held_out, greedy=greedy, limit=limit)
+            result = accuracy(Decoder(folder), held_out, greedy=greedy, limit=limit, grade=grade)
             say(json.dumps({"model": recipe.name, "parameters": model.num_parameters(), **result}))
 
 
