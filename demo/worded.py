@@ -132,6 +132,8 @@ class Piece:
     text: str
     exemplary: bool = True
     """False where nobody should learn to write this: a mistake, or the choice of words over equations."""
+    taste: bool = False
+    """True where a synonym was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +216,13 @@ def _in_words(step: Step, first: bool, wording: Wording, rng: random.Random) -> 
     if first:
         yield Piece(" ", exemplary=False)
     else:
-        yield Piece(f", {_one(_LINK, wording.link, rng)} ")
+        yield Piece(",")
+        yield Piece(f" {_one(_LINK, wording.link, rng)}", taste=True)
+        yield Piece(" ")
     operation = _one(_PLUS, wording.plus, rng) if step.term > 0 else _one(_MINUS, wording.minus, rng)
     yield Piece(operation, exemplary=not (step.wrong_sign or step.out_of_turn))
     yield Piece(f" {abs(step.term)}", exemplary=not (step.wrong_term or step.out_of_turn))
-    yield Piece(f" {_one(_EQUALS, wording.equals, rng)}")
+    yield Piece(f" {_one(_EQUALS, wording.equals, rng)}", taste=True)
     yield Piece(f" {step.result}", exemplary=not step.wrong_result)
 
 

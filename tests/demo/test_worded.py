@@ -123,12 +123,12 @@ def test_every_kind_of_mistake_occurs_in_the_students_corpus() -> None:
 def test_the_teacher_is_taught_no_mistake_and_no_turn_to_words(teacher: Decoder) -> None:
     rng = random.Random(4)
     for problem in problems(50, seed=4, split="train"):
-        manners = draw_manners(rng)
+        manners = draw_manners(rng, 0.5)
         assert "equations,words" not in ",".join(manners)
         for piece in pieces(solve(problem, Habits(0.9, 0.9, 0.9, 0.9), rng), manners, TEACHER_WORDING, rng):
             wrong_sum = piece.text.strip(" =").isdigit() and not piece.exemplary
             assert piece.exemplary or wrong_sum or piece.text in (" ", "+", "-", "plus", "add", "minus", "less")
-    ids, labels = next(teacher_examples(teacher.tokenizer))
+    ids, labels = next(teacher_examples(teacher.tokenizer, 0))
     assert len(ids) == len(labels)
     assert TEACHER_SEES.hard_borrow < 0.5
 
