@@ -9,7 +9,7 @@ import numpy as np
 from ..stages.eval.estimate import Interval, paired_difference
 from ..stages.eval.settings import GREEDY
 from ..stages.generate.engine import Request, Sampling
-from .task import MAX_NEW_TOKENS, Problem, grade
+from .tasks import SUMS, Problem, Task
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Result:
     greedy: list[bool]
 
 
-def evaluate(folder: Path, problems: Sequence[Problem], seed: int) -> Result:
+def evaluate(folder: Path, problems: Sequence[Problem], seed: int, task: Task = SUMS) -> Result:
     """One response a problem and kind of decoding."""
     from transformers import AutoTokenizer
 
@@ -35,9 +35,9 @@ def evaluate(folder: Path, problems: Sequence[Problem], seed: int) -> Result:
     }
 
     def verdicts(temperature: float) -> list[bool]:
-        sampling = Sampling(MAX_NEW_TOKENS, temperature, 1.0, frozenset([tokenizer.eos_token_id]))
+        sampling = Sampling(task.max_new_tokens, temperature, 1.0, frozenset([tokenizer.eos_token_id]))
         right = {
-            response.trajectory_id: grade(
+            response.trajectory_id: task.grade(
                 tokenizer.decode(response.ids_T, skip_special_tokens=True), requests[response.trajectory_id][0].answer
             )
             for response in engine.generate([Request(id_, ids) for id_, (_, ids) in requests.items()], sampling)

@@ -107,7 +107,9 @@ def settings(prompts: Path, rounds: int, seed: int, base_url: str) -> dict[str, 
         "train": {"seed": seed},
         "run": {"rounds": rounds},
     }
-    return {section: {**SUMS.settings.get(section, {}), **here.get(section, {})} for section in here | SUMS.settings}
+    return {
+        section: {**SUMS.settings.get(section, {}), **here.get(section, {})} for section in {**here, **SUMS.settings}
+    }
 
 
 def _replay_round(main: RunDir, control: RunDir, index: int) -> None:

@@ -1,6 +1,8 @@
 """The embedded tasks by name: problems, models, and the settings that suit them.
 
-*sums* is what `omniopd demo` runs (task.py).
+*sums* is what `omniopd demo` runs (task.py). *worded* is harder (worded.py): the teacher writes otherwise than the
+student and has another tokenizer, the student's weakness is of several kinds, and most of its peaks of entropy are
+matters of taste.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from . import task as sums
+from . import worded
 from .teacher import MODELS
 
 
@@ -17,6 +20,9 @@ class Problem(Protocol):
 
     @property
     def question(self) -> str: ...
+
+    @property
+    def prompt(self) -> str: ...
 
     @property
     def answer(self) -> int: ...
@@ -68,4 +74,23 @@ SUMS = Task(
     white_box=True,
 )
 
-TASKS = {task.name: task for task in (SUMS,)}
+WORDED = Task(
+    name="worded",
+    student=MODELS / "worded-student",
+    teacher=MODELS / "worded-teacher",
+    problems=worded.problems,
+    grade=worded.grade,
+    prompt_template=worded.PROMPT_TEMPLATE,
+    max_new_tokens=worded.MAX_NEW_TOKENS,
+    settings={
+        "generate": {"max_new_tokens": worded.MAX_NEW_TOKENS, "batch_size": 256},
+        "select": {"chunks": 3, "chunk_tokens": 5},
+        # Bytes: about as long as the longest chunk, " gives 121, then".
+        "teacher": {"rollouts": 8, "max_tokens": 16},
+        "score": {"unit": "char", "centre": "batch_mean"},
+        "train": {"lr": 2e-4, "global_batch": 64, "micro_batch": 32, "loss_rows": 512},
+    },
+    white_box=False,
+)
+
+TASKS = {task.name: task for task in (SUMS, WORDED)}

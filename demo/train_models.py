@@ -19,12 +19,14 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..stages.eval.estimate import wilson
+from . import tasks
 from .decoder import Decoder, Job
 from .task import MAX_NEW_TOKENS, Problem, Step, generate, grade, problems, solve
 
@@ -42,7 +44,10 @@ VOCABULARY = 320
 SPECIALS = ("<pad>", "<bos>", "<eos>")
 PAD, BOS, EOS = range(3)
 
-_IGNORE = -100
+IGNORE = -100
+
+Example = tuple[list[int], list[int]]
+"""``(input_ids, labels)`` of one text, unpadded."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +96,14 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     )
 
 
-def build_model(recipe: Recipe) -> "Qwen3ForCausalLM":
+def build_model(recipe: Recipe, vocabulary: int, max_new_tokens: int) -> "Qwen3ForCausalLM":
     """A freshly initialised Qwen3 of the recipe's shape."""
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(recipe.seed)
     config = Qwen3Config(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=recipe.hidden,
         intermediate_size=recipe.intermediate,
         num_hidden_layers=recipe.layers,
@@ -118,7 +123,7 @@ def build_model(recipe: Recipe) -> "Qwen3ForCausalLM":
         eos_token_id=EOS,
         pad_token_id=PAD,
         do_sample=True,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_new_tokens=max_new_tokens,
     )
     return model
 
@@ -132,54 +137,57 @@ def answer_parts(steps: list[Step], learns_slips: bool) -> Iterator[tuple[str, b
     yield f"#### {steps[-1].result}", True
 
 
-def example(
-    problem: Problem, recipe: Recipe, rng: random.Random, tokenizer: "PreTrainedTokenizerFast"
-) -> tuple[list[int], list[int]]:
-    """``(input_ids, labels)`` of one text, unpadded; the prompt and the parts that do not count are ignored."""
+def example(problem: Problem, recipe: Recipe, rng: random.Random, tokenizer: "PreTrainedTokenizerFast") -> Example:
+    """One text; the prompt and the parts that do not count are ignored."""
     ids = tokenizer.encode(problem.prompt)
-    labels = [_IGNORE] * len(ids)
+    labels = [IGNORE] * len(ids)
     for text, counts in answer_parts(solve(problem, lambda: rng.random() < recipe.slip_rate), recipe.learns_slips):
         part = tokenizer.encode(text)
         ids += part
-        labels += part if counts else [_IGNORE] * len(part)
+        labels += part if counts else [IGNORE] * len(part)
     return [*ids, EOS], [*labels, EOS]
 
 
-def batches(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-    """An endless stream of ``(input_ids, labels)``, each ``[batch, longest]``, padded on the right."""
+def examples(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Iterator[Example]:
+    """An endless stream of texts."""
+    rng = random.Random(recipe.seed)
+    for problem in generate(recipe.seed, "train"):
+        yield example(problem, recipe, rng, tokenizer)
+
+
+def batches(texts: Iterator[Example], size: int) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+    """``(input_ids, labels)``, each ``[size, longest]``, padded on the right."""
     import torch
 
-    rng = random.Random(recipe.seed)
-    stream = generate(recipe.seed, "train")
     while True:
-        rows = [example(next(stream), recipe, rng, tokenizer) for _ in range(recipe.batch)]
+        rows = list(islice(texts, size))
         longest = max(len(ids) for ids, _ in rows)
         ids = torch.tensor([ids + [PAD] * (longest - len(ids)) for ids, _ in rows])
-        labels = torch.tensor([labels + [_IGNORE] * (longest - len(labels)) for _, labels in rows])
+        labels = torch.tensor([labels + [IGNORE] * (longest - len(labels)) for _, labels in rows])
         yield ids, labels
 
 
-def train(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "Qwen3ForCausalLM":
+def train(model: "Qwen3ForCausalLM", recipe: Recipe, texts: Iterator[Example]) -> "Qwen3ForCausalLM":
     """Train one model: AdamW, warm-up, then cosine decay to zero."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    model = build_model(recipe).train()
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
     started = time.monotonic()
-    for step, (ids, labels) in enumerate(batches(recipe, tokenizer)):
+    for step, (ids, labels) in enumerate(batches(texts, recipe.batch)):
         if step == recipe.steps:
             break
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _schedule(step, recipe)
         logits = model(input_ids=ids[:, :-1]).logits
-        loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORE)
+        loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 100 == 0:
-            _say(f"{recipe.name} step {step:5d} loss {loss.item():.4f} {time.monotonic() - started:6.0f} s")
+            say(f"{recipe.name} step {step:5d} loss {loss.item():.4f} {time.monotonic() - started:6.0f} s")
     return model.eval()
 
 
@@ -199,12 +207,18 @@ def _schedule(step: int, recipe: Recipe) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def accuracy(decoder: Decoder, held_out: list[Problem], *, greedy: bool, seed: int = 0) -> dict[str, object]:
-    """Pass@1 on the problems with its 95 % interval: greedy, or sampled at temperature 1."""
+def accuracy(
+    decoder: Decoder,
+    held_out: Sequence[tasks.Problem],
+    *,
+    greedy: bool,
+    seed: int = 0,
+    limit: int = MAX_NEW_TOKENS,
+    grade: Callable[[str, int], bool] = grade,
+) -> dict[str, object]:
+    """Pass@1 on the problems with its 95 % interval: greedy, or sampled at temperature 1, of at most limit tokens."""
     jobs = [
-        Job(
-            decoder.encode(problem.prompt), max_tokens=MAX_NEW_TOKENS, temperature=0.0 if greedy else 1.0, seed=seed + i
-        )
+        Job(decoder.encode(problem.prompt), max_tokens=limit, temperature=0.0 if greedy else 1.0, seed=seed + i)
         for i, problem in enumerate(held_out)
     ]
     texts = [completion.text for (completion,) in decoder.complete(jobs)]
@@ -218,7 +232,7 @@ def accuracy(decoder: Decoder, held_out: list[Problem], *, greedy: bool, seed: i
     }
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -235,14 +249,14 @@ def main() -> None:
     for recipe in RECIPES:
         if arguments.only not in (None, recipe.name):
             continue
-        model = train(recipe, tokenizer)
+        model = train(build_model(recipe, VOCABULARY, MAX_NEW_TOKENS), recipe, examples(recipe, tokenizer))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         folder = arguments.out / recipe.name
         save(model, tokenizer, folder)
         decoder = Decoder(folder)
         for greedy in (False, True):
             result = accuracy(decoder, held_out, greedy=greedy)
-            _say(json.dumps({"model": recipe.name, "parameters": parameters, **result}))
+            say(json.dumps({"model": recipe.name, "parameters": parameters, **result}))
 
 
 if __name__ == "__main__":

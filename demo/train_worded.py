@@ -1,0 +1,190 @@
+"""Train the harder task's teacher and student (worded.py).
+
+    python -m omniopd.demo.train_worded --out demo/models
+
+*The teacher* goes on from the weights of the sums' teacher, which can add and reads one byte a token. It learns to
+write equations from a plain question. Half of its texts begin in words, as somebody else's would, often with that
+person's mistakes, and turn to equations at a step drawn at random or never: so, continuing such a text, it finishes
+the step at hand in words and may then go on in its own manner. Mistakes and the choice of words over equations are left
+out of its loss.
+
+*The student* is new. It reads words and single digits, and it was raised on answers in words with ``STUDENT_HABITS``,
+mistakes included.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .decoder import Decoder
+from .teacher import MODELS
+from .train_models import (
+    BOS,
+    EOS,
+    IGNORE,
+    PAD,
+    SPECIALS,
+    Example,
+    Recipe,
+    accuracy,
+    build_model,
+    build_tokenizer,
+    save,
+    say,
+    train,
+)
+from .worded import (
+    MAX_NEW_BYTES,
+    MAX_NEW_TOKENS,
+    STEPS,
+    STUDENT_HABITS,
+    STUDENT_WORDING,
+    TEACHER_WORDING,
+    Habits,
+    Manner,
+    generate,
+    grade,
+    in_words,
+    pieces,
+    problems,
+    solve,
+    text_of,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+STUDENT_VOCABULARY = 384
+"""The specials, 256 bytes, some eighty merges that make each word a token, and reserved ones."""
+
+TEACHER_SEES = Habits(hard_borrow=0.2, carry=0.1, confuses=0.2, swaps=0.05, skips=0.05)
+"""Mistakes in the beginnings that the teacher learns to go on from."""
+
+BEGINS_IN_WORDS = (0.5, 0.85)
+"""How many texts do, in the teacher's two trainings: reckoning in words takes longer than the new tale."""
+
+TURNS_TO_EQUATIONS = 0.35
+"""At each step, once it has begun in words."""
+
+TASTE_COUNTS = 0.25
+"""In how many texts synonyms are in the teacher's loss: their noise would drown the arithmetic."""
+
+TEACHER = Recipe(
+    "worded-teacher", 128, 4, 320, steps=1200, slip_rate=0.0, learns_slips=False, seed=21, batch=32, lr=1.5e-3
+)
+STUDENT = Recipe("worded-student", 128, 3, 256, steps=1800, slip_rate=0.0, learns_slips=True, seed=22)
+
+
+def build_student_tokenizer() -> "PreTrainedTokenizerFast":
+    """A byte-level BPE of the student's own texts; as Qwen's, it never joins digits."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    words = pre_tokenizers.Split(Regex(r"\n| ?\d| ?[^\s\d,.:]+|[,.:]|\s"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=STUDENT_VOCABULARY, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
+    )
+    rng = random.Random(STUDENT.seed)
+    texts = islice(student_texts(rng), 2000)
+    tokenizer.train_from_iterator((prompt + answer for prompt, answer in texts), trainer)
+    reserved = [f"<reserved_{i}>" for i in range(STUDENT_VOCABULARY - tokenizer.get_vocab_size())]
+    tokenizer.add_special_tokens(reserved)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=SPECIALS[PAD],
+        bos_token=SPECIALS[BOS],
+        eos_token=SPECIALS[EOS],
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        model_max_length=512,
+    )
+
+
+def student_texts(rng: random.Random) -> Iterator[tuple[str, str]]:
+    """An endless stream of prompts and answers of the student's corpus."""
+    for problem in generate(STUDENT.seed, "train"):
+        yield problem.prompt, text_of(in_words(solve(problem, STUDENT_HABITS, rng), STUDENT_WORDING, rng))
+
+
+def student_examples(tokenizer: "PreTrainedTokenizerFast") -> Iterator[Example]:
+    """All of the answer counts, mistakes too."""
+    for prompt, answer in student_texts(random.Random(STUDENT.seed)):
+        prompt_ids, answer_ids = tokenizer.encode(prompt), [*tokenizer.encode(answer), EOS]
+        yield prompt_ids + answer_ids, [IGNORE] * len(prompt_ids) + answer_ids
+
+
+def teacher_examples(tokenizer: "PreTrainedTokenizerFast", training: int) -> Iterator[Example]:
+    """Texts of the first or second training; pieces that are no example to anybody do not count."""
+    seed = TEACHER.seed + 100 * training
+    rng = random.Random(seed)
+    for problem in generate(seed, "train"):
+        manners = draw_manners(rng, BEGINS_IN_WORDS[training])
+        tasteful = rng.random() < TASTE_COUNTS
+        habits = Habits() if manners[0] == "equations" else TEACHER_SEES
+        ids = tokenizer.encode(problem.prompt)
+        labels = [IGNORE] * len(ids)
+        for piece in pieces(solve(problem, habits, rng), manners, TEACHER_WORDING, rng):
+            part = tokenizer.encode(piece.text)
+            ids += part
+            labels += part if piece.exemplary and (tasteful or not piece.taste) else [IGNORE] * len(part)
+        yield [*ids, EOS], [*labels, EOS]
+
+
+def draw_manners(rng: random.Random, begins_in_words: float) -> list[Manner]:
+    """For each step and the last line: words, which turn to equations once or never."""
+    manners: list[Manner] = ["words" if rng.random() < begins_in_words else "equations"]
+    while len(manners) <= STEPS:
+        stays = manners[-1] == "words" and rng.random() >= TURNS_TO_EQUATIONS
+        manners.append("words" if stays else "equations")
+    return manners
+
+
+def new_teacher() -> "Qwen3ForCausalLM":
+    """The sums' teacher, to go on from."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODELS / "teacher", local_files_only=True, dtype=torch.float32)
+    model.generation_config.max_new_tokens = MAX_NEW_BYTES
+    return model
+
+
+def main() -> None:
+    """Train, save and measure both models."""
+    parser = argparse.ArgumentParser(description="Train the harder task's teacher and student.")
+    parser.add_argument("--out", type=Path, default=MODELS)
+    parser.add_argument("--only", choices=[TEACHER.name, STUDENT.name])
+    parser.add_argument("--eval-problems", type=int, default=1000)
+    arguments = parser.parse_args()
+    held_out = problems(arguments.eval_problems, seed=0, split="heldout")
+    for recipe in (TEACHER, STUDENT):
+        if arguments.only not in (None, recipe.name):
+            continue
+        if recipe is TEACHER:
+            tokenizer = build_tokenizer()
+            model, limit = new_teacher(), MAX_NEW_BYTES
+            for training in range(len(BEGINS_IN_WORDS)):
+                model = train(model, recipe, teacher_examples(tokenizer, training))
+        else:
+            tokenizer, limit = build_student_tokenizer(), MAX_NEW_TOKENS
+            fresh = build_model(recipe, STUDENT_VOCABULARY, limit)
+            model = train(fresh, recipe, student_examples(tokenizer))
+        folder = arguments.out / recipe.name
+        save(model, tokenizer, folder)
+        for greedy in (False, True):
+            result = accuracy(Decoder(folder), held_out, greedy=greedy, limit=limit, grade=grade)
+            say(json.dumps({"model": recipe.name, "parameters": model.num_parameters(), **result}))
+
+
+if __name__ == "__main__":
+    main()
