@@ -34,6 +34,15 @@ class Config(Section):
     run: RunConfig = RunConfig()
 
 
+_NEEDED_BY: dict[str, tuple[tuple[str, str], ...]] = {
+    "omniopd": (("teacher", "model"),),
+    "sft": (("teacher", "model"),),
+    "opd": (("train", "teacher"),),
+    "grpo": (),
+}
+"""Which teacher an objective has to be told."""
+
+
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read config.toml and lay `a.b=value` overrides on top.
 
@@ -47,7 +56,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}.", "Mend that line.") from error
     config = _validated(tree, overrides, f"Mend it in {path} or in --set.")
-    for section, key in (("student", "model"), ("data", "prompts"), ("teacher", "model")):
+    for section, key in (("student", "model"), ("data", "prompts"), *_NEEDED_BY[config.train.objective]):
         if not getattr(getattr(config, section), key):
             raise ConfigError(f"{section}.{key} is not set.", f"Set it in {path} or by --set {section}.{key}=....")
     return config

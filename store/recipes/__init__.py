@@ -1,5 +1,5 @@
 # pyright: strict
-"""Named beginnings of a config, in layers: what `omniopd init --recipe` writes. docs/recipes.md says how to use them."""
+"""Named beginnings of a config, in layers: what `omniopd init --recipe` writes. How to use them: docs/recipes.md."""
 
 import difflib
 import tomllib
@@ -44,10 +44,9 @@ def _layers(name: str) -> list[str]:
         return recipe_rows()[name]
     if name in layer_files():
         return [name]
-    known = [*recipe_rows(), *(layer for layer in layer_files() if layer not in recipe_rows())]
-    close = difflib.get_close_matches(name, known, n=3)
-    rest = [other for other in known if other not in close]
+    known = [*recipe_rows(), *layer_files()]
+    close = difflib.get_close_matches(name, known, n=1) or [other for other in known if name in other]
     raise UsageError(
         f"There is no recipe {name!r}{f' (did you mean {close[0]}?)' if close else ''}.",
-        f"Recipes and layers: {', '.join([*close, *rest])}.",
+        f"Recipes: {', '.join(recipe_rows())}; layers: {', '.join(layer_files())}.",
     )
