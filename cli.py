@@ -44,12 +44,16 @@ def init(
     prompts: Annotated[str, typer.Option(help="Prompt file or hub id of a data set.")] = "",
     teacher: Annotated[str, typer.Option(help="Model id of the teacher.")] = "",
     base_url: Annotated[str, typer.Option(help="Where the teacher's server is, up to /v1.")] = "",
-    recipe: Annotated[str, typer.Option(help="Start from dapo-math-17k or prime-code, the paper's settings.")] = "",
+    recipe: Annotated[
+        str, typer.Option(help="A row of the paper's tables, or layers separated by commas: docs/recipes.md.")
+    ] = "",
 ) -> None:
     """Write a commented config.toml into a new run directory.
 
     Example: omniopd init runs/first --student Qwen/Qwen3-1.7B --prompts prompts.jsonl --teacher Qwen/Qwen3-32B
     --base-url http://127.0.0.1:8000/v1
+
+    Example: omniopd init runs/haiku --recipe table1/qwen3-4b/claude-haiku-4.5/omniopd
     """
     from .store import recipes
 

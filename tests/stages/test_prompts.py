@@ -1,7 +1,6 @@
 """Prompts for students of several kinds: chats, thinking on and off, filters, and the named recipes."""
 
 import json
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,8 @@ from transformers import AutoTokenizer
 
 from omniopd.stages.generate.prompts import read_questions, render
 from omniopd.store import recipes
-from omniopd.store.config import Config, commented_toml, load_config
-from omniopd.store.errors import ConfigError, InputError, UsageError
+from omniopd.store.config import Config
+from omniopd.store.errors import ConfigError, InputError
 from omniopd.store.sections import DataConfig
 
 THINKING_TEMPLATE = (
@@ -71,19 +70,6 @@ def test_a_filter_is_sql_over_the_columns(tmp_path):
         read_questions(DataConfig(prompts=path, filter="abilty = 'code'"))
     with pytest.raises(InputError, match=r"holds no question in column 'question' after data\.filter"):
         read_questions(DataConfig(prompts=path, filter="ability = 'art'"))
-
-
-@pytest.mark.parametrize("name", recipes.recipe_names())
-def test_a_recipe_is_a_whole_config(name, tmp_path):
-    path = tmp_path / "config.toml"
-    path.write_text(commented_toml(recipes.recipe(name)))
-    config = load_config(path)
-    written = tomllib.loads((Path(recipes.__file__).parent / f"{name}.toml").read_text())
-    assert json.loads(config.model_dump_json())["data"] == DataConfig(**written["data"]).model_dump()
-    assert (config.select.chunks, config.select.chunk_tokens, config.teacher.rollouts) == (10, 50, 10)
-    assert config.generate.max_new_tokens == 20_000
-    with pytest.raises(UsageError, match="Recipes: dapo-math-17k, prime-code"):
-        recipes.recipe("dapo")
 
 
 def test_the_papers_template_is_that_of_table_7(tokenizer):
