@@ -112,9 +112,7 @@ def test_sft_asks_for_whole_answers_and_makes_sequences_of_the_usable_ones(make,
         assert set(shard["behaviour_logprobs"]) == {0.0}
     assert said[0] == "6 prompts for the teacher to answer; the student is not sampled"
     assert said[1].startswith("6 prompts, 24 of 24 rollouts (6 empty, 6 filtered, 12 ok)")
-    assert said[2] == (
-        "12 answers (12 of 24 without a text left out), 50% ended by themselves; 12 training sequences"
-    )
+    assert said[2] == ("12 answers (12 of 24 without a text left out), 50% ended by themselves; 12 training sequences")
 
 
 def test_sft_loads_no_engine_and_has_one_trajectory_a_prompt_whatever_the_samples(make, monkeypatch):
@@ -129,9 +127,9 @@ def test_an_sft_budget_is_kept_and_what_was_paid_for_is_trained_on(make, teacher
     run = make("sft")
     generate(run, 0, run.config())
     with pytest.raises(BudgetReached, match=r"The \d prompts are left out"):
-        audit(run, 0, run.config(("teacher.budget_tokens=1200",)))
+        audit(run, 0, run.config(("teacher.budget_tokens=700",)))
     totals = read_totals(run.ledger)
-    assert 0 < totals.charged_tokens <= 1200
+    assert 0 < totals.charged_tokens <= 700
     assert totals.reserved_tokens == 0
     answers = len(rows(run.round(0).rollouts))
     assert 0 < answers == 4 * teacher.answered < 24
@@ -187,9 +185,7 @@ def test_an_answer_ends_as_the_chat_template_ends_a_turn(student, tmp_path, make
 @pytest.mark.parametrize("objective", ["opd", "grpo"])
 def test_opd_and_grpo_ask_no_teacher_and_need_none(make, teacher, objective):
     run = make(objective)
-    said = stages(
-        run, "teacher.model=", "train.teacher=x", "generate.samples_per_prompt=2", "score.grader=dapo_regex"
-    )
+    said = stages(run, "teacher.model=", "train.teacher=x", "generate.samples_per_prompt=2", "score.grader=dapo_regex")
     assert said[1] == f"{objective}: no teacher is asked"
     assert (teacher.requests, run.ledger.exists()) == (0, False)
     round_ = run.round(0)
@@ -213,7 +209,10 @@ def test_opd_has_the_whole_response_to_compare_and_nothing_weighed(make):
         assert set(shard["loss_weight"]) == {0.0}
         assert shard["rollout_index"] is None
     tokens = sum(len(row["response_ids"]) for row in trajectories.values())
-    assert said[2] == f"{tokens:,} tokens of the student's to be held against the teacher's distribution; 6 training sequences"
+    assert (
+        said[2]
+        == f"{tokens:,} tokens of the student's to be held against the teacher's distribution; 6 training sequences"
+    )
 
 
 def right(text, answer):
@@ -348,7 +347,11 @@ def test_tables_of_another_objective_are_refused(make, teacher):
         score(run, 0, run.config(("train.objective=omniopd",)))
     shards = run.round(0).shards
     kept = shards.read()
-    for damaged, message in ((kept.slice(1), "1 answers without exactly one shard"),):
+    moved = kept.set_column(1, "input_ids", [[ids[1:] + ids[:1] for ids in kept["input_ids"].to_pylist()]])
+    for damaged, message in (
+        (kept.slice(1), "1 answers without exactly one shard"),
+        (moved, "do not begin with their"),
+    ):
         shards.replace([damaged], shards.manifest.made_with)
         with pytest.raises(TableError, match=message):
             score(run, 0, run.config())
@@ -378,6 +381,18 @@ def _sha256(path):
     from omniopd.store import files
 
     return files.sha256(path)
+
+
+def test_surprisal_audits_around_the_tokens_that_were_least_likely(make_run):
+    run = make_run(score={"weights": "constant"}, select={"strategy": "surprisal", "chunks": 1})
+    generate(run, 0, run.config())
+    audit(run, 0, run.config())
+    trajectories = {row["trajectory_id"]: row for row in rows(run.round(0).trajectories)}
+    for chunk in rows(run.round(0).chunks):
+        own = trajectories[chunk["trajectory_id"]]
+        spoken = len(own["response_ids"]) - (own["finish_reason"] == "stop")
+        assert chunk["anchor"] == int(np.argmin(own["logprobs"][:spoken]))
+        assert chunk["anchor_entropy"] == own["entropies"][chunk["anchor"]]
 
 
 # -- views
