@@ -1,16 +1,21 @@
 """The paper's baselines from the prompts to the training sequences: sft, opd and grpo beside omniopd."""
 
 import collections
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoTokenizer
 
@@ -18,6 +23,7 @@ from omniopd.demo.task import problems
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.prompts import read_problems
 from omniopd.stages.generate.stage import generate
+from omniopd.stages.score.rewards import _whole_groups
 from omniopd.stages.score.stage import score
 from omniopd.stages.student import end_of_turn
 from omniopd.stages.view.inspect import Selection, inspect
@@ -269,6 +275,29 @@ def test_grpo_rewards_are_normalised_within_a_prompt_and_weigh_the_whole_respons
     before = run.round(0).rewards.manifest
     score(run, 0, run.config(("generate.samples_per_prompt=4", demo_grader)))
     assert run.round(0).rewards.manifest == before, "graded once"
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=8), st.integers(1, 7))
+def test_the_samples_of_a_prompt_are_graded_together_whatever_a_part_holds(sizes, part):
+    prompts = [f"p{group}" for group, size in enumerate(sizes) for _ in range(size)]
+    responses = pa.table({"trajectory_id": [f"t{i:02}" for i in range(len(prompts))], "prompt_id": prompts})  # noqa: F841
+    with duckdb.connect() as db, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("omniopd.stages.score.rewards._RESPONSES_A_PART", part)
+        db.execute(
+            "CREATE TABLE trajectories AS SELECT *, 0 AS round, '' AS response_text, '' AS answer FROM responses"
+        )
+        found = [whole["prompt_id"].to_pylist() for whole in _whole_groups(db)]
+    assert [prompt for own in found for prompt in own] == prompts
+    assert all(a[-1] != b[0] for a, b in itertools.pairwise(found))
+
+
+def test_a_trajectory_without_a_reward_is_found(make, demo_grader):
+    run = make("grpo", questions=2)
+    stages(run, "generate.samples_per_prompt=2", demo_grader)
+    rewards = run.round(0).rewards
+    rewards.replace([rewards.read().slice(1)], rewards.manifest.made_with)
+    with pytest.raises(TableError, match="1 trajectories without exactly one reward"):
+        score(run, 0, run.config(("generate.samples_per_prompt=2", demo_grader)))
 
 
 def test_math_verify_grades_by_value(make):
