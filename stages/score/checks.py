@@ -93,6 +93,14 @@ _TRAJECTORY_SHARDS = {
     ),
 }
 
+_REWARDS = {
+    "trajectories without exactly one reward": (
+        "SELECT count(*) FROM trajectories FULL JOIN"
+        " (SELECT trajectory_id, count(*) AS rows FROM rewards GROUP BY trajectory_id) USING (trajectory_id)"
+        " WHERE prompt_ids IS NULL OR rows IS DISTINCT FROM 1"
+    ),
+}
+
 
 def check_inputs(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: str) -> None:
     """Refuse trajectories, chunks and rollouts that would be averaged wrongly without anyone noticing.
@@ -110,6 +118,8 @@ def check_shards(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: str
         TableError: how many.
     """
     checks = _ANSWER_SHARDS if objective == "sft" else _TRAJECTORY_SHARDS
+    if objective == "grpo":
+        _refuse(db, round_, _REWARDS, f"Delete {round_.rewards.folder} and run `omniopd score` again.")
     _refuse(db, round_, checks, f"Delete {round_.shards.folder} and run `omniopd score` again.")
 
 

@@ -1,16 +1,21 @@
 """The paper's baselines from the prompts to the training sequences: sft, opd and grpo beside omniopd."""
 
 import collections
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoTokenizer
 
@@ -18,6 +23,7 @@ from omniopd.demo.task import problems
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.prompts import read_problems
 from omniopd.stages.generate.stage import generate
+from omniopd.stages.score.rewards import _whole_groups
 from omniopd.stages.score.stage import score
 from omniopd.stages.student import end_of_turn
 from omniopd.stages.view.inspect import Selection, inspect
@@ -112,9 +118,7 @@ def test_sft_asks_for_whole_answers_and_makes_sequences_of_the_usable_ones(make,
         assert set(shard["behaviour_logprobs"]) == {0.0}
     assert said[0] == "6 prompts for the teacher to answer; the student is not sampled"
     assert said[1].startswith("6 prompts, 24 of 24 rollouts (6 empty, 6 filtered, 12 ok)")
-    assert said[2] == (
-        "12 answers (12 of 24 without a text left out), 50% ended by themselves; 12 training sequences"
-    )
+    assert said[2] == ("12 answers (12 of 24 without a text left out), 50% ended by themselves; 12 training sequences")
 
 
 def test_sft_loads_no_engine_and_has_one_trajectory_a_prompt_whatever_the_samples(make, monkeypatch):
@@ -129,9 +133,9 @@ def test_an_sft_budget_is_kept_and_what_was_paid_for_is_trained_on(make, teacher
     run = make("sft")
     generate(run, 0, run.config())
     with pytest.raises(BudgetReached, match=r"The \d prompts are left out"):
-        audit(run, 0, run.config(("teacher.budget_tokens=1200",)))
+        audit(run, 0, run.config(("teacher.budget_tokens=700",)))
     totals = read_totals(run.ledger)
-    assert 0 < totals.charged_tokens <= 1200
+    assert 0 < totals.charged_tokens <= 700
     assert totals.reserved_tokens == 0
     answers = len(rows(run.round(0).rollouts))
     assert 0 < answers == 4 * teacher.answered < 24
@@ -187,9 +191,7 @@ def test_an_answer_ends_as_the_chat_template_ends_a_turn(student, tmp_path, make
 @pytest.mark.parametrize("objective", ["opd", "grpo"])
 def test_opd_and_grpo_ask_no_teacher_and_need_none(make, teacher, objective):
     run = make(objective)
-    said = stages(
-        run, "teacher.model=", "train.teacher=x", "generate.samples_per_prompt=2", "score.grader=dapo_regex"
-    )
+    said = stages(run, "teacher.model=", "train.teacher=x", "generate.samples_per_prompt=2", "score.grader=dapo_regex")
     assert said[1] == f"{objective}: no teacher is asked"
     assert (teacher.requests, run.ledger.exists()) == (0, False)
     round_ = run.round(0)
@@ -213,7 +215,10 @@ def test_opd_has_the_whole_response_to_compare_and_nothing_weighed(make):
         assert set(shard["loss_weight"]) == {0.0}
         assert shard["rollout_index"] is None
     tokens = sum(len(row["response_ids"]) for row in trajectories.values())
-    assert said[2] == f"{tokens:,} tokens of the student's to be held against the teacher's distribution; 6 training sequences"
+    assert (
+        said[2]
+        == f"{tokens:,} tokens of the student's to be held against the teacher's distribution; 6 training sequences"
+    )
 
 
 def right(text, answer):
@@ -270,6 +275,29 @@ def test_grpo_rewards_are_normalised_within_a_prompt_and_weigh_the_whole_respons
     before = run.round(0).rewards.manifest
     score(run, 0, run.config(("generate.samples_per_prompt=4", demo_grader)))
     assert run.round(0).rewards.manifest == before, "graded once"
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=8), st.integers(1, 7))
+def test_the_samples_of_a_prompt_are_graded_together_whatever_a_part_holds(sizes, part):
+    prompts = [f"p{group}" for group, size in enumerate(sizes) for _ in range(size)]
+    responses = pa.table({"trajectory_id": [f"t{i:02}" for i in range(len(prompts))], "prompt_id": prompts})  # noqa: F841
+    with duckdb.connect() as db, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("omniopd.stages.score.rewards._RESPONSES_A_PART", part)
+        db.execute(
+            "CREATE TABLE trajectories AS SELECT *, 0 AS round, '' AS response_text, '' AS answer FROM responses"
+        )
+        found = [whole["prompt_id"].to_pylist() for whole in _whole_groups(db)]
+    assert [prompt for own in found for prompt in own] == prompts
+    assert all(a[-1] != b[0] for a, b in itertools.pairwise(found))
+
+
+def test_a_trajectory_without_a_reward_is_found(make, demo_grader):
+    run = make("grpo", questions=2)
+    stages(run, "generate.samples_per_prompt=2", demo_grader)
+    rewards = run.round(0).rewards
+    rewards.replace([rewards.read().slice(1)], rewards.manifest.made_with)
+    with pytest.raises(TableError, match="1 trajectories without exactly one reward"):
+        score(run, 0, run.config(("generate.samples_per_prompt=2", demo_grader)))
 
 
 def test_math_verify_grades_by_value(make):
@@ -348,7 +376,11 @@ def test_tables_of_another_objective_are_refused(make, teacher):
         score(run, 0, run.config(("train.objective=omniopd",)))
     shards = run.round(0).shards
     kept = shards.read()
-    for damaged, message in ((kept.slice(1), "1 answers without exactly one shard"),):
+    moved = kept.set_column(1, "input_ids", [[ids[1:] + ids[:1] for ids in kept["input_ids"].to_pylist()]])
+    for damaged, message in (
+        (kept.slice(1), "1 answers without exactly one shard"),
+        (moved, "do not begin with their"),
+    ):
         shards.replace([damaged], shards.manifest.made_with)
         with pytest.raises(TableError, match=message):
             score(run, 0, run.config())
@@ -378,6 +410,18 @@ def _sha256(path):
     from omniopd.store import files
 
     return files.sha256(path)
+
+
+def test_surprisal_audits_around_the_tokens_that_were_least_likely(make_run):
+    run = make_run(score={"weights": "constant"}, select={"strategy": "surprisal", "chunks": 1})
+    generate(run, 0, run.config())
+    audit(run, 0, run.config())
+    trajectories = {row["trajectory_id"]: row for row in rows(run.round(0).trajectories)}
+    for chunk in rows(run.round(0).chunks):
+        own = trajectories[chunk["trajectory_id"]]
+        spoken = len(own["response_ids"]) - (own["finish_reason"] == "stop")
+        assert chunk["anchor"] == int(np.argmin(own["logprobs"][:spoken]))
+        assert chunk["anchor_entropy"] == own["entropies"][chunk["anchor"]]
 
 
 # -- views
