@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniopd.train.loss import Head, LossRows, omniopd_loss
+from omniopd.train.loss import Head, LossRows, fused_loss
 from omniopd.train.memory import loss_bytes
+from omniopd.train.objective import Objective
 
 BETA = 0.1
 
@@ -67,9 +68,9 @@ def child(kind: str, tokens: int, vocabulary: int, hidden: int, chunk: int, repe
         if kind == "naive":
             loss = naive(*tensors, rows)
         else:
-            loss = omniopd_loss(
-                tensors[0], Head(tensors[1]), rows, beta=BETA, reference_TH=tensors[2], reference_head=Head(tensors[3]),
-                chunk=chunk,
+            loss = fused_loss(
+                tensors[0], Head(tensors[1]), rows, Objective(forward_kl=BETA), reference_TH=tensors[2],
+                reference_head=Head(tensors[3]), chunk=chunk,
             ).loss  # fmt: skip
         loss.backward()
         best = min(best, time.perf_counter() - start)

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..store.errors import ConfigError, InputError
 from ..store.sections import TrainConfig
@@ -181,7 +181,28 @@ def check_tokenizer(arch: Architecture, folder: Path) -> None:
         )
 
 
-def check_layout(arch: Architecture, config: TrainConfig, processes: int) -> None:
+def check_same_tokens(student: Path, teacher: Path) -> None:
+    """Check that a white-box teacher's distributions are over the student's tokens.
+
+    Raises:
+        InputError: a token of the student is another one, or none, of the teacher.
+    """
+    from transformers import AutoTokenizer
+
+    ours, theirs = (
+        cast("dict[str, int]", cast(Any, AutoTokenizer.from_pretrained(folder)).get_vocab())  # pyright: ignore[reportUnknownMemberType]
+        for folder in (student, teacher)
+    )
+    for token, id_ in sorted(ours.items(), key=lambda item: item[1]):
+        if theirs.get(token) != id_:
+            raise InputError(
+                f"The teacher {teacher} has another tokenizer than the student: {token!r} is {id_} to the student and"
+                f" {theirs.get(token, 'nothing')} to the teacher.",
+                'Choose a teacher of the student\'s family, or set train.objective = "omniopd", which needs no logits.',
+            )
+
+
+def check_layout(arch: Architecture, config: TrainConfig, processes: int, whose: str = "student") -> None:
     """Check that the model can be split as [train] asks, over so many processes.
 
     Raises:
@@ -198,11 +219,11 @@ def check_layout(arch: Architecture, config: TrainConfig, processes: int) -> Non
     for what, count in split.items():
         if count % tensor:
             raise ConfigError(
-                f"train.tensor_parallel = {tensor} does not divide the student's {count} {what}.",
+                f"train.tensor_parallel = {tensor} does not divide the {whose}'s {count} {what}.",
                 "Set it to a divisor.",
             )
     if arch.layers % pipeline:
         raise ConfigError(
-            f"train.pipeline_parallel = {pipeline} does not divide the student's {arch.layers} layers.",
+            f"train.pipeline_parallel = {pipeline} does not divide the {whose}'s {arch.layers} layers.",
             "Set it to a divisor.",
         )

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from torch import Tensor
 from ..store.errors import InputError
 from .loss import LossRows
 from .weights import BatchFacts
+
+Anchored = Literal["unaudited", "response"]
 
 _REMAKE = "Delete the round's shards and run `omniopd score` again."
 
@@ -222,7 +224,13 @@ def padding_share(
 
 
 def micro_batches(
-    shards: Shards, sequences: npt.NDArray[np.int64], facts: BatchFacts, share: Share, *, micro_batch: int
+    shards: Shards,
+    sequences: npt.NDArray[np.int64],
+    facts: BatchFacts,
+    share: Share,
+    *,
+    micro_batch: int,
+    anchored: Anchored = "unaudited",
 ) -> list[MicroBatch]:
     """One rank's share of a global batch.
 
@@ -232,12 +240,15 @@ def micro_batches(
         facts: its `batch_facts`.
         share: which rank this is.
         micro_batch: sequences in a micro-batch.
+        anchored: which tokens of the response are held to the frozen model.
     """
     dealt = deal(shards.lengths, sequences, ranks=share.ranks, micro_batch=micro_batch)
-    return [_pad(shards, part, facts.baseline, share) for part in dealt[share.rank]]
+    return [_pad(shards, part, facts.baseline, share, anchored) for part in dealt[share.rank]]
 
 
-def _pad(shards: Shards, sequences: Sequence[int | None], baseline: float, share: Share) -> MicroBatch:
+def _pad(
+    shards: Shards, sequences: Sequence[int | None], baseline: float, share: Share, anchored: Anchored
+) -> MicroBatch:
     spans = [(0, 0) if n is None else (int(shards.offsets[n]), int(shards.offsets[n + 1])) for n in sequences]
     longest = max(1, *(stop - start for start, stop in spans))
     row_of = _rows_of_positions(longest, share)
@@ -248,7 +259,8 @@ def _pad(shards: Shards, sequences: Sequence[int | None], baseline: float, share
     for b, (start, stop) in enumerate(spans):
         ids_BS[b, : stop - start] = shards.input_ids[start:stop]
         (audited,) = np.nonzero(shards.audited[start:stop])
-        (free,) = np.nonzero(shards.response[start:stop] & ~shards.audited[start:stop])
+        left = anchored == "response" or ~shards.audited[start:stop]
+        (free,) = np.nonzero(shards.response[start:stop] & left)
         # Token i is predicted at position i - 1, which is another rank's where row_of says -1.
         audited, free = (at[row_of[at - 1] >= 0] for at in (audited, free))
         tokens.append(start + audited)

@@ -1,10 +1,11 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""Eq. 8 from final hidden states: output head, weighted log-likelihood and KL anchor in one exact, chunked function.
+"""The loss from final hidden states: output head, weighted likelihood and divergences in one exact, chunked function.
 
     loss = - sum_A w rho log pi(y)  +  beta sum_U KL(pi_ref || pi)
 
-over audited rows A and anchored (un-audited) rows U. All other rows never touch the vocabulary. No more than `chunk`
-rows of logits exist at a time: the gradient is formed in the forward pass, while they are there.
+is Eq. 8, over audited rows A and anchored (un-audited) rows U; objective.py has the terms of the baselines. All other
+rows never touch the vocabulary. No more than `chunk` rows of logits exist at a time: the gradient is formed in the
+forward pass, while they are there.
 
 Shapes, as suffixes of names: T rows of hidden states, H hidden size, V vocabulary (this rank's slice of it), A audited
 rows, U anchored rows, R rows of one chunk. Log-probabilities, entropies and divergences are in nats.
@@ -19,38 +20,43 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .memory import LOSS_BLOCK
+from .objective import Clipped, Objective, Truncated
 
 
 class LossRows(NamedTuple):
-    """Which rows of hidden states count, and how. A row is audited, anchored or neither, never both."""
+    """Which rows of hidden states count, and how. In either list a row occurs once."""
 
     audited_A: Tensor
-    """int64, rows that predict an audited token."""
+    """int64, rows that predict a weighted token."""
     target_A: Tensor
     """int64, the tokens they predict."""
     weight_A: Tensor
-    """float32, pi_teacher of the token's chunk (Eq. 5), possibly centred; may be zero or negative."""
+    """float32, pi_teacher of the token's chunk (Eq. 5), possibly centred, or an advantage; may be zero or negative."""
     behaviour_A: Tensor
     """float32, log-prob of the token when it was sampled, nats."""
     anchored_U: Tensor
-    """int64, rows that predict an un-audited token of the response."""
+    """int64, rows whose divergence from the frozen model counts."""
 
 
 class LossOutput(NamedTuple):
     """The loss, summed and not normalised, and what it consists of, detached, one value a row."""
 
     loss: Tensor
-    """The only output with a gradient. It can be handed out once: see `omniopd_loss`."""
+    """The only output with a gradient. It can be handed out once: see `fused_loss`."""
     chunk_loss: Tensor
-    """Its first term, without the KL anchor."""
+    """Its first term, without the divergences."""
     logp_A: Tensor
     """log pi(y), nats."""
     entropy_A: Tensor
     """Entropy of the policy over the full vocabulary, nats."""
     ratio_A: Tensor
     """pi(y) / behaviour(y), before the cap."""
+    clipped_A: Tensor
+    """bool, the ratio was capped, or has ended the gradient."""
     kl_U: Tensor
     """KL(pi_ref || pi) over the full vocabulary, nats."""
+    reverse_kl_U: Tensor
+    """KL(pi || pi_ref), nats; zeros where its weight is zero, since it is not computed then."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +88,17 @@ class Head:
         return partial
 
 
-def omniopd_loss(
+def fused_loss(
     hidden_TH: Tensor,
     head: Head,
     rows: LossRows,
+    objective: Objective,
     *,
-    beta: float,
     reference_TH: Tensor | None = None,
     reference_head: Head | None = None,
-    importance_cap: float | None = None,
     chunk: int = 256,
 ) -> LossOutput:
-    """Eq. 8, summed over rows.
+    """The terms of an objective, summed over rows.
 
     Logits, log-probs and the gradient of the head are accumulated in float32 (float64 for float64 inputs).
 
@@ -104,10 +109,9 @@ def omniopd_loss(
         hidden_TH: final hidden states of the policy, after the last norm; float64, float32 or bfloat16.
         head: the policy's output head.
         rows: which rows count; `rows.anchored_U` must be empty without a reference.
-        beta: weight of the KL anchor.
-        reference_TH: final hidden states of the reference model for the same tokens.
-        reference_head: the reference model's output head, split as `head` is.
-        importance_cap: cap of rho = pi(y) / behaviour(y), which carries no gradient; None: rho is 1 (on-policy).
+        objective: the weights of the terms.
+        reference_TH: final hidden states of the frozen model for the same tokens; its hidden size may be another.
+        reference_head: the frozen model's output head, split as `head` is.
         chunk: rows of logits held at a time.
 
     Raises:
@@ -118,13 +122,13 @@ def omniopd_loss(
         if len(rows.anchored_U):
             raise ValueError("anchored rows need the reference's hidden states and head")
         reference_TH, reference_head = hidden_TH.detach(), head
-    outputs: Any = _OmniopdLoss.apply(
-        hidden_TH, head.weight_VH, head, rows, reference_TH, reference_head, beta, importance_cap, chunk
+    outputs: Any = _FusedLoss.apply(
+        hidden_TH, head.weight_VH, head, rows, reference_TH, reference_head, objective, chunk
     )
     return LossOutput(*outputs)
 
 
-class _OmniopdLoss(torch.autograd.Function):
+class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -134,15 +138,16 @@ class _OmniopdLoss(torch.autograd.Function):
         rows: LossRows,
         reference_TH: Tensor,
         reference_head: Head,
-        beta: float,
-        importance_cap: float | None,
+        objective: Objective,
         chunk: int,
     ) -> tuple[Tensor, ...]:
         dtype = torch.promote_types(hidden_TH.dtype, torch.float32)
         gradients = _Gradients(hidden_TH, weight_VH, dtype, ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-        logp_A, entropy_A, ratio_A = (rows.weight_A.new_zeros(len(rows.audited_A), dtype=dtype) for _ in range(3))
-        kl_U = logp_A.new_zeros(len(rows.anchored_U))
-        rho_A = logp_A.new_ones(len(rows.audited_A))
+        logp_A, entropy_A, ratio_A, loss_A = (
+            rows.weight_A.new_zeros(len(rows.audited_A), dtype=dtype) for _ in range(4)
+        )
+        clipped_A = torch.zeros_like(rows.audited_A, dtype=torch.bool)
+        kl_U, reverse_kl_U = (logp_A.new_zeros(len(rows.anchored_U)) for _ in range(2))
 
         # Two buffers for the whole call. Fresh ones in each chunk would stand beside those of the chunk before.
         policy_RV = weight_VH.new_empty((min(chunk, max(len(logp_A), len(kl_U))), len(weight_VH)), dtype=dtype)
@@ -158,10 +163,8 @@ class _OmniopdLoss(torch.autograd.Function):
             logp_R, negentropy_R = head.summed(torch.stack([logp_R, _into_probs(logp_RV)]))
             ratio_R = torch.exp(logp_R - rows.behaviour_A[part])
             logp_A[part], entropy_A[part], ratio_A[part] = logp_R, -negentropy_R, ratio_R
-            if importance_cap is not None:
-                rho_A[part] = ratio_R.clamp(max=importance_cap)
-            # d/dlogits of -w rho log pi(y) is w rho (pi - onehot(y)); the buffer of pi becomes it.
-            scale_R = rows.weight_A[part] * rho_A[part]
+            loss_A[part], scale_R, clipped_A[part] = weighted(objective, rows.weight_A[part], ratio_R, logp_R)
+            # d/dlogits of -log pi(y) is pi - onehot(y); the buffer of pi becomes it.
             dlogits_RV = logp_RV.mul_(scale_R[:, None])
             dlogits_RV.scatter_add_(1, local_R[:, None], -(scale_R * here_R)[:, None])
             gradients.add(rows.audited_A[part], hidden_RH, dlogits_RV)
@@ -171,23 +174,42 @@ class _OmniopdLoss(torch.autograd.Function):
             hidden_RH = hidden_TH[index_R]
             refp_RV = reference_head.logprobs(reference_TH[index_R], reference_RV[: len(index_R)])
             logp_RV = head.logprobs(hidden_RH, policy_RV[: len(index_R)])
-            kl_U[part] = head.summed(_into_difference(logp_RV, refp_RV))
-            # d/dlogits of beta KL(pi_ref || pi) is beta (pi - pi_ref).
-            gradients.add(index_R, hidden_RH, logp_RV.mul_(beta))
+            if objective.reverse_kl:
+                kl_U[part], reverse_kl_U[part] = head.summed(_divergences(logp_RV, refp_RV))
+                dlogits_RV = _into_mixed_gradient(logp_RV, refp_RV, reverse_kl_U[part], objective)
+            else:
+                kl_U[part] = head.summed(_into_difference(logp_RV, refp_RV))
+                # d/dlogits of KL(pi_ref || pi) is pi - pi_ref.
+                dlogits_RV = logp_RV.mul_(objective.forward_kl)
+            gradients.add(index_R, hidden_RH, dlogits_RV)
 
-        chunk_loss = -(rows.weight_A * rho_A * logp_A).sum()
-        details = (chunk_loss, logp_A, entropy_A, ratio_A, kl_U)
+        chunk_loss = loss_A.sum()
+        loss = chunk_loss + objective.forward_kl * kl_U.sum() + objective.reverse_kl * reverse_kl_U.sum()
+        details = (chunk_loss, logp_A, entropy_A, ratio_A, clipped_A, kl_U, reverse_kl_U)
         ctx.gradients = gradients
         ctx.mark_non_differentiable(*details)
-        return chunk_loss + beta * kl_U.sum(), *details
+        return loss, *details
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         gradients: _Gradients | None = ctx.gradients
         if gradients is None:
-            raise RuntimeError("the gradients of omniopd_loss were handed out already")
+            raise RuntimeError("the gradients of fused_loss were handed out already")
         ctx.gradients = None
-        return (*gradients.hand_out(grad_outputs[0]), *[None] * 7)
+        return (*gradients.hand_out(grad_outputs[0]), *[None] * 6)
+
+
+def weighted(objective: Objective, weight_R: Tensor, ratio_R: Tensor, logp_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first term of an objective for each row: f, minus its derivative by log pi(y), and whether it was clipped."""
+    ratio = objective.ratio
+    if isinstance(ratio, Clipped):
+        kept_R = torch.where(weight_R > 0, ratio_R <= 1 + ratio.high, ratio_R >= 1 - ratio.low)
+        bounded_R = ratio_R.clamp(1 - ratio.low, 1 + ratio.high)
+        loss_R = -torch.minimum(weight_R * ratio_R, weight_R * bounded_R)
+        return loss_R, weight_R * ratio_R * kept_R, ~kept_R & (weight_R != 0)
+    rho_R = ratio_R.clamp(max=ratio.cap) if isinstance(ratio, Truncated) else torch.ones_like(ratio_R)
+    scale_R = weight_R * rho_R
+    return -scale_R * logp_R, scale_R, ratio_R > rho_R if ratio else torch.zeros_like(ratio_R, dtype=torch.bool)
 
 
 class _Gradients:
@@ -203,7 +225,7 @@ class _Gradients:
     def add(self, index_R: Tensor, hidden_RH: Tensor, dlogits_RV: Tensor) -> None:
         dlogits_RV = dlogits_RV.to(hidden_RH.dtype)
         if self.hidden_TH is not None:
-            self.hidden_TH[index_R] = dlogits_RV @ self.weight_VH
+            self.hidden_TH[index_R] += dlogits_RV @ self.weight_VH  # a row may be weighted and anchored
         if self.head_VH is None:
             return
         if self.head_VH.dtype == hidden_RH.dtype:
@@ -237,6 +259,28 @@ def _into_difference(logp_RV: Tensor, reference_RV: Tensor) -> Tensor:
         total_R.add_(ref_RV.sub_(block_RV).mul_(probs_RV).sum(-1))
         block_RV.exp_().sub_(probs_RV)
     return total_R
+
+
+def _divergences(logp_RV: Tensor, reference_RV: Tensor) -> Tensor:
+    """This slice's share of KL(pi_ref || pi) and of KL(pi || pi_ref), [2, R]."""
+    total_2R = logp_RV.new_zeros(2, len(logp_RV))
+    for block_RV, ref_RV in zip(logp_RV.split(LOSS_BLOCK, 1), reference_RV.split(LOSS_BLOCK, 1), strict=True):
+        difference_RV = ref_RV - block_RV
+        total_2R[0].add_((ref_RV.exp() * difference_RV).sum(-1))
+        total_2R[1].sub_((block_RV.exp() * difference_RV).sum(-1))
+    return total_2R
+
+
+def _into_mixed_gradient(logp_RV: Tensor, reference_RV: Tensor, reverse_R: Tensor, objective: Objective) -> Tensor:
+    """Turn log pi into the gradient of both divergences by the logits, in place; log pi_ref is used up.
+
+    d/dlogits of KL(pi || pi_ref) is pi (log pi - log pi_ref - KL(pi || pi_ref)).
+    """
+    for block_RV, ref_RV in zip(logp_RV.split(LOSS_BLOCK, 1), reference_RV.split(LOSS_BLOCK, 1), strict=True):
+        probs_RV = block_RV.exp()
+        block_RV.sub_(ref_RV).sub_(reverse_R[:, None]).mul_(objective.reverse_kl).add_(objective.forward_kl)
+        block_RV.mul_(probs_RV).sub_(ref_RV.exp_(), alpha=objective.forward_kl)
+    return logp_RV
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Need:
     """Bytes by what they are for."""
 
     weights: int
-    """Policy and reference."""
+    """Policy and frozen model."""
     gradients: int
     optimizer: int
     activations: int
@@ -53,11 +53,14 @@ class Need:
         return self.weights + self.gradients + self.optimizer + self.activations + self.loss
 
 
-def training_need(arch: Architecture, train: TrainConfig, *, processes: int, longest: int) -> Need:
+def training_need(
+    arch: Architecture, train: TrainConfig, *, processes: int, longest: int, frozen: Architecture | None
+) -> Need:
     """What a step on the longest sequences takes.
 
     Args:
         arch: the student.
+        frozen: the model beside it, which may be larger: the teacher of opd.
         train: the [train] section.
         processes: trainer processes.
         longest: tokens of the longest sequence.
@@ -65,15 +68,12 @@ def training_need(arch: Architecture, train: TrainConfig, *, processes: int, lon
     tensor, pipeline, context = train.tensor_parallel, train.pipeline_parallel, train.context_parallel
     size = 2 if train.precision == "bf16" else 4
     layers = arch.layers // pipeline
-    parameters, embedding = _parameters(arch)
-    parameters = parameters * layers // arch.layers // tensor
-    # Embedding and head are on the first and the last stage: together only without a pipeline, where a tied one is one.
-    parameters += embedding // tensor * (1 if arch.tied or pipeline > 1 else 2)
+    parameters = _stage_parameters(arch, train)
     shared = processes // (tensor * pipeline) if train.distributed_optimizer else 1
     tokens = train.micro_batch * -(-longest // context)
     # The last stage, which has the loss, is done with a micro-batch before it takes the next.
     return Need(
-        weights=parameters * size * (2 if train.beta > 0 else 1),
+        weights=(parameters + (0 if frozen is None else _stage_parameters(frozen, train))) * size,
         gradients=parameters * 4,
         optimizer=parameters * (8 if size == 4 else 12) // shared,
         activations=_activations(arch, train, tokens, layers, size),
@@ -83,10 +83,13 @@ def training_need(arch: Architecture, train: TrainConfig, *, processes: int, lon
     )  # fmt: skip
 
 
-def _parameters(arch: Architecture) -> tuple[int, int]:
-    """Parameters of all layers, and of the embedding."""
-    shapes = arch.shapes()
-    return sum(prod(s) for name, s in shapes.items() if ".layers." in name), arch.vocabulary * arch.hidden
+def _stage_parameters(arch: Architecture, train: TrainConfig) -> int:
+    """Parameters of the layers of a pipeline stage and of one embedding, or of two, on one rank."""
+    pipeline, tensor = train.pipeline_parallel, train.tensor_parallel
+    layers = sum(prod(shape) for name, shape in arch.shapes().items() if ".layers." in name)
+    embedding = arch.vocabulary * arch.hidden // tensor
+    # Embedding and head are on the first and the last stage: together only without a pipeline, where a tied one is one.
+    return layers // pipeline // tensor + embedding * (1 if arch.tied or pipeline > 1 else 2)
 
 
 def _activations(arch: Architecture, train: TrainConfig, tokens: int, layers: int, size: int) -> int:

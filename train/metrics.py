@@ -18,6 +18,7 @@ from ..store.schema import TableSpec
 from ..store.table import Table
 
 if TYPE_CHECKING:
+    from .objective import Objective
     from .step import StepSums
     from .weights import BatchFacts
 
@@ -27,6 +28,7 @@ class BatchReport:
     """What a step has to say that is not in its sums; NaN where a table is not on this machine."""
 
     phi: float
+    reward: float
     repetition: float
     response_tokens: float
     padding: float
@@ -44,6 +46,7 @@ class StepMetrics:
     chunk_loss: float | None
     kl_sum: float | None
     kl_mean: float | None
+    reverse_kl_mean: float | None
     audited_tokens: int
     unaudited_tokens: int
     mean_weight: float | None
@@ -57,6 +60,7 @@ class StepMetrics:
     tokens_per_s: float
     padding: float
     phi: float | None
+    reward: float | None
     repetition: float | None
     response_tokens: float
     skipped: bool
@@ -72,24 +76,32 @@ TRAIN_METRICS = TableSpec(
     pa.schema(
         [
             _column("step", pa.int32(), "step of the round, from 0"),
-            _column("loss", pa.float64(), "Eq. 8, normalised: what was differentiated"),
+            _column("loss", pa.float64(), "the objective, normalised: what was differentiated"),
             _column("chunk_loss_sum", pa.float64(), "the chunk term, summed over audited tokens", "nats"),
             _column("chunk_loss", pa.float64(), "the chunk term an audited token", "nats"),
-            _column("kl_sum", pa.float64(), "KL(ref || policy) summed over un-audited tokens, without beta", "nats"),
-            _column("kl_mean", pa.float64(), "KL(ref || policy) an un-audited token; null where beta is 0", "nats"),
+            _column("kl_sum", pa.float64(), "KL(ref || policy) summed over anchored tokens, without beta", "nats"),
+            _column(
+                "kl_mean", pa.float64(), "KL(ref || policy) an anchored token; null without a frozen model", "nats"
+            ),
+            _column(
+                "reverse_kl_mean", pa.float64(), "KL(policy || teacher) an anchored token (opd), else null", "nats"
+            ),
             _column("audited_tokens", pa.int64(), "audited tokens of the global batch", "tokens"),
             _column("unaudited_tokens", pa.int64(), "other response tokens of the global batch", "tokens"),
             _column("mean_weight", pa.float64(), "mean pi_teacher over audited tokens, before centring"),
             _column("audited_nll", pa.float64(), "mean -log pi(y) over audited tokens", "nats"),
             _column("audited_entropy", pa.float64(), "mean entropy of the policy at audited tokens", "nats"),
-            _column("behaviour_gap", pa.float64(), "mean |log pi(y) - behaviour log-prob|; 0 on-policy", "nats"),
-            _column("clipped_share", pa.float64(), "share of audited tokens whose importance weight was capped"),
+            _column(
+                "behaviour_gap", pa.float64(), "mean |log pi(y) - behaviour log-prob|; 0 on-policy, null in sft", "nats"
+            ),
+            _column("clipped_share", pa.float64(), "share of audited tokens whose ratio was capped or clipped"),
             _column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
             _column("lr", pa.float64(), "learning rate of the step"),
             _column("seconds", pa.float64(), "wall time of the step", "s"),
             _column("tokens_per_s", pa.float64(), "tokens of the global batch, prompts included, a second", "1/s"),
             _column("padding", pa.float64(), "share of the positions computed that pad shorter sequences"),
             _column("phi", pa.float64(), "mean similarity of the batch's chunks to the teacher's continuations"),
+            _column("reward", pa.float64(), "mean reward of the batch's trajectories (grpo), else null"),
             _column("repetition", pa.float64(), "mean share of a response that its longest repeated sequence makes up"),
             _column("response_tokens", pa.float64(), "mean length of a response", "tokens"),
             _column("skipped", pa.bool_(), "loss or gradient was not finite, and the weights stayed as they were"),
@@ -101,29 +113,30 @@ TRAIN_METRICS = TableSpec(
 
 
 def step_metrics(
-    step: int, facts: "BatchFacts", sums: "StepSums", batch: BatchReport, *, beta: float, norm: float, lr: float,
-    updated: bool,
+    step: int, facts: "BatchFacts", sums: "StepSums", batch: BatchReport, objective: "Objective", *, sampled: bool,
+    norm: float, lr: float, updated: bool,
 ) -> StepMetrics:  # fmt: skip
-    """Turn the sums of a step into its row."""
-    audited, unaudited = facts.audited_tokens, facts.unaudited_tokens
-    anchored = beta > 0
+    """Turn the sums of a step into its row. `sampled`: the student wrote the sequences, with log-probs."""
+    audited, anchored = facts.audited_tokens, facts.anchored_tokens
+    forward, reverse = objective.forward_kl, objective.reverse_kl
 
     def mean(total: float, count: int) -> float | None:
         return _finite(total / count) if count else None
 
     return StepMetrics(
         step=step,
-        loss=_finite((sums.chunk_loss + beta * sums.kl) / facts.normaliser),
+        loss=_finite((sums.chunk_loss + forward * sums.kl + reverse * sums.reverse_kl) / facts.normaliser),
         chunk_loss_sum=_finite(sums.chunk_loss),
         chunk_loss=mean(sums.chunk_loss, audited),
-        kl_sum=_finite(sums.kl) if anchored else None,
-        kl_mean=mean(sums.kl, unaudited) if anchored else None,
+        kl_sum=_finite(sums.kl) if forward or reverse else None,
+        kl_mean=mean(sums.kl, anchored) if forward or reverse else None,
+        reverse_kl_mean=mean(sums.reverse_kl, anchored) if reverse else None,
         audited_tokens=audited,
-        unaudited_tokens=unaudited,
+        unaudited_tokens=facts.unaudited_tokens,
         mean_weight=facts.mean_weight if audited else None,
         audited_nll=mean(sums.nll, audited),
         audited_entropy=mean(sums.entropy, audited),
-        behaviour_gap=mean(sums.gap, audited),
+        behaviour_gap=mean(sums.gap, audited) if sampled else None,
         clipped_share=mean(sums.clipped, audited),
         grad_norm=_finite(norm),
         lr=lr,
@@ -131,6 +144,7 @@ def step_metrics(
         tokens_per_s=batch.tokens / batch.seconds,
         padding=batch.padding,
         phi=_finite(batch.phi),
+        reward=_finite(batch.reward),
         repetition=_finite(batch.repetition),
         response_tokens=batch.response_tokens,
         skipped=not updated,

@@ -1,4 +1,4 @@
-"""One optimizer step: the reference's and the policy's forward passes, Eq. 8, its gradient, AdamW."""
+"""One optimizer step: the frozen model's and the policy's forward passes, the loss, its gradient, AdamW."""
 
 import contextlib
 import itertools
@@ -15,9 +15,10 @@ from ..store.sections import TrainConfig
 from . import mcore
 from .cpu import without_stand_ins
 from .data import MicroBatch
-from .loss import LossOutput, LossRows, omniopd_loss
+from .loss import LossOutput, LossRows, fused_loss
 from .mcore import parallel_state as mpu
 from .model import Student
+from .objective import Objective
 from .optimizer import make_optimizer
 from .weights import BatchFacts
 
@@ -27,21 +28,23 @@ class StepSums:
     """Sums over the rows of a global batch, before normalisation."""
 
     chunk_loss: float
-    """- sum w rho log pi(y) over audited tokens."""
+    """The weighted term over audited tokens; - sum w rho log pi(y) in Eq. 8."""
     kl: float
-    """Sum of KL(pi_ref || pi) over un-audited tokens, nats, without beta."""
+    """Sum of KL(q || pi) over anchored tokens, nats, without its weight."""
+    reverse_kl: float
+    """Sum of KL(pi || q) over anchored tokens, nats; 0 where the objective has no such term."""
     nll: float
     """- sum log pi(y) over audited tokens, nats."""
     entropy: float
     """Sum of the policy's entropy at audited tokens, nats."""
     clipped: float
-    """Audited tokens whose importance weight was capped."""
+    """Audited tokens whose importance weight was capped, or whose gradient the clipping ended."""
     gap: float
     """Sum of |log pi(y) - behaviour log-prob| over audited tokens, nats."""
 
 
 class Learner:
-    """A policy, its optimizer, and the frozen reference that anchors it.
+    """A policy, its optimizer, and the frozen model that the objective holds it to.
 
     It lives for one round; the optimizer's state may be carried over from the round before through its checkpoint.
     """
@@ -50,7 +53,8 @@ class Learner:
         """
         Args:
             policy: filled with the weights that the round starts from.
-            reference: filled with the initial student's; None where beta is 0.
+            reference: filled with the initial student's weights, or with the teacher's (opd); None where the objective
+                has no divergence.
             config: the [train] section.
             device: where both models are.
         """
@@ -69,45 +73,45 @@ class Learner:
         self.optimizer = make_optimizer(self.ddp, config)
         self._schedule = mcore.get_forward_backward_func()
 
-    def gradients(self, batches: Sequence[MicroBatch], facts: BatchFacts, *, on_policy: bool) -> StepSums:
-        """Form the gradient of Eq. 8 over a global batch, normalised and summed over all ranks. Collective.
+    def gradients(self, batches: Sequence[MicroBatch], facts: BatchFacts, objective: Objective) -> StepSums:
+        """Form the objective's gradient over a global batch, normalised and summed over all ranks. Collective.
 
         Args:
             batches: this data-parallel rank's micro-batches.
             facts: of the whole global batch.
-            on_policy: the policy is the one that sampled the batch, so that no importance weight is needed.
+            objective: the weights of its terms.
         """
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         if self.reference is None:
             batches = [batch.without_anchor() for batch in batches]
         batches = [batch.to(self.device) for batch in batches]
-        cap = None if on_policy else self.config.importance_cap
 
         def forward(iterator: Iterator[tuple[MicroBatch, Tensor | None]], model: Any) -> Any:
             batch, reference_TH = next(iterator)
 
             def loss(hidden_SBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 with without_stand_ins():
-                    out = self._loss(hidden_SBH, reference_TH, batch.rows, cap)
+                    out = self._loss(hidden_SBH, reference_TH, batch.rows, objective)
                 # The normaliser is known from the masks, so Megatron's own division (by a count) gets nothing to do.
                 nothing = torch.zeros((), dtype=torch.int, device=self.device)
-                return out.loss / facts.normaliser, nothing, _sums(out, batch.rows, cap)
+                return out.loss / facts.normaliser, nothing, _sums(out, batch.rows)
 
             return _forward(model, batch), loss
 
         sums = self._run(forward, self._with_reference(batches), self.ddp, len(batches), forward_only=False)
         return self._add_up(sums)
 
-    def _loss(self, hidden_SBH: Tensor, reference_TH: Tensor | None, rows: LossRows, cap: float | None) -> LossOutput:
-        return omniopd_loss(
+    def _loss(
+        self, hidden_SBH: Tensor, reference_TH: Tensor | None, rows: LossRows, objective: Objective
+    ) -> LossOutput:
+        return fused_loss(
             self.policy.rows(hidden_SBH),
             self.policy.head(),
             rows,
-            beta=self.config.beta,
+            objective,
             reference_TH=reference_TH,
             reference_head=None if self.reference is None else self.reference.head(),
-            importance_cap=cap,
             chunk=self.config.loss_rows,
         )
 
@@ -122,7 +126,7 @@ class Learner:
             group["weight_decay"] = self.config.weight_decay * group["wd_mult"]  # 0 on biases and norms
         self.optimizer.prepare_grads()
         norm = self.optimizer.clip_grad_norm(self.config.clip_grad or math.inf)
-        if not (math.isfinite(norm) and math.isfinite(sums.chunk_loss) and math.isfinite(sums.kl)):
+        if not (math.isfinite(norm) and math.isfinite(sums.chunk_loss) and math.isfinite(sums.kl + sums.reverse_kl)):
             return norm, False
         self.optimizer.step_with_ready_grads()
         return norm, True
@@ -168,7 +172,7 @@ class Learner:
 
     def _add_up(self, sums: list[Tensor]) -> StepSums:
         """The micro-batches' sums added over all of them and all ranks, with one transfer to the host."""
-        total = torch.stack(sums).sum(0) if sums else torch.zeros(6, dtype=torch.float64, device=self.device)
+        total = torch.stack(sums).sum(0) if sums else torch.zeros(7, dtype=torch.float64, device=self.device)
         if mpu.get_pipeline_model_parallel_world_size() > 1:
             group = cast(dist.ProcessGroup, mpu.get_pipeline_model_parallel_group())
             dist.broadcast(total, src=mpu.get_pipeline_model_parallel_last_rank(), group=group)
@@ -189,16 +193,17 @@ def _sum_gradients(model: list[Any], num_tokens: Tensor | None, **groups: Any) -
     mcore.finalize_model_grads(model, None, **groups)
 
 
-def _sums(out: LossOutput, rows: LossRows, cap: float | None) -> Tensor:
-    """The fields of StepSums, for one micro-batch, float64 [6]."""
+def _sums(out: LossOutput, rows: LossRows) -> Tensor:
+    """The fields of StepSums, for one micro-batch, float64 [7]."""
     logp_A = out.logp_A.double()
     return torch.stack(
         [
             out.chunk_loss.double(),
             out.kl_U.double().sum(),
+            out.reverse_kl_U.double().sum(),
             -logp_A.sum(),
             out.entropy_A.double().sum(),
-            (out.ratio_A > (math.inf if cap is None else cap)).sum().double(),
+            out.clipped_A.sum().double(),
             (logp_A - rows.behaviour_A).abs().sum(),
         ]
     )

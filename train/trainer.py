@@ -21,7 +21,14 @@ from ..store.errors import InputError, Interrupted
 from ..store.layout import RoundDir, RunDir
 from ..store.policy import resolve_model, weights_hash
 from ..store.sections import TrainConfig
-from .architecture import Architecture, check_layout, check_tokenizer, check_weights, read_architecture
+from .architecture import (
+    Architecture,
+    check_layout,
+    check_same_tokens,
+    check_tokenizer,
+    check_weights,
+    read_architecture,
+)
 from .checkpoint import Checkpoints, Position
 from .data import COLUMNS, Shards, lay_out, map_shards, micro_batches, padding_share, plan_steps
 from .hf_model import load_weights
@@ -29,6 +36,7 @@ from .hf_weights import WeightFiles
 from .memory import check_memory, training_need
 from .metrics import BatchReport, MetricsLog, StepMetrics, step_metrics
 from .model import Student, build
+from .objective import anchored_tokens, frozen_model, objective_of
 from .parallel import any_rank, few_threads, least_memory, model_parallel, on_first_rank, share, world
 from .policy_folder import publish, write_policy
 from .result import Progress, TrainResult, count_steps, result_of
@@ -43,13 +51,23 @@ _ROWS_AT_A_TIME = 1024
 
 
 @dataclass(frozen=True)
+class _Frozen:
+    """A model that is not trained."""
+
+    folder: Path
+    arch: Architecture
+
+
+@dataclass(frozen=True)
 class _Inputs:
     """The models that a round starts from."""
 
     policy: Path
-    reference: Path
-    """The initial student: reference of Eq. 8 in every round, and model of the files beside the weights."""
+    initial: Path
+    """The initial student: model of the files beside the weights."""
     arch: Architecture
+    frozen: _Frozen | None
+    """What the objective holds the policy to: the initial student in every round (Eq. 8), or the teacher (opd)."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +108,13 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
             return result_of(run, index, trained=False)
         inputs = on_first_rank(lambda: _inputs(run, index, config))
         check_layout(inputs.arch, config.train, dist.get_world_size())
+        frozen = None if inputs.frozen is None else inputs.frozen.arch
+        if frozen is not None:
+            check_layout(frozen, config.train, dist.get_world_size(), "teacher")
         stack.enter_context(model_parallel(config.train))
         shards = _shards(stack, round_, inputs.arch.vocabulary)
         longest = int(shards.lengths.max())
-        need = training_need(inputs.arch, config.train, processes=dist.get_world_size(), longest=longest)
+        need = training_need(inputs.arch, config.train, processes=dist.get_world_size(), longest=longest, frozen=frozen)
         check_memory(need, least_memory(device))
         data = _Data(shards, on_first_rank(lambda: trajectory_facts(round_)))
         on_first_rank(lambda: round_.expect("train", count_steps(len(shards), config.train)))
@@ -119,19 +140,38 @@ def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
     run.round(index).shards.require(f"omniopd score {run.path} --round {index}")
     if config.train.wandb:
         check_wandb()
-    reference = resolve_model(config.student.model)
+    initial = resolve_model(config.student.model)
     if index > 0 and not run.round(index - 1).policy.is_dir():
         raise InputError(
             f"Round {index - 1} has no policy yet, and round {index} starts from it.",
             f"Run `omniopd train {run.path} --round {index - 1}` first.",
         )
     policy = resolve_model(run.policy_for(index, config))
-    arch = read_architecture(reference)
-    for folder in dict.fromkeys((reference, policy)):
-        with WeightFiles(folder) as weights:
-            check_weights(arch, weights.shapes(), folder)
-    check_tokenizer(arch, reference)
-    return _Inputs(policy, reference, arch)
+    arch = _checked(initial)
+    check_tokenizer(arch, initial)
+    if policy != initial:
+        _checked(policy, arch)
+    which = frozen_model(config.train)
+    if which == "teacher":
+        teacher = resolve_model(config.train.teacher)
+        teacher_arch = _checked(teacher)
+        check_same_tokens(initial, teacher)
+        if teacher_arch.vocabulary != arch.vocabulary:
+            raise InputError(
+                f"The teacher {teacher} has {teacher_arch.vocabulary} rows in its head, and the student"
+                f" {arch.vocabulary}.",
+                "Choose a teacher of the student's family.",
+            )
+        return _Inputs(policy, initial, arch, _Frozen(teacher, teacher_arch))
+    return _Inputs(policy, initial, arch, _Frozen(initial, arch) if which else None)
+
+
+def _checked(folder: Path, arch: Architecture | None = None) -> Architecture:
+    """The architecture of a folder, given or as its config.json says, once its weights are seen to have it."""
+    arch = arch or read_architecture(folder)
+    with WeightFiles(folder) as weights:
+        check_weights(arch, weights.shapes(), folder)
+    return arch
 
 
 def _train(
@@ -144,7 +184,8 @@ def _train(
     carried = on_first_rank(lambda: previous.carries(train)) if train.carry_optimizer and index else None
     resume = on_first_rank(lambda: checkpoints.begin(_made_with(round_, config, inputs, carried)))
     policy = _student(inputs.arch, inputs.policy, train, device)
-    reference = _student(inputs.arch, inputs.reference, train, device) if train.beta > 0 else None
+    frozen = inputs.frozen
+    reference = None if frozen is None else _student(frozen.arch, frozen.folder, train, device)
     learner = Learner(policy, reference, train, device)
     if carried and not resume:
         previous.load_optimizer(learner, carried)
@@ -169,7 +210,7 @@ def _train(
                     "Run the same command again to go on from there.",
                 )
 
-    write_policy(policy, inputs.reference, round_.policy)
+    write_policy(policy, inputs.initial, round_.policy)
     on_first_rank(MetricsLog(run, index).finish)
     # The name is the promise that the round is done, so everything else is in place before it.
     on_first_rank(lambda: publish(round_.policy))
@@ -219,25 +260,31 @@ def _steps(
     for step in range(position.step, len(plan)):
         start = time.perf_counter()
         tokens = shards.tokens_of(plan[step])
+        anchored = anchored_tokens(train)
         facts = batch_facts(
             shards.loss_weight[tokens], shards.audited[tokens], shards.response[tokens],
-            centre=config.score.centre, normalise=train.normalise,
+            centre=config.score.centre if train.objective == "omniopd" else "none", normalise=train.normalise,
+            anchored=anchored,
         )  # fmt: skip
         mine = share(train)
-        batches = micro_batches(shards, plan[step], facts, mine, micro_batch=train.micro_batch)
-        sums = learner.gradients(batches, facts, on_policy=step == 0 and not train.off_policy)
+        batches = micro_batches(shards, plan[step], facts, mine, micro_batch=train.micro_batch, anchored=anchored)
+        objective = objective_of(train, on_policy=step == 0 and not train.off_policy)
+        sums = learner.gradients(batches, facts, objective)
         lr = train.lr * min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else train.lr
         norm, updated = learner.update(sums, lr)
         position = Position(step + 1, position.skipped + (not updated))
         batch = BatchReport(
             phi=data.trajectories.phi(plan[step]),
+            reward=float(data.trajectories.reward[plan[step]].mean()),
             repetition=float(data.trajectories.repetition[plan[step]].mean()),
             response_tokens=float(shards.response[tokens].sum() / len(plan[step])),
             padding=padding_share(shards.lengths, plan[step], ranks=mine.ranks, micro_batch=train.micro_batch),
             seconds=time.perf_counter() - start,
             tokens=len(tokens),
         )
-        metrics = step_metrics(step, facts, sums, batch, beta=train.beta, norm=norm, lr=lr, updated=updated)
+        metrics = step_metrics(
+            step, facts, sums, batch, objective, sampled=train.objective != "sft", norm=norm, lr=lr, updated=updated
+        )
         yield position, metrics, len(plan)
 
 
@@ -258,7 +305,7 @@ def _made_with(round_: RoundDir, config: Config, inputs: _Inputs, carried: str |
         )
     return made_with(config, "policy") | {
         "policy": policy,
-        "reference": policy if inputs.reference == inputs.policy else weights_hash(inputs.reference),
+        "reference": weights_hash(inputs.initial if inputs.frozen is None else inputs.frozen.folder),
         "optimizer": carried or "fresh",
         "shards": [part.sha256 for part in round_.shards.manifest.parts],
     }

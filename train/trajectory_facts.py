@@ -20,6 +20,8 @@ class TrajectoryFacts:
     """How many there are."""
     repetition: npt.NDArray[np.float64]
     """Share of the response that its longest repeated token sequence makes up."""
+    reward: npt.NDArray[np.float64]
+    """What a grader gave it (grpo)."""
 
     def phi(self, sequences: npt.NDArray[np.int64]) -> float:
         """Mean similarity over all chunks of some sequences; NaN where there are none."""
@@ -41,11 +43,18 @@ def trajectory_facts(round_: RoundDir) -> TrajectoryFacts:
             count[id_] += 1
     trajectories = _columns(round_.trajectories, "trajectory_id", "repetition")
     repetition = dict(zip(trajectories["trajectory_id"], trajectories["repetition"], strict=True))
+    rewards = _columns(round_.rewards, "trajectory_id", "reward")
+    reward = dict(zip(rewards["trajectory_id"], rewards["reward"], strict=True))
     return TrajectoryFacts(
         np.array([similarity[id_] for id_ in ids]),
         np.array([float(count[id_]) for id_ in ids]),
-        np.array([float("nan") if (r := repetition.get(id_)) is None else float(r) for id_ in ids]),
+        _of(repetition, ids),
+        _of(reward, ids),
     )
+
+
+def _of(values: dict[str, Any], ids: list[str]) -> npt.NDArray[np.float64]:
+    return np.array([float("nan") if (value := values.get(id_)) is None else float(value) for id_ in ids])
 
 
 def _columns(table: Table, *names: str) -> dict[str, list[Any]]:

@@ -18,12 +18,14 @@ class BatchFacts:
     audited_tokens: int
     unaudited_tokens: int
     """Response tokens outside every audited chunk: the KL anchor's."""
+    anchored_tokens: int
+    """Tokens that are held to a frozen model, if there is one."""
     mean_weight: float
     """Mean pi_teacher over the audited tokens, before centring; 0 where there is none."""
     baseline: float
     """What is subtracted from every audited token's weight."""
     normaliser: int
-    """What both terms of Eq. 8 are divided by."""
+    """What all terms of the loss are divided by."""
 
 
 def batch_facts(
@@ -33,18 +35,24 @@ def batch_facts(
     *,
     centre: Literal["none", "batch_mean"],
     normalise: Literal["audited_tokens", "sum"],
+    anchored: Literal["unaudited", "response"] = "unaudited",
 ) -> BatchFacts:
     """The facts of a global batch, from the flat arrays of all its tokens.
 
-    A batch without any audited token has the normaliser 1: its gradient is then that of the plain sum of the KL terms,
-    which only clipping bounds, but there is no audited token to relate it to.
+    Where the whole response is anchored and nothing is weighted (opd), its tokens are what the loss is divided by.
+    Otherwise a batch without any audited token has the normaliser 1: its gradient is then that of the plain sum of the
+    KL terms, which only clipping bounds, but there is no audited token to relate it to.
     """
     count = int(audited.sum())
+    unaudited = int((response & ~audited).sum())
+    anchored_tokens = unaudited if anchored == "unaudited" else int(response.sum())
+    divisor = count if count or anchored == "unaudited" else anchored_tokens
     mean = float(loss_weight[audited].mean(dtype=np.float64)) if count else 0.0
     return BatchFacts(
         audited_tokens=count,
-        unaudited_tokens=int((response & ~audited).sum()),
+        unaudited_tokens=unaudited,
+        anchored_tokens=anchored_tokens,
         mean_weight=mean,
         baseline=mean if centre == "batch_mean" else 0.0,
-        normaliser=max(1, count) if normalise == "audited_tokens" else 1,
+        normaliser=max(1, divisor) if normalise == "audited_tokens" else 1,
     )

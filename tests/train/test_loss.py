@@ -1,4 +1,4 @@
-"""The fused loss against Eq. 8 written out in float64."""
+"""The fused loss against its terms written out in float64: Eq. 8, and those of the baselines."""
 
 from typing import Any, NamedTuple
 from unittest import mock
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from omniopd.train import loss as loss_module
-from omniopd.train.loss import Head, LossRows, omniopd_loss
+from omniopd.train.loss import Head, LossRows, fused_loss
+from omniopd.train.objective import Clipped, Objective, Truncated
 
 
 class Case(NamedTuple):
@@ -19,23 +20,22 @@ class Case(NamedTuple):
     reference_TH: Tensor
     reference_VH: Tensor
     rows: LossRows
-    beta: float
-    cap: float | None
+    objective: Objective
     chunk: int
     block: int = 16384
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Random shapes, masks (empty ones too), signed weights, chunk sizes that divide nothing."""
+    """Random shapes, masks (empty ones and shared ones too), signed weights, chunk sizes that divide nothing."""
     tokens, vocabulary, hidden = draw(st.integers(1, 40)), draw(st.integers(2, 30)), draw(st.integers(1, 9))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    kinds = torch.randint(0, draw(st.integers(1, 3)), (tokens,), generator=generator)
-    audited_A, anchored_U = (kinds == 0).nonzero().squeeze(1), (kinds == 1).nonzero().squeeze(1)
+    kinds = torch.randint(0, draw(st.integers(1, 4)), (tokens,), generator=generator)
+    audited_A, anchored_U = (kinds % 3 == 0).nonzero().squeeze(1), ((kinds == 1) | (kinds == 3)).nonzero().squeeze(1)
     rows = LossRows(
         audited_A,
         torch.randint(0, vocabulary, (len(audited_A),), generator=generator),
@@ -45,33 +45,53 @@ def cases(draw: st.DrawFn) -> Case:
     )
     return Case(
         normal(tokens, hidden), normal(vocabulary, hidden), normal(tokens, hidden), normal(vocabulary, hidden), rows,
-        beta=draw(st.sampled_from([0.0, 0.1, 3.0])),
-        cap=draw(st.sampled_from([None, 1.0, 2.0, 1e9])),
+        objective=Objective(
+            draw(st.sampled_from([None, Truncated(1.0), Truncated(2.0), Truncated(1e9), Clipped(0.2, 0.3)])),
+            draw(st.sampled_from([0.0, 0.1, 3.0])),
+            draw(st.sampled_from([0.0, 0.0, 0.5])),
+        ),
         chunk=draw(st.integers(1, 50)),
         block=draw(st.integers(1, 40)),
     )  # fmt: skip
 
 
 def written_out(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
-    """Eq. 8 from whole matrices of log-probs."""
+    """The terms from whole matrices of log-probs, differentiated by autograd."""
     logp_TV = (case.hidden_TH @ case.weight_VH.t()).log_softmax(-1)
     reference_TV = (case.reference_TH @ case.reference_VH.t()).log_softmax(-1)
     rows = case.rows
     logp_A = logp_TV[rows.audited_A, rows.target_A]
     ratio_A = (logp_A.detach() - rows.behaviour_A).exp()
-    rho_A = torch.ones_like(ratio_A) if case.cap is None else ratio_A.clamp(max=case.cap)
+    first_A, clipped_A = first_term(case.objective, rows.weight_A, (logp_A - rows.behaviour_A).exp(), logp_A)
     kl_U = (reference_TV.exp() * (reference_TV - logp_TV)).sum(-1)[rows.anchored_U]
+    reverse_kl_U = (logp_TV.exp() * (logp_TV - reference_TV)).sum(-1)[rows.anchored_U]
     entropy_A = -(logp_TV.exp() * logp_TV).sum(-1)[rows.audited_A]
-    chunk_loss = -(rows.weight_A * rho_A * logp_A).sum()
-    details = {"chunk_loss": chunk_loss, "logp_A": logp_A, "ratio_A": ratio_A, "kl_U": kl_U, "entropy_A": entropy_A}
-    return chunk_loss + case.beta * kl_U.sum(), details
+    loss = first_A.sum() + case.objective.forward_kl * kl_U.sum() + case.objective.reverse_kl * reverse_kl_U.sum()
+    details = {
+        "chunk_loss": first_A.sum(), "logp_A": logp_A, "ratio_A": ratio_A, "kl_U": kl_U, "entropy_A": entropy_A,
+        "clipped_A": clipped_A, "reverse_kl_U": reverse_kl_U * bool(case.objective.reverse_kl),
+    }  # fmt: skip
+    return loss, details
+
+
+def first_term(objective: Objective, weight_A: Tensor, ratio_A: Tensor, logp_A: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted term as the papers have it, and where the ratio was cut."""
+    ratio = objective.ratio
+    if isinstance(ratio, Clipped):
+        bounded_A = ratio_A.clamp(1 - ratio.low, 1 + ratio.high)
+        cut_A = (weight_A * bounded_A < weight_A * ratio_A).detach()
+        return -torch.minimum(weight_A * ratio_A, weight_A * bounded_A), cut_A
+    ratio_A = ratio_A.detach()
+    if isinstance(ratio, Truncated):
+        return -weight_A * ratio_A.clamp(max=ratio.cap) * logp_A, ratio_A > ratio.cap
+    return -weight_A * logp_A, torch.zeros_like(ratio_A, dtype=torch.bool)
 
 
 def fused(case: Case) -> Any:
     with mock.patch.object(loss_module, "LOSS_BLOCK", case.block):
-        return omniopd_loss(
-            case.hidden_TH, Head(case.weight_VH), case.rows, beta=case.beta, reference_TH=case.reference_TH,
-            reference_head=Head(case.reference_VH), importance_cap=case.cap, chunk=case.chunk,
+        return fused_loss(
+            case.hidden_TH, Head(case.weight_VH), case.rows, case.objective, reference_TH=case.reference_TH,
+            reference_head=Head(case.reference_VH), chunk=case.chunk,
         )  # fmt: skip
 
 
@@ -79,9 +99,9 @@ def gradients(loss: Tensor, case: Case, scale: float = 0.37) -> tuple[Tensor, ..
     return torch.autograd.grad(loss * scale, (case.hidden_TH, case.weight_VH), materialize_grads=True)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(cases())
-def test_loss_details_and_gradients_equal_equation_8_written_out(case: Case) -> None:
+def test_loss_details_and_gradients_equal_the_terms_written_out(case: Case) -> None:
     case.hidden_TH.requires_grad_()
     case.weight_VH.requires_grad_()
     loss, details = written_out(case)
@@ -108,7 +128,7 @@ def example(dtype: torch.dtype = torch.float64) -> Case:
         torch.arange(30, 55),
     )
     models = [0.3 * normal(*shape) for shape in ((tokens, hidden), (vocabulary, hidden)) * 2]
-    return Case(*(tensor.to(dtype) for tensor in models), rows, 0.5, 2.0, 7)
+    return Case(*(tensor.to(dtype) for tensor in models), rows, Objective(Truncated(2.0), 0.5), 7)
 
 
 def test_rows_without_weight_get_no_gradient_and_do_not_matter() -> None:
@@ -120,8 +140,9 @@ def test_rows_without_weight_get_no_gradient_and_do_not_matter() -> None:
     assert fused(poisoned).loss == fused(case).loss
 
 
-def test_bfloat16_inputs_are_accumulated_in_float32() -> None:
-    case = example(torch.bfloat16)
+@pytest.mark.parametrize("reverse_kl", [0.0, 0.5])
+def test_bfloat16_inputs_are_accumulated_in_float32(reverse_kl: float) -> None:
+    case = example(torch.bfloat16)._replace(objective=Objective(Truncated(2.0), 0.5, reverse_kl))
     exact = case._replace(**{name: getattr(case, name).double() for name in case._fields[:4]})
     for each in (case, exact):
         each.hidden_TH.requires_grad_()
@@ -147,4 +168,4 @@ def test_a_second_backward_pass_is_refused() -> None:
 def test_anchored_rows_without_a_reference_are_refused() -> None:
     case = example()
     with pytest.raises(ValueError, match="need the reference"):
-        omniopd_loss(case.hidden_TH, Head(case.weight_VH), case.rows, beta=0.1)
+        fused_loss(case.hidden_TH, Head(case.weight_VH), case.rows, Objective(forward_kl=0.1))

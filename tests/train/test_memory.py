@@ -1,6 +1,7 @@
 """What a rank needs, and what is said where it is not there."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from omniopd.train.memory import Need, check_memory, loss_bytes, training_need
 QWEN3_8B = Architecture("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 40960, False, 1e-6, 1e6, None)
 
 
-def need(processes: int = 8, longest: int = 16384, **train: Any) -> Need:
-    return training_need(QWEN3_8B, TrainConfig(precision="bf16", **train), processes=processes, longest=longest)
+def need(processes: int = 8, longest: int = 16384, frozen: Architecture | None = QWEN3_8B, **train: Any) -> Need:
+    config = TrainConfig(precision="bf16", **train)
+    return training_need(QWEN3_8B, config, processes=processes, longest=longest, frozen=frozen)
 
 
 def test_weights_gradients_and_optimizer_follow_from_the_count_of_parameters() -> None:
@@ -26,7 +28,9 @@ def test_weights_gradients_and_optimizer_follow_from_the_count_of_parameters() -
     assert whole.weights == pytest.approx(2 * 2 * count, rel=1e-4)
     assert whole.gradients == pytest.approx(4 * count, rel=1e-4)
     assert whole.optimizer == pytest.approx(12 * count, rel=1e-4)
-    assert need(1, beta=0.0).weights == whole.weights // 2
+    assert need(1, frozen=None).weights == whole.weights // 2
+    twice = replace(QWEN3_8B, layers=72)
+    assert need(1, frozen=twice).weights > 1.4 * whole.weights, "a teacher counts with its own size"
 
 
 @pytest.mark.parametrize(
