@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
@@ -32,7 +31,7 @@ import numpy as np
 import omniopd
 from omniopd.stages.generate.engine import Request, Sampling
 from omniopd.stages.generate.prompts import Prompt
-from omniopd.stages.generate.stage import Writer
+from omniopd.stages.generate.stage import Rows, Writer
 from omniopd.stages.student import load_tokenizer
 from omniopd.store.config import Config
 from omniopd.store.schema import TRAJECTORIES
@@ -80,8 +79,8 @@ class Bench:
             table = Table(Path(folder) / "trajectories", TRAJECTORIES)
             table.begin({})
             sampling = Sampling(TOKENS, 1.0, 1.0, frozenset())
-            shared: dict[str, Any] = {"round": 0, "policy": "0" * 16}
-            Writer(table, wanted, self.tokenizer, sampling, shared).fill(self.engine, asked, part_rows=512)
+            rows = Rows(wanted, {"q": ""}, {"round": 0, "policy": "0" * 16})
+            Writer(table, rows, self.tokenizer, sampling).fill(self.engine, asked, part_rows=512)
         return SEQUENCES * TOKENS
 
     def bare(self, logprobs: int | None, tokens: int = TOKENS) -> int:

@@ -60,7 +60,7 @@ TRAJECTORIES = TableSpec(
 
 CHUNKS = TableSpec(
     "chunks",
-    "audited chunks: M windows of C tokens around the entropy peaks of a trajectory (Eq. 7); sft: an empty one a prompt",
+    "audited chunks: M windows of C tokens around the entropy peaks of a trajectory (Eq. 7); sft: one a prompt, empty",
     pa.schema(
         [
             _chunk_id,

@@ -68,7 +68,7 @@ class DataConfig(Section):
 
 class GenerateConfig(Section):
     samples_per_prompt: int = Field(default=1, gt=0)
-    """Trajectories for each prompt."""
+    """Trajectories for each prompt; with train.objective = "sft" there is one, and grpo needs two or more."""
     max_new_tokens: int = Field(default=4096, gt=0)
     """Longest response, tokens."""
     temperature: float = Field(default=1.0, gt=0)

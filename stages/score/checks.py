@@ -67,7 +67,8 @@ _INPUTS_OF = {
 _ANSWER_SHARDS = {
     "answers without exactly one shard": (
         "SELECT count(*) FROM"
-        " (SELECT trajectory_id, rollout_index, true AS answered FROM rollouts JOIN chunks USING (chunk_id) WHERE status = 'ok')"
+        " (SELECT trajectory_id, rollout_index, true AS answered"
+        " FROM rollouts JOIN chunks USING (chunk_id) WHERE status = 'ok')"
         " FULL JOIN (SELECT trajectory_id, rollout_index, count(*) AS rows FROM shards GROUP BY ALL) AS s"
         " USING (trajectory_id, rollout_index) WHERE answered IS NULL OR rows IS DISTINCT FROM 1"
     ),

@@ -71,9 +71,7 @@ def score(run: RunDir, index: int, config: Config) -> str:
         return summary(db, round_, config)
 
 
-def _weigh(
-    db: duckdb.DuckDBPyConnection, round_: RoundDir, config: Config, content: Mapping[str, Any]
-) -> dict[str, Any]:
+def _weigh(db: duckdb.DuckDBPyConnection, round_: RoundDir, config: Config, content: dict[str, Any]) -> dict[str, Any]:
     """Fill the table that the weights come from, where the objective has one. Returns what names its content."""
     if config.train.objective == "omniopd":
         scores = round_.scores_of(config.score)

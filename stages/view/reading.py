@@ -33,14 +33,40 @@ def trajectory(
     head = Text.assemble(
         ("trajectory ", "bold"), (one_line(row["trajectory_id"]), "bold"),
         f"  round {row['round']}  sample {row['sample_index']}  {row['tokens']} tokens"
-        f"  {one_line(row['finish_reason'])}  mean entropy {row['mean_entropy']:.3f} nats"
+        f"  {one_line(row['finish_reason'])}"
+        + ("" if row["mean_entropy"] is None else f"  mean entropy {row['mean_entropy']:.3f} nats")
         + ("" if row["repetition"] is None else f"  repetition {row['repetition']:.1%}"),
     )  # fmt: skip
     prompt = Padding(Text(printable(row["prompt_text"].rstrip("\n")), "dim"), (0, 0, 0, 2))
+    if chunks and is_whole(chunks[0]):
+        answers = whole_answers(rollouts[chunks[0]["chunk_id"]])
+        return Group(
+            head, Text("prompt", "bold dim"), prompt, Text("answers of the teacher", "bold dim"), *answers, Text()
+        )
     response = Padding(_response(row, chunks, decode), (0, 0, 0, 2))
     boxes = [_box(number, chunk, rollouts[chunk["chunk_id"]]) for number, chunk in enumerate(chunks, 1)]
     heading = Text.assemble(("response  ", "bold dim"), _legend())
     return Group(head, Text("prompt", "bold dim"), prompt, heading, response, *boxes, Text())
+
+
+def is_whole(chunk: Mapping[str, Any]) -> bool:
+    """Whether the teacher was asked for a whole answer here (sft), not for what it would write in place of a chunk."""
+    return chunk["start"] == chunk["end"]
+
+
+def whole_answers(rollouts: Sequence[Mapping[str, Any]]) -> list["RenderableType"]:
+    """Each distinct answer, with how often it came."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    lines: list[RenderableType] = []
+    for rollout in rollouts:
+        if rollout["text"] is None:
+            said = Text(f"{rollout['status']}: {one_line(rollout['why'] or 'no text')}", "red")
+        else:
+            said = Text(printable(rollout["text"]))
+        lines += [Text(f"{rollout['times']:>3}x", "dim"), Padding(said, (0, 0, 0, 2))]
+    return lines
 
 
 def fork(row: Mapping[str, Any], rollouts: Sequence[Mapping[str, Any]]) -> "RenderableType":
@@ -48,6 +74,9 @@ def fork(row: Mapping[str, Any], rollouts: Sequence[Mapping[str, Any]]) -> "Rend
     from rich.console import Group
     from rich.text import Text
 
+    if is_whole(row):
+        head = Text.assemble(("Whole answers", "bold"), (f"  trajectory {one_line(row['trajectory_id'])}", "dim"))
+        return Group(head, *whole_answers(rollouts), Text())
     head = Text.assemble(
         (f"Fork #{row['fork']} (Pos: {row['anchor']}, Entropy: {row['anchor_entropy']:.2f})", "bold"),
         (f"  trajectory {one_line(row['trajectory_id'])}  round {row['round']}", "dim"),

@@ -87,7 +87,7 @@ class RoundStatus(_Model):
     outcomes: dict[str, int]
     """Rollouts by status: ok, empty, refused, filtered, failed."""
     cut_off: float | None
-    """Share of the trajectories that ended at the limit; None without trajectories."""
+    """Share of the trajectories that ended at the limit; None where the student wrote none."""
     repetition: float | None
     """Mean of the trajectories' repetition; None where it was not measured."""
     predicted: Forecast | None
@@ -130,7 +130,7 @@ def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[st
     stages = [
         _generate(round_),
         _audit(round_, config, statuses),
-        _score(round_),
+        _score(round_, config, statuses),
         _train(run, round_),
     ]
     cut_off, repetition = _quality(round_)
@@ -149,15 +149,18 @@ def _generate(round_: RoundDir) -> StageStatus:
 
 
 def _audit(round_: RoundDir, config: Config, statuses: Counter[str]) -> StageStatus:
-    asks = config.score.weights == "teacher"
+    asks = config.score.weights == "teacher" and config.train.objective in ("omniopd", "sft")
     expected = round_.chunks.manifest.rows * config.teacher.most_rollouts if asks else 0
     failed = sum(count for status, count in statuses.items() if status not in ANSWERED)
     runs = round_.stage_runs("audit")
     return _of_table("audit", "rollouts", round_.rollouts, runs, expected if round_.chunks.complete else None, failed)
 
 
-def _score(round_: RoundDir) -> StageStatus:
-    expected = round_.trajectories.manifest.rows if round_.trajectories.complete else None
+def _score(round_: RoundDir, config: Config, statuses: Counter[str]) -> StageStatus:
+    if config.train.objective == "sft":
+        expected = statuses["ok"] if round_.rollouts.complete else None
+    else:
+        expected = round_.trajectories.manifest.rows if round_.trajectories.complete else None
     return _of_table("score", "sequences", round_.shards, round_.stage_runs("score"), expected, 0)
 
 
@@ -239,10 +242,11 @@ def _quality(round_: RoundDir) -> tuple[float | None, float | None]:
     import pyarrow.compute as pc
 
     table = round_.trajectories.read(["finish_reason", "repetition"])
-    if table.num_rows == 0:
+    reasons = table["finish_reason"].to_pylist()
+    if all(reason == "none" for reason in reasons):
         return None, None
     repetition = pc.mean(table["repetition"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
-    return table["finish_reason"].to_pylist().count("length") / table.num_rows, repetition
+    return reasons.count("length") / table.num_rows, repetition
 
 
 def _eta(rounds: list[RoundStatus], planned: int) -> float | None:

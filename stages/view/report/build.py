@@ -28,6 +28,7 @@ _EXTREMES = 5
 _CONTEXT = 160
 """Characters before a chunk that its card shows."""
 _ANSWERS = 4
+_NOTHING = ["Nothing yet."]
 
 
 def write_report(run: RunDir, config: Config, target: Path, most_trajectories: int) -> str:
@@ -54,7 +55,9 @@ def _page(run: RunDir, config: Config, most_trajectories: int) -> str:
     with contextlib.closing(open_reader(run)) as db:
         students, audits, steps = figures.students(db), figures.audits(db), figures.training(db)
         accuracy = figures.accuracy(run)
-        sections = _sections(run, students, audits, steps, accuracy, figures.distributions(db))
+        sections = _sections(run, students, audits, steps, accuracy, figures.distributions(db), figures.rewards(db))
+        if config.train.objective != "omniopd":
+            sections = [section for section in sections if section["charts"] != _NOTHING]
         worst, best = (_cards(db, best=best) for best in (False, True))
         trajectories = block(db, most_trajectories, find_decoder(run, config))
     specs = [chart for section in sections for chart in section["charts"] if not isinstance(chart, str)]
@@ -68,7 +71,7 @@ def _page(run: RunDir, config: Config, most_trajectories: int) -> str:
     environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html.j2").render(
         policy=policy, css=Markup(css), script=Markup(script), library=Markup(library), specs=Markup(_as_script(specs)),
-        name=figures.bundle_name(run.path), student=_model_name(config.student.model), teacher=config.teacher.model,
+        name=figures.bundle_name(run.path), student=_model_name(config.student.model), teacher=_teacher_name(config),
         tiles=_tiles(status, students, audits, accuracy), settings=_settings(config), sections=sections,
         costs=figures.costs(students, audits, config.teacher.most_rollouts),
         priced=status.spend.prices not in ([], ["unknown"]), decode_to_prefill=figures.DECODE_TO_PREFILL,
@@ -94,7 +97,7 @@ def _as_script(value: Any) -> str:
 
 def _sections(
     run: RunDir, students: list[figures.Row], audits: list[figures.Row], steps: list[figures.Row],
-    accuracy: list[figures.Row], bins: dict[str, figures.Histogram],
+    accuracy: list[figures.Row], bins: dict[str, figures.Histogram], rewards: list[figures.Row],
 ) -> list[dict[str, Any]]:  # fmt: skip
     dynamics = [
         charts.by_step("chunk-loss", steps, "chunk_loss", "Chunk loss", "nats per audited token"),
@@ -121,6 +124,10 @@ def _sections(
         charts.histogram(bins["weight"], "Weight π̂ (Eq. 5)", "π̂"),
         charts.histogram(bins["prior"], "Prior π̄ (Eq. 4)", "π̄"),
     ]
+    graded = [
+        charts.by_round("reward-rounds", rewards, "reward", "Mean reward", "mean reward"),
+        charts.by_round("signal-rounds", rewards, "signal", "Prompts that carry signal", "share of prompts (%)"),
+    ]
     sections: list[tuple[str, str, list[Any]]] = [
         (
             "Training dynamics",
@@ -140,9 +147,21 @@ def _sections(
             " they give together. Distributions are of the last round (filled) and the first (line).",
             teacher,
         ),
+        *(
+            [
+                (
+                    "What the grader says",
+                    "Rewards of the student's responses; a prompt whose samples are all right, or all"
+                    " wrong, teaches nothing.",
+                    graded,
+                )
+            ]
+            if rewards
+            else []
+        ),
     ]
     return [
-        {"title": title, "about": about, "charts": [chart for chart in drawn if chart is not None] or ["Nothing yet."]}
+        {"title": title, "about": about, "charts": [chart for chart in drawn if chart is not None] or _NOTHING}
         for title, about, drawn in sections
     ]
 
@@ -155,11 +174,15 @@ def _tiles(
     trained = sum(round_.stages[3].state == "done" for round_ in status.rounds)
     out = [
         ("Rounds trained", f"{trained}", f"of {status.rounds_planned}"),
-        ("Trajectories", f"{trajectories:,}", f"{tokens / trajectories:,.0f} tokens on average"),
     ]
+    if trajectories:
+        out.append(("Trajectories", f"{trajectories:,}", f"{tokens / trajectories:,.0f} tokens on average"))
     if audits:
         chunks, rollouts = (sum(row[name] or 0 for row in audits) for name in ("chunks", "rollouts"))
-        out.append(("Audited chunks", f"{chunks:,}", f"{chunks / trajectories:.1f} a trajectory"))
+        if trajectories:
+            out.append(("Audited chunks", f"{chunks:,}", f"{chunks / trajectories:.1f} a trajectory"))
+        else:
+            out.append(("Prompts", f"{chunks:,}", "answered by the teacher"))
         answered = sum(row["answered"] or 0 for row in audits)
         out.append(("Rollouts", f"{rollouts:,}", f"{answered / rollouts:.1%} answered" if rollouts else "none"))
     spend = status.spend
@@ -197,8 +220,24 @@ def _model_name(model: str) -> str:
     return Path(model).name if model.count("/") != 1 or model.startswith((".", "/")) else model
 
 
+def _teacher_name(config: Config) -> str:
+    objective = config.train.objective
+    if objective == "grpo":
+        return f"rewards of {config.score.grader}"
+    return _model_name(config.train.teacher) if objective == "opd" else config.teacher.model
+
+
 def _settings(config: Config) -> list[tuple[str, str]]:
     select, score, train = config.select, config.score, config.train
+    shared = [("objective", train.objective), ("lr", f"{train.lr:g}"), ("batch", f"{train.global_batch}")]
+    if train.objective == "sft":
+        return [*shared, ("answers N", f"{config.teacher.rollouts}")]
+    if train.objective == "opd":
+        return [*shared, ("weight of the forward KL", f"{train.forward_kl:g}")]
+    if train.objective == "grpo":
+        samples = f"{config.generate.samples_per_prompt}"
+        clip = f"-{train.clip_low:g}, +{train.clip_high:g}"
+        return [*shared, ("samples", samples), ("grader", score.grader), ("clip", clip), ("β", f"{train.beta:g}")]
     return [
         ("chunks M", f"{select.chunks}"), ("tokens C", f"{select.chunk_tokens}"),
         ("rollouts N", f"{config.teacher.rollouts}"), ("φ", f"{score.phi} on {score.unit}s"),

@@ -17,6 +17,7 @@ import orjson
 
 from ..agreement import agreement, share
 from ..pieces import Decode, pieces
+from ..reading import is_whole
 from .figures import Row, rows
 
 HEAT = (0.1, 0.5, 1.0, 2.0)
@@ -119,9 +120,12 @@ def rollouts_of(db: duckdb.DuckDBPyConnection, chunk_ids: list[str]) -> dict[str
 
 
 def marked(chunk: Row, rollout: Row) -> Row:
-    """A rollout for the page: times, share that agrees, and its pieces (text, kind), or its status without a text."""
+    """A rollout for the page: times, share that agrees, and its pieces (text, kind), or its status without a text. A
+    whole answer (sft) is held against nothing."""
     if rollout["text"] is None:
         return {"times": rollout["times"], "status": rollout["status"]}
+    if is_whole(chunk):
+        return {"times": rollout["times"], "share": None, "parts": [(rollout["text"], "whole")]}
     parts = agreement(chunk["chunk_text"], rollout["text"], chunk["unit"] or "word")
     return {"times": rollout["times"], "share": round(share(parts), 3), "parts": parts}
 
@@ -154,7 +158,7 @@ def _chunk(chunk: Row, answers: list[Row], most: int) -> Row:
     return {
         "rank": chunk["rank"], "anchor": chunk["anchor"], "entropy": _short(chunk["anchor_entropy"]),
         "prior": _short(chunk["prior"]), "weight": _short(chunk["pi_teacher"]), "low": _short(chunk["pi_low"]),
-        "high": _short(chunk["pi_high"]), "n": chunk["n"],
+        "high": _short(chunk["pi_high"]), "n": chunk["n"], "whole": is_whole(chunk),
         "rollouts": [marked(chunk, answer) for answer in answers[:most]],
         "more": sum(answer["times"] for answer in answers[most:]),
     }  # fmt: skip

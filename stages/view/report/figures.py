@@ -16,6 +16,8 @@ BINS = 25
 _METRICS = ("chunk_loss", "kl_mean", "audited_nll", "audited_entropy", "mean_weight")
 DECODE_TO_PREFILL = 8.3
 """What an output token costs beside an input token, as the paper's Table 8 counts effort."""
+_CHUNKS = 'chunks_scored WHERE start < "end"'
+"""Those that the student wrote: the others stand for whole answers (sft)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def students(db: duckdb.DuckDBPyConnection) -> list[Row]:
             quantile_cont(tokens, 0.9) AS length_high, sum(mean_entropy * tokens) / sum(tokens) AS entropy,
             avg(repetition) AS repetition, avg((finish_reason = 'length')::INTEGER) AS cut_off,
             avg(len(prompt_ids)) AS prompt_length
-        FROM (SELECT * EXCLUDE (prompt_text, question, response_text) FROM trajectories_scored)
+        FROM (SELECT * EXCLUDE (prompt_text, question, response_text) FROM trajectories_scored WHERE tokens > 0)
         GROUP BY round ORDER BY round
         """,
     )
@@ -82,14 +84,31 @@ def audits(db: duckdb.DuckDBPyConnection) -> list[Row]:
     )
 
 
+def rewards(db: duckdb.DuckDBPyConnection) -> list[Row]:
+    """What the grader said in each round, and how many prompts have samples of different rewards; [] without grpo."""
+    return rows(
+        db,
+        """
+        SELECT round, avg(reward) AS reward, avg((low < high)::INTEGER) AS signal
+        FROM (
+            SELECT trajectories.round, avg(reward) AS reward, min(reward) AS low, max(reward) AS high
+            FROM rewards JOIN (SELECT trajectory_id, round, prompt_id FROM trajectories) AS trajectories
+                USING (trajectory_id)
+            GROUP BY trajectories.round, prompt_id
+        )
+        GROUP BY round ORDER BY round
+        """,
+    )
+
+
 def distributions(db: duckdb.DuckDBPyConnection) -> dict[str, Histogram]:
     """Histograms by name, of the first round and the last that have been scored."""
     return {
         "phi": _histogram(db, "phi", "chunks_scored", "pi_freq", unit_interval=True),
         "weight": _histogram(db, "weight", "chunks_scored", "pi_teacher", unit_interval=True),
-        "prior": _histogram(db, "prior", "chunks_scored", "prior", unit_interval=True),
-        "anchor_entropy": _histogram(db, "anchor_entropy", "chunks_scored", "anchor_entropy"),
-        "length": _histogram(db, "length", "trajectories_scored", "tokens"),
+        "prior": _histogram(db, "prior", _CHUNKS, "prior", unit_interval=True),
+        "anchor_entropy": _histogram(db, "anchor_entropy", _CHUNKS, "anchor_entropy"),
+        "length": _histogram(db, "length", "trajectories_scored WHERE tokens > 0", "tokens"),
         "repetition": _histogram(db, "repetition", "trajectories_scored", "repetition", unit_interval=True),
     }
 
@@ -97,7 +116,8 @@ def distributions(db: duckdb.DuckDBPyConnection) -> dict[str, Histogram]:
 def _histogram(
     db: duckdb.DuckDBPyConnection, name: str, view: str, column: str, *, unit_interval: bool = False
 ) -> Histogram:
-    ends = f"SELECT min(round), max(round), min({column}), max({column}) FROM {view} WHERE {column} IS NOT NULL"
+    source = f"(SELECT round, {column} FROM {view})"
+    ends = f"SELECT min(round), max(round), min({column}), max({column}) FROM {source} WHERE {column} IS NOT NULL"
     first, last, low, high = db.execute(ends).fetchall()[0]
     if first is None:
         return Histogram(name, [])
@@ -105,7 +125,7 @@ def _histogram(
     width = (high - low) / BINS or 1.0
     query = f"""
         SELECT round, least(floor(({column} - ?) / ?), ?)::INTEGER AS bin, count(*) AS count
-        FROM {view} WHERE {column} IS NOT NULL AND round IN (?, ?) GROUP BY ALL
+        FROM {source} WHERE {column} IS NOT NULL AND round IN (?, ?) GROUP BY ALL
     """
     counts = {(r["round"], r["bin"]): r["count"] for r in rows(db, query, [low, width, BINS - 1, first, last])}
     totals = {r: sum(count for (round_, _), count in counts.items() if round_ == r) for r in (first, last)}
@@ -156,7 +176,7 @@ class Cost:
 
 def costs(student_rows: list[Row], audit_rows: list[Row], rollouts: int) -> list[Cost]:
     """Table 8 for each round that was audited, and for all of them together."""
-    audited = {row["round"]: row for row in audit_rows if row["rollouts"]}
+    audited = {row["round"]: row for row in audit_rows if row["rollouts"] and row["chunk_tokens"]}
     pairs = [(student, audited[student["round"]]) for student in student_rows if student["round"] in audited]
     out = [_cost(f"round {audit['round']}", [(student, audit)], rollouts) for student, audit in pairs]
     return [*out, _cost("all rounds", pairs, rollouts)] if len(out) > 1 else out

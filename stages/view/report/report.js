@@ -134,9 +134,9 @@
     const weight = chunk.weight === null ? "not scored" : `π̂ ${number(chunk.weight, 3)}`;
     const interval = chunk.low === null ? "" : ` [${number(chunk.low, 2)}, ${number(chunk.high, 2)}]`;
     const facts = element("p", "facts");
-    facts.append(element("b", "", `Fork #${place}`));
-    facts.append(` position ${chunk.anchor} · entropy ${number(chunk.entropy, 2)} nats, rank ${chunk.rank} · prior ${number(chunk.prior, 2)} · `);
-    facts.append(element("b", "", weight + interval), chunk.n === null ? "" : ` from ${chunk.n} rollouts`);
+    facts.append(element("b", "", chunk.whole ? "Answers of the teacher" : `Fork #${place}`));
+    if (!chunk.whole) facts.append(` position ${chunk.anchor} · entropy ${number(chunk.entropy, 2)} nats, rank ${chunk.rank} · prior ${number(chunk.prior, 2)} · `);
+    if (!chunk.whole) facts.append(element("b", "", weight + interval), chunk.n === null ? "" : ` from ${chunk.n} rollouts`);
     const list = element("ul");
     chunk.rollouts.forEach((rollout) => list.append(answer(rollout)));
     if (chunk.more) list.append(element("li", "muted", `… ${chunk.more} more`));
@@ -153,7 +153,8 @@
     }
     const text = element("span", "text");
     rollout.parts.forEach(([piece, kind]) => text.append(element("span", kind, piece)));
-    item.append(element("span", "share", `${Math.round(100 * rollout.share)} %`), text);
+    if (rollout.share !== null) item.append(element("span", "share", `${Math.round(100 * rollout.share)} %`));
+    item.append(text);
     return item;
   }
 

@@ -105,6 +105,19 @@ def test_one_batch_brings_all_rollouts_at_half_the_price_and_the_key_is_written_
     assert len(server.made) == 1
 
 
+def test_a_batch_of_whole_answers_asks_plain_questions_once(run, make_run, server):
+    teacher = run.config().teacher.model_dump(exclude_unset=True)
+    sft = make_run(name="sft", questions=4, teacher=teacher, train={"objective": "sft"})
+    generate(sft, 0, sft.config())
+    audit(sft, 0, sft.config())
+    assert_every_rollout_is_there_once(sft)
+    assert sft.round(0).chunks.manifest.rows == 4
+    questions = {row["question"] for row in sft.round(0).trajectories.read().to_pylist()}
+    assert {(seen.question, seen.prefix) for seen in server.vendor.seen} == {(question, "") for question in questions}
+    audit(sft, 0, sft.config())
+    assert len(server.made) == 1
+
+
 def test_a_crash_right_after_the_creation_finds_the_same_batch_again(run, server, monkeypatch):
     mend = die_when(monkeypatch, "created")
     die(run)

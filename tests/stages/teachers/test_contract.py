@@ -13,6 +13,7 @@ from omniopd.stages.audit.models import same_model
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.teacher import Ask, Reply
 from omniopd.stages.audit.teachers import openai
+from omniopd.stages.audit.teachers.common import CONTINUE
 from omniopd.stages.audit.teachers.registry import BUILT_IN, find_dialect
 from omniopd.stages.generate.stage import generate
 from omniopd.store.errors import ConfigError, TeacherError
@@ -90,6 +91,16 @@ def test_an_empty_prefix_is_a_plain_question(case):
     server, _ = case
     _, answers = ask(config_of(server), plain(prefix=""), plain(prefix=" \n"))
     assert [answer.rollouts[0].text for answer in answers] == ["next", "next"]
+    alone, _ = server.vendor.seen
+    assert (alone.question + alone.prefix).strip() == "What is 2 + 2?"
+    assert CONTINUE not in str(alone.body), "there is nothing to go on with"
+
+
+def test_the_whitespace_around_a_whole_answer_is_kept(case):
+    server, _ = case
+    server.vendor.text = "\n next \n"
+    _, (answer,) = ask(config_of(server), plain(prefix=""))
+    assert answer.rollouts[0].text == "\n next \n"
 
 
 @pytest.mark.parametrize("end", [" ", "\n\n", " \t\n"])
