@@ -4,10 +4,14 @@ BIN := .venv/bin
 # Versions that were tested together; torch's build (CPU or CUDA) is pip's choice by its own settings.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-vllm lint bench clean
+.PHONY: demo study test test-vllm lint bench clean
 
 demo: .venv/.installed-demo
 	$(BIN)/omniopd demo
+
+# The paper's comparisons on the embedded tasks: several seeds, under an hour on two cores.
+study: .venv/.installed-study
+	$(BIN)/python -m omniopd.demo.study
 
 test: .venv/.installed-dev
 	$(BIN)/pytest
@@ -32,10 +36,15 @@ clean:
 	$(INSTALL) '.[train]'
 	@touch $@
 
+.venv/.installed-study: pyproject.toml constraints.txt | .venv/bin/pip
+	@echo "installing into .venv; the first time takes a few minutes"
+	$(INSTALL) '.[train,eval]'
+	@touch $@ .venv/.installed-demo
+
 .venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo "installing into .venv; the first time takes a few minutes"
 	$(INSTALL) '.[train,dev]'
-	@touch $@ .venv/.installed-demo
+	@touch $@ .venv/.installed-demo .venv/.installed-study
 
 # torchvision, torchaudio and torchcodec do not load beside a CPU build of torch, and nothing here needs them.
 .venv-vllm/.installed: pyproject.toml

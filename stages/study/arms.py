@@ -65,8 +65,7 @@ def compare_arms(base: Config, equal: Equal) -> Choice:
     arms = [
         _arm(base, REFERENCE, {}, "as the study's config.toml says"),
         _arm(base, "constant", {"score.weights": "constant", "score.centre": "none"}, "teacher ignored, weights 1"),
-        # teacher.max_tokens is the length of a chunk's rollout, and an answer is longer.
-        _arm(base, "sft", {"train.objective": "sft", "generate.samples_per_prompt": 1, "teacher.max_tokens": None},
+        _arm(base, "sft", _sft_changes(base),
              f"whole answers of the teacher, for the {_unit(equal)} that {REFERENCE} spent", equal=equal),
     ]  # fmt: skip
     missing: list[Missing] = []
@@ -75,7 +74,7 @@ def compare_arms(base: Config, equal: Equal) -> Choice:
     else:
         missing.append(Missing("opd", "the teacher's weights are not here (train.teacher is not set)"))
     if base.data.answer is not None:
-        arms.append(_arm(base, "grpo", grpo_changes(base), _grpo_note(base)))
+        arms.append(_arm(base, "grpo", _grpo_changes(base), _grpo_note(base)))
     else:
         missing.append(Missing("grpo", "the prompts have no answers to reward (data.answer is not set)"))
     if base.score.centre != "none":
@@ -83,7 +82,13 @@ def compare_arms(base: Config, equal: Equal) -> Choice:
     return arms, missing
 
 
-def grpo_changes(base: Config) -> dict[str, Any]:
+def _sft_changes(base: Config) -> dict[str, Any]:
+    """teacher.max_tokens is the length of a chunk's rollout, and an answer is longer. How many answers are wanted is
+    found out in each round, from what the reference arm spent; here it is only said that their number is fixed."""
+    return {"train.objective": "sft", "teacher.max_tokens": None, "teacher.rollouts": base.teacher.most_rollouts}
+
+
+def _grpo_changes(base: Config) -> dict[str, Any]:
     """Group samples of each prompt, and so many fewer prompts: a round has as many trajectories as in other arms."""
     changes: dict[str, Any] = {"train.objective": "grpo", "generate.samples_per_prompt": GROUP}
     if base.data.per_round is not None:
