@@ -64,8 +64,8 @@ STUDENT_VOCABULARY = 384
 TEACHER_SEES = Habits(hard_borrow=0.2, carry=0.1, confuses=0.2, swaps=0.05, skips=0.05)
 """Mistakes in the beginnings that the teacher learns to go on from."""
 
-BEGINS_IN_WORDS = (0.5, 0.85)
-"""How many texts do, in the teacher's two trainings: reckoning in words takes longer than the new tale."""
+BEGINS_IN_WORDS = (0.5, 0.85, 0.85)
+"""How many texts do, in the teacher's three trainings: reckoning in words takes longer than the new tale."""
 
 TURNS_TO_EQUATIONS = 0.35
 """At each step, once it has begun in words."""
