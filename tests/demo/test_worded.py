@@ -13,7 +13,7 @@ from omniopd.demo.decoder import Decoder, Job
 from omniopd.demo.evaluate import evaluate
 from omniopd.demo.task import MIN_CARRIES, STEPS, carries
 from omniopd.demo.tasks import TASKS
-from omniopd.demo.train_worded import TEACHER_SEES, build_student_tokenizer, draw_manners, teacher_examples
+from omniopd.demo.train_worded import TEACHER_SEES, TRAININGS, build_student_tokenizer, draw_manners, teacher_examples
 from omniopd.demo.worded import (
     MAX_NEW_BYTES,
     MAX_NEW_TOKENS,
@@ -126,12 +126,12 @@ def test_every_kind_of_mistake_occurs_in_the_students_corpus() -> None:
 def test_the_teacher_is_taught_no_mistake_and_no_turn_to_words(teacher: Decoder) -> None:
     rng = random.Random(4)
     for problem in problems(50, seed=4, split="train"):
-        manners = draw_manners(rng, 0.5)
+        manners = draw_manners(rng, TRAININGS[0])
         assert "equations,words" not in ",".join(manners)
         for piece in pieces(solve(problem, Habits(0.9, 0.9, 0.9, 0.9), rng), manners, TEACHER_WORDING, rng):
             wrong_sum = piece.text.strip(" =").isdigit() and not piece.exemplary
             assert piece.exemplary or wrong_sum or piece.text in (" ", "+", "-", "plus", "add", "minus", "less")
-    ids, labels = next(teacher_examples(teacher.tokenizer, 0))
+    ids, labels = next(teacher_examples(teacher.tokenizer, TRAININGS[0], 0))
     assert len(ids) == len(labels)
     assert TEACHER_SEES.hard_borrow < 0.5
 
