@@ -1,3 +1,4 @@
+# pyright: strict
 """The harder task: sums told in words, which student and teacher write out each in a way of their own.
 
 A question is a short tale such as ``Has 27, gets 58, lends 14, wins 35.``. The student answers in words, with synonyms
@@ -196,12 +197,12 @@ def _attempt(problem: Problem, habits: Habits, rng: random.Random) -> list[Step]
 
 def in_words(steps: Sequence[Step], wording: Wording, rng: random.Random) -> list[Piece]:
     """The answer in words; everything is drawn from ``rng``."""
-    return pieces(steps, ["words"] * (len(steps) + 1), wording, rng)
+    return pieces(steps, _throughout("words", steps), wording, rng)
 
 
 def in_equations(steps: Sequence[Step]) -> list[Piece]:
     """The answer in equations."""
-    return pieces(steps, ["equations"] * (len(steps) + 1), TEACHER_WORDING, random.Random(0))
+    return pieces(steps, _throughout("equations", steps), TEACHER_WORDING, random.Random(0))
 
 
 def pieces(steps: Sequence[Step], manners: Sequence[Manner], wording: Wording, rng: random.Random) -> list[Piece]:
@@ -210,6 +211,10 @@ def pieces(steps: Sequence[Step], manners: Sequence[Manner], wording: Wording, r
     for i, (step, manner) in enumerate(zip(steps, manners, strict=False)):
         parts += _in_words(step, i == 0, wording, rng) if manner == "words" else _in_equation(step, i == 0)
     return [*parts, Piece("\nAnswer:" if manners[-1] == "words" else "\n####"), Piece(f" {steps[-1].result}")]
+
+
+def _throughout(manner: Manner, steps: Sequence[Step]) -> list[Manner]:
+    return [manner for _ in range(len(steps) + 1)]
 
 
 def _in_words(step: Step, first: bool, wording: Wording, rng: random.Random) -> Iterator[Piece]:

@@ -13,7 +13,7 @@ from omniopd.demo.decoder import Decoder, Job
 from omniopd.demo.evaluate import evaluate
 from omniopd.demo.task import MIN_CARRIES, STEPS, carries
 from omniopd.demo.tasks import TASKS
-from omniopd.demo.train_worded import TEACHER_SEES, build_student_tokenizer, draw_manners, teacher_examples
+from omniopd.demo.train_worded import TEACHER_SEES, TRAININGS, build_student_tokenizer, draw_manners, teacher_examples
 from omniopd.demo.worded import (
     MAX_NEW_BYTES,
     MAX_NEW_TOKENS,
@@ -62,6 +62,7 @@ def test_the_documented_example() -> None:
     assert text_of(turned).endswith(" 85; 85-14=71; 71+35=106\n#### 106")
 
 
+@settings(max_examples=25)
 @given(SEEDS)
 def test_a_seed_gives_the_same_distinct_problems_and_questions_read_back(seed: int) -> None:
     drawn = problems(20, seed=seed, split="train")
@@ -70,7 +71,7 @@ def test_a_seed_gives_the_same_distinct_problems_and_questions_read_back(seed: i
     assert [parse_question(problem.question) for problem in drawn] == drawn
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(SEEDS, SEEDS)
 def test_the_splits_never_overlap(one: int, other: int) -> None:
     train, held_out = problems(50, seed=one, split="train"), problems(50, seed=other, split="heldout")
@@ -79,6 +80,7 @@ def test_the_splits_never_overlap(one: int, other: int) -> None:
     assert not set(train) & set(held_out)
 
 
+@settings(max_examples=25)
 @given(SEEDS)
 def test_right_answers_are_graded_right_in_either_manner(seed: int) -> None:
     rng = random.Random(seed)
@@ -93,6 +95,7 @@ def test_right_answers_are_graded_right_in_either_manner(seed: int) -> None:
             assert len(answer) < MAX_NEW_BYTES
 
 
+@settings(max_examples=25)
 @given(SEEDS)
 def test_mistakes_are_marked_and_gone_on_from(seed: int) -> None:
     rng = random.Random(seed)
@@ -123,12 +126,12 @@ def test_every_kind_of_mistake_occurs_in_the_students_corpus() -> None:
 def test_the_teacher_is_taught_no_mistake_and_no_turn_to_words(teacher: Decoder) -> None:
     rng = random.Random(4)
     for problem in problems(50, seed=4, split="train"):
-        manners = draw_manners(rng, 0.5)
+        manners = draw_manners(rng, TRAININGS[0])
         assert "equations,words" not in ",".join(manners)
         for piece in pieces(solve(problem, Habits(0.9, 0.9, 0.9, 0.9), rng), manners, TEACHER_WORDING, rng):
             wrong_sum = piece.text.strip(" =").isdigit() and not piece.exemplary
             assert piece.exemplary or wrong_sum or piece.text in (" ", "+", "-", "plus", "add", "minus", "less")
-    ids, labels = next(teacher_examples(teacher.tokenizer, 0))
+    ids, labels = next(teacher_examples(teacher.tokenizer, TRAININGS[0], 0))
     assert len(ids) == len(labels)
     assert TEACHER_SEES.hard_borrow < 0.5
 
