@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 from ...store.config import Config
 from ...store.ledger import NANO, Usage
+from ...store.sections import TeacherConfig
 from .enough import adaptive_looks
 from .price import Rates
 from .teacher import Continuation
 from .teachers.common import CONTINUE
-
-_MOST_CHOICES = {"anthropic": 1, "gemini": 8}
-"""Continuations of one request, by kind of teacher; no limit for others."""
+from .teachers.gemini import most_candidates
 
 _BYTES_A_TOKEN = 4
 
@@ -58,10 +57,11 @@ def forecast(
 ) -> Forecast:
     """Predict one way to audit a round of this shape. Adaptive rollouts are counted at the most there can be."""
     n = config.teacher.most_rollouts
-    choices = min(n, _MOST_CHOICES.get(config.teacher.kind, n))
+    choices = min(n, _most_choices(config.teacher) or n)
     looks = adaptive_looks(n) if config.teacher.rollouts == "adaptive" else (n,)
     each = sum(-(-(look - before) // choices) for before, look in pairwise((0, *looks)))
-    told = len(CONTINUE) // _BYTES_A_TOKEN if continuation == "instruct" else 0
+    # A whole answer continues nothing.
+    told = len(CONTINUE) // _BYTES_A_TOKEN if continuation == "instruct" and config.train.objective != "sft" else 0
     prompt = each * (shape.prefix_tokens + told * shape.chunks)
     # Requests of a batch run in any order, so none can count on what another has left in the cache.
     cached = 0 if mode == "batch" else max(0, prompt - shape.new_tokens - each * told * shape.chunks)
@@ -72,6 +72,13 @@ def forecast(
         mode, continuation, each * shape.chunks, prompt, cached, completion,
         prices.nusd(with_cache) / NANO, prices.nusd(without) / NANO, prices.source,
     )  # fmt: skip
+
+
+def _most_choices(teacher: TeacherConfig) -> int | None:
+    """Continuations of one request; None where there is no limit."""
+    if teacher.kind == "anthropic":
+        return 1
+    return most_candidates(teacher.model) if teacher.kind == "gemini" else None
 
 
 def continuations(kind: str, chosen: str) -> tuple[Continuation, ...]:
