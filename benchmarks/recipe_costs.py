@@ -106,7 +106,7 @@ def _row(cost: Cost) -> str:
             with_cache, without = round(cost.rounds * one.usd), round(cost.rounds * one.usd_uncached)
             live = f"{with_cache:,}" if with_cache == without else f"{with_cache:,} to {without:,}"
             batch = f"{cost.rounds * many.usd:,.0f}"
-    hours = [f"{hour:,.0f}" if hour else "-" for hour in (cost.generate_h, cost.train_h, cost.teacher_h)]
+    hours = [f"{hour:,.1f}" if hour else "-" for hour in (cost.generate_h, cost.train_h, cost.teacher_h)]
     cells = [
         f"`{cost.name}`", read, written, live, batch, _million(cost.generated), _million(cost.trained), *hours,
     ]  # fmt: skip

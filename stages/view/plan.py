@@ -200,7 +200,7 @@ def _teacher(plan: Plan, config: Config) -> list[str]:
 def _gpus(student: Student) -> str:
     written = f"{student.generated:,} tokens are generated; " if student.generated else ""
     steps = f"{student.steps:,} step{'s' if student.steps > 1 else ''}"
-    frozen = f", and {student.frozen} reads as many" if student.frozen else ""
+    frozen = f", and {student.frozen} reads as many in the trainer" if student.frozen else ""
     return f"  student  {written}{student.trained:,} are trained on in {steps}, prompts included{frozen}"
 
 

@@ -160,3 +160,9 @@ def test_an_unknown_name_is_one_line_that_lists_what_there_is(name, close):
     assert "Recipes: dapo-math-17k, prime-code, table1/" in str(caught.value)
     assert "layers: " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_docs_price_every_row_and_name_every_layer():
+    text = (Path(recipes.__file__).parents[2] / "docs" / "recipes.md").read_text()
+    for name in [*recipe_rows(), *layer_files()]:
+        assert f"`{name}`" in text, name
