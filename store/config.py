@@ -34,15 +34,6 @@ class Config(Section):
     run: RunConfig = RunConfig()
 
 
-_NEEDED_BY: dict[str, tuple[tuple[str, str], ...]] = {
-    "omniopd": (("teacher", "model"),),
-    "sft": (("teacher", "model"),),
-    "opd": (("train", "teacher"),),
-    "grpo": (),
-}
-"""Which teacher an objective has to be told."""
-
-
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read config.toml and lay `a.b=value` overrides on top.
 
@@ -56,10 +47,42 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}.", "Mend that line.") from error
     config = _validated(tree, overrides, f"Mend it in {path} or in --set.")
-    for section, key in (("student", "model"), ("data", "prompts"), *_NEEDED_BY[config.train.objective]):
+    for section, key in _required(config):
         if not getattr(getattr(config, section), key):
             raise ConfigError(f"{section}.{key} is not set.", f"Set it in {path} or by --set {section}.{key}=....")
+    _check_objective(config)
     return config
+
+
+def _required(config: Config) -> list[tuple[str, str]]:
+    """The keys without which a run cannot begin."""
+    asked = config.train.objective in ("omniopd", "sft")
+    return [("student", "model"), ("data", "prompts"), *([("teacher", "model")] if asked else [])]
+
+
+def _check_objective(config: Config) -> None:
+    """Refuse settings that the objective gives no meaning.
+
+    Raises:
+        ConfigError: which, and what to set instead.
+    """
+    objective = config.train.objective
+    if objective == "opd" and not config.train.teacher:
+        raise ConfigError(
+            "train.objective is opd, and train.teacher is not set.",
+            "Set train.teacher to the folder or hub id of the teacher's weights.",
+        )
+    if objective != "omniopd" and config.score.weights == "constant":
+        raise ConfigError(
+            f'score.weights = "constant" is the control of omniopd, and train.objective is {objective}.',
+            'Set score.weights = "teacher".',
+        )
+    if objective == "sft" and config.teacher.rollouts == "adaptive":
+        raise ConfigError(
+            "sft asks for whole answers, which tell nothing about how many more are wanted; teacher.rollouts is"
+            " adaptive.",
+            "Set teacher.rollouts to the number of answers to each prompt.",
+        )
 
 
 def default_config(overrides: Iterable[str]) -> Config:

@@ -60,8 +60,9 @@ def forecast(
     choices = min(n, _most_choices(config.teacher) or n)
     looks = adaptive_looks(n) if config.teacher.rollouts == "adaptive" else (n,)
     each = sum(-(-(look - before) // choices) for before, look in pairwise((0, *looks)))
-    # A whole answer continues nothing.
-    told = len(CONTINUE) // _BYTES_A_TOKEN if continuation == "instruct" and config.train.objective != "sft" else 0
+    # A whole answer (sft) continues nothing, so there is nothing to say about it.
+    tells = continuation == "instruct" and config.train.objective != "sft"
+    told = len(CONTINUE) // _BYTES_A_TOKEN if tells else 0
     prompt = each * (shape.prefix_tokens + told * shape.chunks)
     # Requests of a batch run in any order, so none can count on what another has left in the cache.
     cached = 0 if mode == "batch" else max(0, prompt - shape.new_tokens - each * told * shape.chunks)

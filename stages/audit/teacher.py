@@ -121,5 +121,8 @@ class Dialect(Protocol):
 
 def max_tokens_for(config: Config, chunk_tokens: int) -> int:
     """Teacher tokens to ask for: tokenizers differ, so a chunk of C student tokens may be longer in the teacher's.
-    What is too long is cut to the chunk's length when it is scored."""
+    What is too long is cut to the chunk's length when it is scored. A whole answer (sft) may be as long as a
+    response."""
+    if config.train.objective == "sft":
+        return config.teacher.max_tokens or config.generate.max_new_tokens
     return config.teacher.max_tokens or chunk_tokens + chunk_tokens // 2 + 8

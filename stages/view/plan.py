@@ -72,7 +72,7 @@ def predict(config: Config, prompts: int, prompt_length: float, measured: float 
         measured: mean length of a response, or of the teacher's answer (sft), where it is known; else the limit counts.
     """
     sft = config.train.objective == "sft"
-    limit = (config.teacher.max_tokens if sft else None) or config.generate.max_new_tokens
+    limit = max_tokens_for(config, 0) if sft else config.generate.max_new_tokens
     length = limit if measured is None else measured
     trajectories = prompts * config.generate.samples_per_prompt
     shape = None
