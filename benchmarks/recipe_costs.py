@@ -2,7 +2,7 @@
 
     python benchmarks/recipe_costs.py
 
-It computes, from the paper's lengths and the assumptions below, what `omniopd plan` predicts for all rounds of a recipe,
+It computes from the paper's lengths and the assumptions below what `omniopd plan` predicts for all rounds of a recipe,
 and what follows for GPUs. Nothing is run, and nothing here was measured.
 """
 
@@ -19,7 +19,7 @@ PROMPTS = {"open-r1/DAPO-Math-17k-Processed": 17_398, "PRIME-RL/Eurus-2-RL-Data"
 """Rows, as the data sets' cards count them."""
 
 PROMPT, RESPONSE, ANSWER = 200, 6_340, 8_000
-"""Mean tokens of DAPO-Math-17K's prompts, of the student's responses and of a teacher's answers (paper, section 9). It has
+"""Mean tokens of DAPO-Math-17K's prompts, the student's responses and a teacher's answers (paper, section 9). It has
 no figures for programming, nor for a teacher that does not think; these stand for all."""
 
 PARAMETERS = {
@@ -106,7 +106,7 @@ def _row(cost: Cost) -> str:
             with_cache, without = round(cost.rounds * one.usd), round(cost.rounds * one.usd_uncached)
             live = f"{with_cache:,}" if with_cache == without else f"{with_cache:,} to {without:,}"
             batch = f"{cost.rounds * many.usd:,.0f}"
-    hours = [f"{hour:,.0f}" if hour else "-" for hour in (cost.generate_h, cost.train_h, cost.teacher_h)]
+    hours = [f"{hour:,.1f}" if hour else "-" for hour in (cost.generate_h, cost.train_h, cost.teacher_h)]
     cells = [
         f"`{cost.name}`", read, written, live, batch, _million(cost.generated), _million(cost.trained), *hours,
     ]  # fmt: skip

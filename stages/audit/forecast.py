@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 from ...store.config import Config
 from ...store.ledger import NANO, Usage
+from ...store.sections import TeacherConfig
 from .enough import adaptive_looks
 from .price import Rates
 from .teacher import Continuation
 from .teachers.common import CONTINUE
-
-_MOST_CHOICES = {"anthropic": 1, "gemini": 8}
-"""Continuations of one request, by kind of teacher; no limit for others."""
+from .teachers.gemini import most_candidates
 
 _BYTES_A_TOKEN = 4
 
@@ -58,7 +57,7 @@ def forecast(
 ) -> Forecast:
     """Predict one way to audit a round of this shape. Adaptive rollouts are counted at the most there can be."""
     n = config.teacher.most_rollouts
-    choices = min(n, _MOST_CHOICES.get(config.teacher.kind, n))
+    choices = min(n, _most_choices(config.teacher) or n)
     looks = adaptive_looks(n) if config.teacher.rollouts == "adaptive" else (n,)
     each = sum(-(-(look - before) // choices) for before, look in pairwise((0, *looks)))
     # A whole answer (sft) continues nothing, so there is nothing to say about it.
@@ -74,6 +73,13 @@ def forecast(
         mode, continuation, each * shape.chunks, prompt, cached, completion,
         prices.nusd(with_cache) / NANO, prices.nusd(without) / NANO, prices.source,
     )  # fmt: skip
+
+
+def _most_choices(teacher: TeacherConfig) -> int | None:
+    """Continuations of one request; None where there is no limit."""
+    if teacher.kind == "anthropic":
+        return 1
+    return most_candidates(teacher.model) if teacher.kind == "gemini" else None
 
 
 def continuations(kind: str, chosen: str) -> tuple[Continuation, ...]:

@@ -72,7 +72,7 @@ def predict(config: Config, prompts: int, prompt_length: float, measured: float 
         measured: mean length of a response, or of the teacher's answer (sft), where it is known; else the limit counts.
     """
     sft = config.train.objective == "sft"
-    limit = (config.teacher.max_tokens if sft else None) or config.generate.max_new_tokens
+    limit = max_tokens_for(config, 0) if sft else config.generate.max_new_tokens
     length = limit if measured is None else measured
     trajectories = prompts * config.generate.samples_per_prompt
     shape = None
@@ -200,7 +200,7 @@ def _teacher(plan: Plan, config: Config) -> list[str]:
 def _gpus(student: Student) -> str:
     written = f"{student.generated:,} tokens are generated; " if student.generated else ""
     steps = f"{student.steps:,} step{'s' if student.steps > 1 else ''}"
-    frozen = f", and {student.frozen} reads as many" if student.frozen else ""
+    frozen = f", and {student.frozen} reads as many in the trainer" if student.frozen else ""
     return f"  student  {written}{student.trained:,} are trained on in {steps}, prompts included{frozen}"
 
 

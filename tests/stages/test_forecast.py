@@ -20,9 +20,12 @@ def config(**teacher):
     return Config.model_validate({"teacher": {"rollouts": 10, **teacher}})
 
 
-@pytest.mark.parametrize(("kind", "each"), [("openai", 1), ("anthropic", 10), ("gemini", 2)])
-def test_requests_and_prompts_follow_from_how_many_samples_a_request_may_ask_for(kind, each):
-    one = forecast(SHAPE, config(kind=kind), RATES, "live", "prefill")
+@pytest.mark.parametrize(
+    ("kind", "model", "each"),
+    [("openai", "", 1), ("anthropic", "", 10), ("gemini", "gemini-2.5-flash", 2), ("gemini", "gemini-3.6-flash", 10)],
+)
+def test_requests_and_prompts_follow_from_how_many_samples_a_request_may_ask_for(kind, model, each):
+    one = forecast(SHAPE, config(kind=kind, model=model), RATES, "live", "prefill")
     assert one.requests == 30 * each
     assert one.prompt_tokens == 9000 * each
     assert one.cached_tokens == 9000 * each - 2000

@@ -110,8 +110,8 @@ def test_another_teacher_on_top_of_a_row_leaves_nothing_of_the_one_before():
     teachers = [name for name, folder in folders.items() if folder == "teacher"]
     keys = [{s: set(k) for s, k in recipe(name).items()} for name in teachers]
     assert all(one == keys[0] for one in keys)
-    swapped = config_of("table1/qwen3-4b/gemini-2.5-flash/omniopd,gemini-3.5-flash-lite")
-    assert swapped == config_of("successor/qwen3-4b/gemini-3.5-flash-lite/omniopd")
+    swapped = config_of("table1/qwen3-4b/gemini-2.5-flash/omniopd,gemini-3.6-flash")
+    assert swapped == config_of("successor/qwen3-4b/gemini-3.6-flash/omniopd")
 
 
 @pytest.mark.parametrize(
@@ -160,3 +160,9 @@ def test_an_unknown_name_is_one_line_that_lists_what_there_is(name, close):
     assert "Recipes: dapo-math-17k, prime-code, table1/" in str(caught.value)
     assert "layers: " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_docs_price_every_row_and_name_every_layer():
+    text = (Path(recipes.__file__).parents[2] / "docs" / "recipes.md").read_text()
+    for name in [*recipe_rows(), *layer_files()]:
+        assert f"`{name}`" in text, name

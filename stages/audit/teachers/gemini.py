@@ -34,6 +34,12 @@ _KEY = "GEMINI_API_KEY"
 _PREFILLS = re.compile(r"gemini-(1\.5|2\.0|2\.5)-")
 """Models that continue a trailing model turn; later ones answer it with 400."""
 
+
+def most_candidates(model: str) -> int:
+    """How many continuations one request may ask for: later models answer more than one with 400 (js-genai#1609)."""
+    return 8 if _PREFILLS.match(model) else 1
+
+
 _FILTERED = {"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE", "IMAGE_SAFETY"}
 
 
@@ -55,7 +61,6 @@ async def find(config: TeacherConfig, http: Http) -> "GeminiTeacher":
 class GeminiTeacher:
     """`:generateContent` with the student's prefix as an open model turn, or with an instruction to continue it."""
 
-    most_choices: int | None = 8
     caches_after_first = True
 
     def __init__(self, config: TeacherConfig) -> None:
@@ -71,6 +76,7 @@ class GeminiTeacher:
         else:
             self.continuation = "instruct" if config.continuation == "instruct" else "prefill"
             self.why = "as configured"
+        self.most_choices: int | None = most_candidates(config.model)
         self._model = config.model
         self._temperature = config.temperature
 

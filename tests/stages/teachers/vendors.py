@@ -180,7 +180,8 @@ class Gemini(Vendor):
         generation = body["generationConfig"]
         names = {"candidateCount", "maxOutputTokens", "temperature", "seed", "thinkingConfig"}
         require(set(generation) <= names, "Unknown name in generation_config")
-        require(1 <= generation["candidateCount"] <= 8, "candidateCount must be in [1, 8]")
+        require(generation["candidateCount"] >= 1, "candidateCount must be positive")
+        require(generation["candidateCount"] <= (8 if self.prefills else 1), "Multiple candidates is not enabled")
         require(generation["thinkingConfig"] == {"thinkingBudget": 0}, "thoughts would eat maxOutputTokens")
         contents = body["contents"]
         require(all(content["role"] in ("user", "model") for content in contents), "Please use a valid role")
