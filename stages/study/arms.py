@@ -144,8 +144,8 @@ def default_grids(base: Config) -> dict[str, list[Any]]:
         "select.chunks": _around(base.select.chunks),
         "select.chunk_tokens": _around(base.select.chunk_tokens),
         "score.phi": list(dict.fromkeys(["edit", "rouge1", "rougeL", base.score.phi])),
-        "score.alpha": sorted({0.0, alpha, *((alpha or 1.0) * scale for scale in (0.5, 4.0))}),
-        "train.beta": sorted({0.0, beta, *((beta or 0.1) * scale for scale in (0.1, 10.0))}),
+        "score.alpha": sorted({0.0, alpha, (alpha or 1.0) / 2, (alpha or 1.0) * 4}),
+        "train.beta": sorted({0.0, beta, (beta or 0.1) / 10, (beta or 0.1) * 10}),
     }
     if base.teacher.rollouts != "adaptive":
         grids["teacher.rollouts"] = _around(base.teacher.rollouts)
