@@ -34,8 +34,6 @@ class Arm:
     """What is to be known about it, for the legend under the table."""
     equal: Equal | None = None
     """It spends what the reference arm spent; None: what it spends by itself."""
-    value: float | str | None = None
-    """Of a sensitivity's key, for its plot."""
 
     @property
     def folder(self) -> str:
@@ -128,7 +126,7 @@ def sensitivity_arms(base: Config, grids: Mapping[str, Sequence[Any]]) -> Choice
     """One key at a time, all others as in the base (Tables 4 and 5, Fig. 2)."""
     arms = [_arm(base, REFERENCE, {}, "as the study's config.toml says")]
     for key, values in (grids or default_grids(base)).items():
-        arms += [_arm(base, f"{key}={value}", {key: value}, value=value) for value in values]
+        arms += [_arm(base, f"{key}={value}", {key: value}) for value in values]
     return _unchanged_once(arms)
 
 
@@ -198,11 +196,9 @@ def arm_values(base: Config, arm: Arm, seed: int, rounds: int) -> dict[str, dict
     return values
 
 
-def _arm(
-    base: Config, name: str, changes: Mapping[str, Any], note: str = "", equal: Equal | None = None, value: Any = None
-) -> Arm:
+def _arm(base: Config, name: str, changes: Mapping[str, Any], note: str = "", equal: Equal | None = None) -> Arm:
     """An arm with the changes that are some."""
-    return Arm(name, {key: new for key, new in changes.items() if new != _get(base, key)}, note, equal, value)
+    return Arm(name, {key: new for key, new in changes.items() if new != _get(base, key)}, note, equal)
 
 
 def _get(base: Config, key: str) -> Any:
