@@ -134,7 +134,7 @@ def _made_with_all(config: Config) -> dict[str, Any]:
 
 
 def _counted(say: Say, total: int) -> Callable[[_Task, float], None]:
-    """Says how far the study is after each task that had something to do."""
+    """Says how far the study is after each task."""
     start, done = time.monotonic(), 0
 
     def count(task: _Task, pass_at_1: float) -> None:

@@ -7,11 +7,13 @@ goes on from there, with a teacher's server of one's own (`python -m omniopd.dem
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..store.config import commented_toml
+from ..store.errors import OmniopdError
 from ..store.studies import StudyDir
 from ..study import StudyOptions, run_study
 from .tasks import TASKS, Problem, Task
@@ -106,4 +108,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OmniopdError as error:
+        sys.stderr.write(f"omniopd: {error}\n")
+        sys.exit(error.exit_code)

@@ -1,1 +1,1 @@
-"""How good the estimator is: against a teacher whose probabilities are known, and which alpha suits a run's data."""
+"""What the estimator is worth: against known probabilities (stage.py), and many runs side by side (arms.py)."""

@@ -34,8 +34,6 @@ class Arm:
     """What is to be known about it, for the legend under the table."""
     equal: Equal | None = None
     """It spends what the reference arm spent; None: what it spends by itself."""
-    value: float | str | None = None
-    """Of a sensitivity's key, for its plot."""
 
     @property
     def folder(self) -> str:
@@ -128,7 +126,7 @@ def sensitivity_arms(base: Config, grids: Mapping[str, Sequence[Any]]) -> Choice
     """One key at a time, all others as in the base (Tables 4 and 5, Fig. 2)."""
     arms = [_arm(base, REFERENCE, {}, "as the study's config.toml says")]
     for key, values in (grids or default_grids(base)).items():
-        arms += [_arm(base, f"{key}={value}", {key: value}, value=value) for value in values]
+        arms += [_arm(base, f"{key}={value}", {key: value}) for value in values]
     return _unchanged_once(arms)
 
 
@@ -144,8 +142,8 @@ def default_grids(base: Config) -> dict[str, list[Any]]:
         "select.chunks": _around(base.select.chunks),
         "select.chunk_tokens": _around(base.select.chunk_tokens),
         "score.phi": list(dict.fromkeys(["edit", "rouge1", "rougeL", base.score.phi])),
-        "score.alpha": sorted({0.0, alpha, *((alpha or 1.0) * scale for scale in (0.5, 4.0))}),
-        "train.beta": sorted({0.0, beta, *((beta or 0.1) * scale for scale in (0.1, 10.0))}),
+        "score.alpha": sorted({0.0, alpha, (alpha or 1.0) / 2, (alpha or 1.0) * 4}),
+        "train.beta": sorted({0.0, beta, (beta or 0.1) / 10, (beta or 0.1) * 10}),
     }
     if base.teacher.rollouts != "adaptive":
         grids["teacher.rollouts"] = _around(base.teacher.rollouts)
@@ -198,11 +196,9 @@ def arm_values(base: Config, arm: Arm, seed: int, rounds: int) -> dict[str, dict
     return values
 
 
-def _arm(
-    base: Config, name: str, changes: Mapping[str, Any], note: str = "", equal: Equal | None = None, value: Any = None
-) -> Arm:
+def _arm(base: Config, name: str, changes: Mapping[str, Any], note: str = "", equal: Equal | None = None) -> Arm:
     """An arm with the changes that are some."""
-    return Arm(name, {key: new for key, new in changes.items() if new != _get(base, key)}, note, equal, value)
+    return Arm(name, {key: new for key, new in changes.items() if new != _get(base, key)}, note, equal)
 
 
 def _get(base: Config, key: str) -> Any:

@@ -20,9 +20,10 @@ def plot(kind: Kind, lines: Sequence[Line], rows: Sequence[Row], arms: Sequence[
     if kind == "sensitivity":
         panels = _panels(lines, arms, base)
     else:
-        panels = [_bars(lines), _frontier(lines)]
+        names = [line.arm for line in lines]
+        panels = [_bars(lines, names), _frontier(lines, names)]
         if len({row["rounds"] for row in rows}) > 2:
-            panels.append(_curves(rows))
+            panels.append(_curves(rows, names))
     chart = alt.concat(*panels, columns=3).resolve_scale(color="independent")
     chart.configure_view(stroke=None).save(str(path), scale_factor=2)
     return path
@@ -41,8 +42,7 @@ def _points(lines: Sequence[Line]) -> list[dict[str, Any]]:
     ]
 
 
-def _bars(lines: Sequence[Line]) -> Any:
-    names = [line.arm for line in lines]
+def _bars(lines: Sequence[Line], names: Sequence[str]) -> Any:
     chart = alt.Chart(alt.Data(values=_points(lines)), title="95 % intervals over seeds", width=_WIDTH, height=_HEIGHT)
     arm = alt.Y("arm:N", sort=None, title=None, axis=alt.Axis(labelLimit=200))
     bars = chart.mark_point(filled=True, size=60, opacity=1).encode(
@@ -51,12 +51,12 @@ def _bars(lines: Sequence[Line]) -> Any:
     return chart.mark_rule().encode(y=arm, x="low:Q", x2="high:Q", color=_colour(names, legend=False)) + bars
 
 
-def _frontier(lines: Sequence[Line]) -> Any:
+def _frontier(lines: Sequence[Line], names: Sequence[str]) -> Any:
     """Pass@1 over what the teacher read and wrote for it. The upper left is better."""
     chart = alt.Chart(alt.Data(values=_points(lines)), title="accuracy and its cost", width=_WIDTH, height=_HEIGHT)
     x = alt.X("tokens:Q", title="teacher tokens, all rounds", axis=alt.Axis(format="~s"))
     y = alt.Y("pass:Q", title=_PASS, scale=alt.Scale(zero=False))
-    colour = _colour([line.arm for line in lines], legend=True)
+    colour = _colour(names, legend=True)
     return chart.mark_rule().encode(x=x, y="low:Q", y2="high:Q", color=colour) + chart.mark_point(
         filled=True, size=60, opacity=1
     ).encode(x=x, y=y, color=colour)
@@ -64,10 +64,11 @@ def _frontier(lines: Sequence[Line]) -> Any:
 
 def _colour(names: Sequence[str], legend: bool) -> Any:
     shown = alt.Legend(title=None) if legend else None
-    return alt.Color("arm:N", sort=names, scale=alt.Scale(domain=names, scheme="tableau20"), legend=shown)
+    scheme = "tableau10" if len(names) <= 10 else "tableau20"
+    return alt.Color("arm:N", sort=names, scale=alt.Scale(domain=names, scheme=scheme), legend=shown)
 
 
-def _curves(rows: Sequence[Row]) -> Any:
+def _curves(rows: Sequence[Row], names: Sequence[str]) -> Any:
     """Pass@1 after each round; all arms begin at the initial student."""
     arms = [arm for arm in dict.fromkeys(row["arm"] for row in rows) if arm != BEFORE]
     start = {"rounds": 0, "pass": _mean_of(rows, BEFORE, 0)}
@@ -77,9 +78,9 @@ def _curves(rows: Sequence[Row]) -> Any:
         points += [{"arm": arm, "rounds": k, "pass": _mean_of(rows, arm, k)} for k in after]
     chart = alt.Chart(alt.Data(values=points), title="mean over seeds", width=_WIDTH, height=_HEIGHT)
     return chart.mark_line(point=True).encode(
-        x=alt.X("rounds:Q", title="rounds", axis=alt.Axis(tickMinStep=1, format="d")),
+        x=alt.X("rounds:Q", title="rounds", axis=alt.Axis(values=sorted({row["rounds"] for row in rows}), format="d")),
         y=alt.Y("pass:Q", title=_PASS, scale=alt.Scale(zero=False)),
-        color=_colour(arms, legend=True),
+        color=_colour(names, legend=False),
     )
 
 

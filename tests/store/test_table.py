@@ -1,6 +1,9 @@
 """Tables: what a reader sees is always whole, and nothing that was written is lost."""
 
 import json
+import pickle
+import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -141,3 +144,28 @@ def test_batches_hold_all_rows_and_are_no_larger_than_asked(tmp_path_factory, ro
     batches = list(table.batches(2, ["chunk_id"]))
     assert all(batch.num_rows <= 2 for batch in batches)
     assert sorted(i for batch in batches for i in batch["chunk_id"].to_pylist()) == sorted(i for p in parts for i in p)
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_a_linked_table_is_whole_without_its_source_and_apart_from_it(table, rows, tmp_path, monkeypatch, hard_links):
+    if not hard_links:
+        monkeypatch.setattr(Path, "hardlink_to", lambda self, target: (_ for _ in ()).throw(OSError))
+    table.append(rows("a"))
+    table.append(rows("b"))
+    table.finish()
+    linked = Table(tmp_path / "other", SCORES)
+    linked.link(table)
+    linked.link(table)  # as after a crash before the manifest
+    linked.append(rows("c"))
+    assert table.existing_keys() == {("a",), ("b",)}
+    shutil.rmtree(table.folder)
+    linked.verify()
+    assert linked.complete
+    assert dict(linked.manifest.made_with) == SETTINGS
+    assert linked.existing_keys() == {("a",), ("b",), ("c",)}
+
+
+def test_an_error_of_another_process_is_the_same_error():
+    error = pickle.loads(pickle.dumps(TableError("It is gone.", "Bring it back.")))
+    assert (type(error), error.problem, error.cure) == (TableError, "It is gone.", "Bring it back.")
+    assert str(error) == "It is gone. Bring it back."
