@@ -139,14 +139,12 @@ def forecasts(plan: Plan, config: Config) -> list[Forecast]:
     if plan.shape is None:
         return []
     rates = find_rates(config.teacher)
-    modes = ("live", "batch")
     if config.train.objective == "sft":
         # Nothing is continued, so no way to do it costs more than another.
-        return [
-            replace(forecast(plan.shape, config, rates, mode, "completion"), continuation="answer") for mode in modes
-        ]
+        answers = [forecast(plan.shape, config, rates, mode, "completion") for mode in ("live", "batch")]
+        return [replace(one, continuation="answer") for one in answers]
     ways = continuations(config.teacher.kind, config.teacher.continuation)
-    return [forecast(plan.shape, config, rates, mode, way) for mode in modes for way in ways]
+    return [forecast(plan.shape, config, rates, mode, way) for mode in ("live", "batch") for way in ways]
 
 
 def describe(plan: Plan, config: Config) -> str:
