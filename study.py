@@ -209,14 +209,19 @@ def _equal_budget(task: _Task, index: int) -> list[str]:
     it covers (rounded up, so that the cap is what ends it)."""
     if task.arm.equal is None:
         return []
+    from .stages.audit.price import find_rates
     from .stages.study.results import lengths, spent
 
     reference = task.study.run(REFERENCE, task.seed).round(index)
     cost = spent(reference)
-    prompts, prompt_tokens, response_tokens = lengths(reference)
-    answers = max(1, math.ceil((cost.tokens / prompts - prompt_tokens) / response_tokens))
-    cap = f"tokens={cost.tokens}" if task.arm.equal == "tokens" else f"usd={cost.usd}"
-    return [f"teacher.rollouts={answers}", f"teacher.round_budget_{cap}"]
+    prompts, prompt, response = lengths(reference)
+    if task.arm.equal == "tokens":
+        answers, cap = (cost.tokens / prompts - prompt) / response, f"tokens={cost.tokens}"
+    else:
+        rates = find_rates(task.base.teacher)
+        answers = (1e6 * cost.usd / prompts - prompt * rates.input) / (response * rates.output)
+        cap = f"usd={cost.usd}"
+    return [f"teacher.rollouts={max(1, math.ceil(answers))}", f"teacher.round_budget_{cap}"]
 
 
 def _evaluate(task: _Task, rounds: int) -> None:

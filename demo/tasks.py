@@ -87,7 +87,8 @@ WORDED = Task(
         "select": {"chunks": 3, "chunk_tokens": 5},
         # Bytes: about as long as the longest chunk, " gives 121, then".
         "teacher": {"rollouts": 8, "max_tokens": 16},
-        "score": {"unit": "char", "centre": "batch_mean"},
+        # The wording differs, so characters would tell of taste more than of sums (Remark 4.5).
+        "score": {"unit": "digit", "centre": "batch_mean"},
         "train": {"lr": 2e-4, "global_batch": 64, "micro_batch": 32, "loss_rows": 512},
     },
     white_box=False,

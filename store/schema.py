@@ -113,7 +113,7 @@ SCORES = TableSpec(
         [
             _chunk_id,
             _column("phi", _str, "similarity metric"),
-            _column("unit", _str, "what the metric counts: word | char | token"),
+            _column("unit", _str, "what the metric counts: word | char | digit | token"),
             _column("alpha", _f64, "prior strength"),
             _column("k_sem", _f64, "sum of the similarities (Eq. 3)"),
             _column("n", _i32, "usable rollouts"),

@@ -23,7 +23,7 @@ from ...store.errors import InputError
 from ...store.policy import resolve_model
 from ...store.sections import METRIC_GROUP, ScoreConfig
 from ..student import load_tokenizer
-from .units import CharUnits, Encoder, Pairs, TokenUnits, WordUnits, pairs_of
+from .units import CharUnits, DigitUnits, Encoder, Pairs, TokenUnits, WordUnits, pairs_of
 
 Metric = Callable[[Pairs], NDArray[np.float64]]
 """φ of each pair [P]. Installed packages add one under the entry point group `omniopd.metrics`."""
@@ -201,4 +201,4 @@ def make_encoder(config: Config) -> Encoder:
     """What cuts texts into the config's units."""
     if config.score.unit == "token":
         return TokenUnits(load_tokenizer(resolve_model(config.student.model)))
-    return WordUnits() if config.score.unit == "word" else CharUnits()
+    return {"word": WordUnits, "char": CharUnits, "digit": DigitUnits}[config.score.unit]()

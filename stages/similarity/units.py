@@ -1,4 +1,4 @@
-"""Texts as sequences of units: words and symbols, characters, or student tokens; whole columns at a time. Pure.
+"""Texts as sequences of units: words and symbols, characters, digits, or student tokens; whole columns at a time. Pure.
 
 Each distinct unit becomes one code point, so that rapidfuzz compares sequences of units as it compares strings, and
 NumPy counts them as integers. A chunk, which occurs beside each of its rollouts, is read once.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Unit = Literal["word", "char", "token"]
+Unit = Literal["word", "char", "digit", "token"]
 
 _compute: Any = pyarrow.compute  # its functions are made at import, out of a type checker's sight
 
@@ -28,6 +28,7 @@ _SURROGATES = range(0xD800, 0xE000)
 """Code points that no string may hold."""
 _CODE_POINTS = 0x110000
 _SPACE, _WORD, _SYMBOL, _INSIDE_SYMBOL = range(4)
+_DIGITS = "0123456789"
 _KEY_BYTES = 8
 _KEY_MASKS = np.array([(1 << 8 * n) - 1 for n in range(_KEY_BYTES + 1)], dtype=np.uint64)
 """Keep so many bytes of a little-endian integer."""
@@ -141,6 +142,19 @@ class CharUnits:
 
     def cut(self, text: str, units: int) -> str:
         return text[:units]
+
+
+class DigitUnits:
+    """The digits 0 to 9, and nothing else: texts that differ in wording alone are equal (Remark 4.5)."""
+
+    def encode(self, texts: pa.StringArray) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        data, end_D = _utf8(texts)
+        (at_U,) = np.nonzero((data >= ord("0")) & (data <= ord("9")))  # no byte of a longer character is below 0x80
+        return data[at_U].astype(np.uint32), np.diff(np.searchsorted(at_U, end_D), prepend=0)
+
+    def cut(self, text: str, units: int) -> str:
+        ends = [i + 1 for i, character in enumerate(text) if character in _DIGITS]
+        return text[: ends[units - 1] if units else 0]
 
 
 class TokenUnits:

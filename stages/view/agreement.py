@@ -8,7 +8,7 @@ from rapidfuzz.distance import Levenshtein
 
 Kind = Literal["same", "other", "beyond"]
 
-_UNITS = {"word": re.compile(r"\w+|[^\w\s]"), "char": re.compile(r"(?s).")}
+_UNITS = {"word": re.compile(r"\w+|[^\w\s]"), "char": re.compile(r"(?s)."), "digit": re.compile("[0-9]")}
 """What φ counts (stages/similarity); tokens of the student are shown as words."""
 
 
@@ -27,9 +27,11 @@ def agreement(chunk: str, rollout: str, unit: str) -> list[tuple[str, Kind]]:
     done = 0
     for i, match in enumerate(found):
         kind: Kind = "same" if i in kept else "other" if i < len(judged) else "beyond"
+        between = rollout[done : match.start()]
         # The space between two pieces belongs to the one that does not agree, so that no mark begins or ends with one.
-        if kind == "same" and pieces and done < match.start():
-            _append(pieces, rollout[done : match.start()], pieces[-1][1])
+        # What is more than space is no unit (digits alone may count), and agrees with nothing.
+        if between.strip() or (kind == "same" and pieces and between):
+            _append(pieces, between, "other" if between.strip() else pieces[-1][1])
             done = match.start()
         _append(pieces, rollout[done : match.end()], kind)
         done = match.end()

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from omniopd.stages.similarity.units import CharUnits, TokenUnits, WordUnits, pairs_of
+from omniopd.stages.similarity.units import CharUnits, DigitUnits, TokenUnits, WordUnits, pairs_of
 
 PATTERN = r"\w+|[^\w\s]"
 
 texts = st.lists(
-    st.text(st.sampled_from("ab é数🙂\n,.+1_\0\u0301\u200d\u3000") | st.characters(), max_size=30)
+    st.text(st.sampled_from("ab é数🙂\n,.+1_\0\u0301\u200d\u3000") | st.characters(codec="utf-8"), max_size=30)
     | st.text("abcdefgh", min_size=6, max_size=11),
     max_size=8,
 )
@@ -31,9 +31,24 @@ def test_words_are_what_the_regular_expression_finds(texts):
 
 
 @settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(st.sampled_from("0 19é٣数🙂,"), max_size=20), max_size=6))
+def test_digits_are_the_ascii_ones_and_all_else_is_left_out(texts):
+    codes, lengths = DigitUnits().encode(pa.array(texts, pa.string()))
+    found = [[ord(c) for c in text if c in "0123456789"] for text in texts]
+    assert lengths.tolist() == [len(digits) for digits in found]
+    assert codes.tolist() == [code for digits in found for code in digits]
+
+
+def test_by_digits_a_chunk_agrees_with_a_rollout_of_other_wording():
+    pairs = pairs_of(pa.array([" is 85, th", " then"]), pa.array([" makes 85; 85-14=71", " gives 1"]), DigitUnits())
+    assert pairs.chunks == pairs.rollouts == ["85", ""]
+    assert pairs.rollout_text(0) == " makes 85"
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30), st.integers(0, 30))
 def test_a_text_cut_after_so_many_units_has_so_many(text, units):
-    for encoder in (WordUnits(), CharUnits()):
+    for encoder in (WordUnits(), CharUnits(), DigitUnits()):
         _, (length,) = encoder.encode(pa.array([text]))
         cut = encoder.cut(text, min(units, int(length)))
         assert text.startswith(cut)

@@ -39,12 +39,17 @@ def test_characters_agree_where_the_unit_is_the_character():
     assert agreement("107", "37+", "char") == [("3", "other"), ("7", "same"), ("+", "other")]
 
 
-@given(st.text(max_size=30), st.text(max_size=30), st.sampled_from(["word", "char", "token"]))
+def test_wording_agrees_with_nothing_where_digits_alone_count():
+    expected = [(" makes ", "other"), ("85", "same"), ("; ", "other"), ("7", "beyond")]
+    assert agreement(" is 85,", " makes 85; 7", "digit") == expected
+
+
+@given(st.text(max_size=30), st.text(max_size=30), st.sampled_from(["word", "char", "digit", "token"]))
 def test_the_pieces_are_the_rollout_and_as_many_units_agree_as_the_edit_distance_says(chunk, rollout, unit):
     pieces = agreement(chunk, rollout, unit)
     assert "".join(text for text, _ in pieces) == rollout
     assert all(a[1] != b[1] for a, b in pairwise(pieces))
-    pattern = r"(?s)." if unit == "char" else r"\w+|[^\w\s]"
+    pattern = {"char": r"(?s).", "digit": "[0-9]"}.get(unit, r"\w+|[^\w\s]")
     wanted, judged = re.findall(pattern, chunk), re.findall(pattern, rollout)
     judged = judged[: len(wanted)]
     kept = [m for text, kind in pieces if kind == "same" for m in re.findall(pattern, text)]
