@@ -14,6 +14,7 @@ from ..audit.forecast import Forecast, Shape, continuations, forecast
 from ..audit.price import find_rates
 from ..audit.teacher import max_tokens_for
 from ..generate.prompts import questions_of_round, read_questions, render
+from ..generate.stage import samples_of
 from ..student import load_tokenizer
 
 _PROMPTS_READ = 512
@@ -74,7 +75,7 @@ def predict(config: Config, prompts: int, prompt_length: float, measured: float 
     sft = config.train.objective == "sft"
     limit = max_tokens_for(config, 0) if sft else config.generate.max_new_tokens
     length = limit if measured is None else measured
-    trajectories = prompts * config.generate.samples_per_prompt
+    trajectories = prompts * samples_of(config)
     shape = None
     if sft:
         # The whole prompt is the prefix, and the whole answer what is asked for.
@@ -163,7 +164,7 @@ def _size(plan: Plan, config: Config) -> str:
     what, stage = ("answer", "audited") if config.train.objective == "sft" else ("response", "generated")
     length = "measured" if plan.measured else f"the limit: an upper bound until a round has been {stage}"
     return (
-        f"One round: {plan.prompts} prompts x {config.generate.samples_per_prompt} = {plan.trajectories} trajectories,"
+        f"One round: {plan.prompts} prompts x {samples_of(config)} = {plan.trajectories} trajectories,"
         f" {plan.prompt_length:.0f} prompt tokens and {plan.length:.0f} {what} tokens each ({length})"
     )
 

@@ -40,14 +40,15 @@ def test_sft_asks_for_whole_answers_and_generates_nothing():
     found = predict(settings, 20, 50.0, None)
     one, batch = forecasts(found, settings)
     assert (one.mode, batch.mode) == ("live", "batch")
-    assert (one.requests, one.prompt_tokens, one.completion_tokens) == (40, 40 * 50, 40 * 3 * 1000)
-    assert one.usd == pytest.approx((2000 + 10 * 120_000) / 1e6)
+    # samples_per_prompt is the student's, who is not sampled.
+    assert (one.requests, one.prompt_tokens, one.completion_tokens) == (20, 20 * 50, 20 * 3 * 1000)
+    assert one.usd == pytest.approx((1000 + 10 * 60_000) / 1e6)
     assert batch.usd == pytest.approx(one.usd / 2)
-    assert (found.student.generated, found.student.trained, found.student.frozen) == (0, 120 * 1050, "")
+    assert (found.student.generated, found.student.trained, found.student.frozen) == (0, 60 * 1050, "")
     text = describe(found, settings)
-    assert "answers  3 for each of 40 trajectories = 120" in text
+    assert "answers  3 for each of 20 trajectories = 60" in text
     assert "generated" not in text
-    assert predict(config("sft", teacher={"max_tokens": 300}), 20, 50.0, None).shape.max_tokens == 40 * 300
+    assert predict(config("sft", teacher={"max_tokens": 300}), 20, 50.0, None).shape.max_tokens == 20 * 300
 
 
 def test_opd_asks_nobody_and_its_teacher_reads_what_is_trained_on():
