@@ -34,7 +34,7 @@ def study(folder: Path, task: Task, kinds: Sequence[str], options: StudyOptions)
     study_ = StudyDir(folder / task.name)
     tables: list[str] = []
     with TeacherServer(task.teacher) as base_url:
-        _prepare(study_, task)
+        prepare(study_, task)
         base = study_.base.config((f"teacher.base_url={base_url}",))
         if "compare" in kinds:
             tables.append(run_study(study_, "compare", base, compare_arms(base, options.equal), options, _say))
@@ -45,7 +45,7 @@ def study(folder: Path, task: Task, kinds: Sequence[str], options: StudyOptions)
     return tables
 
 
-def _prepare(study: StudyDir, task: Task) -> None:
+def prepare(study: StudyDir, task: Task) -> None:
     """Write prompts, questions and config, unless they are there."""
     if study.base.config_toml.exists():
         return
