@@ -189,4 +189,4 @@ def test_the_teacher_goes_on_rightly_from_a_right_beginning_in_words(teacher: De
 def test_the_student_is_within_its_band() -> None:
     result = evaluate(WORDED.student, problems(300, seed=5, split="heldout"), 0, WORDED)
     assert 0.27 <= sum(result.sampled) / 300 <= 0.48
-    assert 0.36 <= sum(result.greedy) / 300 <= 0.58
+    assert 0.48 <= sum(result.greedy) / 300 <= 0.68
