@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,8 @@ from torch import Tensor
 
 from ..store.errors import InputError
 from .loss import LossRows
+from .objective import Anchored
 from .weights import BatchFacts
-
-Anchored = Literal["unaudited", "response"]
 
 _REMAKE = "Delete the round's shards and run `omniopd score` again."
 

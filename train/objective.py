@@ -17,6 +17,10 @@ from typing import Literal
 from ..store.sections import TrainConfig
 
 
+Anchored = Literal["unaudited", "response"]
+"""Which tokens are held to a frozen model: those of the response that are not audited, or all of them."""
+
+
 @dataclass(frozen=True)
 class Truncated:
     """f = - w min(rho, cap) log pi(y), with no gradient through rho = pi(y) / behaviour(y)."""
@@ -58,8 +62,8 @@ def objective_of(train: TrainConfig, *, on_policy: bool) -> Objective:
     return Objective(None if on_policy else Truncated(train.importance_cap), forward_kl=train.beta)
 
 
-def anchored_tokens(train: TrainConfig) -> Literal["unaudited", "response"]:
-    """Which tokens the divergences are summed over, where there is a frozen model."""
+def anchored_tokens(train: TrainConfig) -> Anchored:
+    """The tokens that the divergences of an objective are summed over, where there is a frozen model."""
     return "unaudited" if train.objective == "omniopd" else "response"
 
 

@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from .objective import Anchored
+
 
 @dataclass(frozen=True)
 class BatchFacts:
@@ -35,7 +37,7 @@ def batch_facts(
     *,
     centre: Literal["none", "batch_mean"],
     normalise: Literal["audited_tokens", "sum"],
-    anchored: Literal["unaudited", "response"] = "unaudited",
+    anchored: Anchored = "unaudited",
 ) -> BatchFacts:
     """The facts of a global batch, from the flat arrays of all its tokens.
 
