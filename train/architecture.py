@@ -74,8 +74,8 @@ class Architecture:
         return shapes
 
 
-def read_architecture(folder: Path) -> Architecture:
-    """The architecture of a Hugging Face folder.
+def read_architecture(folder: Path, whose: str = "student") -> Architecture:
+    """The architecture of a Hugging Face folder: a student's, or a white-box teacher's.
 
     Raises:
         InputError: no readable config.json, or an architecture that the trainer does not support.
@@ -89,9 +89,9 @@ def read_architecture(folder: Path) -> Architecture:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise InputError(
             f"{folder}/config.json cannot be read: {reason}",
-            f"Use a student of type {', '.join(SUPPORTED)}.",
+            f"Use a {whose} of type {', '.join(SUPPORTED)}.",
         ) from error
-    _refuse_what_is_not_supported(config)
+    _refuse_what_is_not_supported(config, whose)
     rope = config.rope_parameters
     return Architecture(
         model_type=config.model_type,
@@ -110,11 +110,11 @@ def read_architecture(folder: Path) -> Architecture:
     )
 
 
-def _refuse_what_is_not_supported(config: Any) -> None:
+def _refuse_what_is_not_supported(config: Any, whose: str) -> None:
     if config.model_type not in SUPPORTED:
         raise InputError(
             f"The trainer does not support the architecture {config.model_type}.",
-            f"Use a student of type {', '.join(SUPPORTED)}.",
+            f"Use a {whose} of type {', '.join(SUPPORTED)}.",
         )
     rope: dict[str, Any] = config.rope_parameters
     llama3 = rope["rope_type"] == "llama3" and all(rope[key] == value for key, value in _LLAMA3.items())
@@ -130,7 +130,7 @@ def _refuse_what_is_not_supported(config: Any) -> None:
     for what, present in unsupported.items():
         if present:
             raise InputError(
-                f"The trainer does not support {what} in the student's config.json.", "Use another student."
+                f"The trainer does not support {what} in the {whose}'s config.json.", f"Use another {whose}."
             )
 
 

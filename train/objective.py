@@ -16,7 +16,6 @@ from typing import Literal
 
 from ..store.sections import TrainConfig
 
-
 Anchored = Literal["unaudited", "response"]
 """Which tokens are held to a frozen model: those of the response that are not audited, or all of them."""
 

@@ -147,14 +147,14 @@ def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
             f"Run `omniopd train {run.path} --round {index - 1}` first.",
         )
     policy = resolve_model(run.policy_for(index, config))
-    arch = _checked(initial)
+    arch = _checked(initial, read_architecture(initial))
     check_tokenizer(arch, initial)
     if policy != initial:
         _checked(policy, arch)
     which = frozen_model(config.train)
     if which == "teacher":
         teacher = resolve_model(config.train.teacher)
-        teacher_arch = _checked(teacher)
+        teacher_arch = _checked(teacher, read_architecture(teacher, "teacher"))
         check_same_tokens(initial, teacher)
         if teacher_arch.vocabulary != arch.vocabulary:
             raise InputError(
@@ -166,9 +166,8 @@ def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
     return _Inputs(policy, initial, arch, _Frozen(initial, arch) if which else None)
 
 
-def _checked(folder: Path, arch: Architecture | None = None) -> Architecture:
-    """The architecture of a folder, given or as its config.json says, once its weights are seen to have it."""
-    arch = arch or read_architecture(folder)
+def _checked(folder: Path, arch: Architecture) -> Architecture:
+    """The architecture, once a folder's weights are seen to have it."""
     with WeightFiles(folder) as weights:
         check_weights(arch, weights.shapes(), folder)
     return arch

@@ -1,5 +1,6 @@
 """The baselines' losses against TRL's and transformers' own, and the trainer doing what each objective says."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -216,8 +217,15 @@ def test_a_white_box_teacher_that_does_not_fit_is_refused(
     wide = kit.save_student(tmp_path / "wide", "qwen3", vocab_size=128)
     other = kit.save_student(tmp_path / "other", "qwen3")
     kit.save_tokenizer(other, 90)
+    mixture = kit.save_student(tmp_path / "mixture", "qwen3")
+    config = json.loads((mixture / "config.json").read_text())
+    (mixture / "config.json").write_text(json.dumps(config | {"model_type": "qwen3_moe"}))
     kit.write_round(run, 0, kit.make_config(student), rows)
-    for teacher, message in ((wide, "128 rows in its head, and the student 97"), (other, "'w90' is 90 to the student")):
+    for teacher, message in (
+        (wide, "128 rows in its head, and the student 97"),
+        (other, "'w90' is 90 to the student"),
+        (mixture, "architecture qwen3_moe. Use a teacher of type"),
+    ):
         with pytest.raises(InputError, match=message):
             train_round(run, 0, kit.make_config(student, objective="opd", teacher=str(teacher)))
 
