@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=["compare", "ablation", "sensitivity"], action="append",
                         help="default: compare")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--curve", action="store_true", help="evaluate after every round")
     arguments = parser.parse_args()
