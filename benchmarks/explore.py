@@ -42,7 +42,7 @@ def main() -> None:
         prepare(study, task)
         base = study.base.config((f"teacher.base_url={base_url}",))
         options = StudyOptions(str(benchmark_of(study)), args.seeds, args.rounds, jobs=args.jobs, curve=args.curve)
-        print(run_study(study, "sensitivity", base, (arms, []), options, lambda line: print(line, flush=True)))
+        print(run_study(study, "explore", base, (arms, []), options, lambda line: print(line, flush=True)))
 
 
 if __name__ == "__main__":
