@@ -58,6 +58,8 @@ class _Task:
     seed: int
     rounds: int
     options: StudyOptions
+    benchmark: str
+    """Name of what options.benchmark holds."""
 
     @property
     def run(self) -> RunDir:
@@ -70,9 +72,7 @@ class _Task:
         return [k for k in range(first, self.rounds + 1) if self.options.curve or k in (0, self.rounds)]
 
     def evaluation(self, rounds: int) -> EvalDir:
-        from .stages.eval.benchmarks import load_benchmark
-
-        return eval_of_run(self.run, rounds, load_benchmark(self.options.benchmark).name)
+        return eval_of_run(self.run, rounds, self.benchmark)
 
 
 def run_study(study: StudyDir, kind: Kind, base: Config, choice: Choice, options: StudyOptions, say: Say) -> str:
@@ -87,9 +87,11 @@ def run_study(study: StudyDir, kind: Kind, base: Config, choice: Choice, options
     """
     arms, missing = choice
     rounds = options.rounds or base.run.rounds
-    _check(base, arms, options)
+    benchmark = _check(base, arms, options)
     with study.lock():
-        tasks = [_Task(study, base, arm, seed, rounds, options) for seed in range(options.seeds) for arm in arms]
+        tasks = [
+            _Task(study, base, arm, seed, rounds, options, benchmark) for seed in range(options.seeds) for arm in arms
+        ]
         for task in tasks:
             _write_config(task)
         for one in missing:
@@ -99,17 +101,19 @@ def run_study(study: StudyDir, kind: Kind, base: Config, choice: Choice, options
         return _report(study, kind, base, choice, tasks)
 
 
-def _check(base: Config, arms: Sequence[Arm], options: StudyOptions) -> None:
-    """What would be noticed only after hours."""
+def _check(base: Config, arms: Sequence[Arm], options: StudyOptions) -> str:
+    """What would be noticed only after hours. Returns the benchmark's name."""
     from .stages.audit.price import find_rates
     from .stages.audit.teachers.registry import check_kind
     from .stages.eval.benchmarks import load_benchmark
     from .stages.eval.stage import choose_graders
 
-    choose_graders((options.grader,), load_benchmark(options.benchmark))
+    benchmark = load_benchmark(options.benchmark)
+    choose_graders((options.grader,), benchmark)
     check_kind(base.teacher.kind)
     if any(arm.equal == "usd" for arm in arms) and find_rates(base.teacher).source == "unknown":
         raise UsageError("--equal usd needs a price of the teacher.", "Set teacher.price, or use --equal tokens.")
+    return benchmark.name
 
 
 def _write_config(task: _Task) -> None:

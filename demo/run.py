@@ -93,23 +93,12 @@ def _prepare(run: RunDir, rounds: int, seed: int, base_url: str, changes: dict[s
 
 def settings(prompts: Path, rounds: int, seed: int, base_url: str) -> dict[str, dict[str, object]]:
     """The demo's config: the task's settings, and where things are."""
-    here: dict[str, dict[str, object]] = {
-        # A model of a megabyte is done before vLLM has started.
-        "student": {"model": str(SUMS.student), "engine": "transformers", "dtype": "float32"},
-        "data": {
-            "prompts": str(prompts),
-            "template": SUMS.prompt_template,
-            "per_round": PROMPTS_PER_ROUND,
-            "seed": seed,
-        },
-        "generate": {"seed": seed},
-        "teacher": {"base_url": base_url, "model": TeacherServer.model, "seed": seed},
-        "train": {"seed": seed},
-        "run": {"rounds": rounds},
-    }
-    return {
-        section: {**SUMS.settings.get(section, {}), **here.get(section, {})} for section in {**here, **SUMS.settings}
-    }
+    values = SUMS.config(prompts, PROMPTS_PER_ROUND)
+    for section in ("data", "generate", "teacher", "train"):
+        values[section]["seed"] = seed
+    values["teacher"]["base_url"] = base_url
+    values["run"] = {"rounds": rounds}
+    return values
 
 
 def _replay_round(main: RunDir, control: RunDir, index: int) -> None:

@@ -18,13 +18,12 @@ from ..store.config import commented_toml
 from ..store.errors import OmniopdError
 from ..store.studies import StudyDir
 from ..study import StudyOptions, run_study
+from .run import HELD_OUT, PROMPTS_PER_ROUND
 from .tasks import TASKS, Problem, Task
 from .teacher import TeacherServer
 
-PROMPTS_PER_ROUND = 256
 POOL = 8192
 """Prompts to draw from: each seed shuffles them, and so trains on others."""
-HELD_OUT = 1000
 
 
 def study(folder: Path, task: Task, kinds: Sequence[str], options: StudyOptions) -> list[str]:
@@ -68,13 +67,8 @@ def _write(path: Path, problems: Sequence[Problem]) -> None:
 
 def settings(task: Task, prompts: Path) -> dict[str, dict[str, object]]:
     """The config that all arms begin with."""
-    values: dict[str, dict[str, object]] = {
-        "student": {"model": str(task.student), "engine": "transformers", "dtype": "float32"},
-        "data": {"prompts": str(prompts), "template": task.prompt_template, "per_round": PROMPTS_PER_ROUND},
-        "teacher": {"model": TeacherServer.model, "seed": 0},
-    }
-    for section, keys in task.settings.items():
-        values.setdefault(section, {}).update(keys)
+    values = task.config(prompts, PROMPTS_PER_ROUND)
+    values["teacher"]["seed"] = 0
     values["data"]["answer"] = "answer"
     if task.white_box:
         values["train"]["teacher"] = str(task.teacher)

@@ -18,12 +18,20 @@ where the ones column carries (or borrows), it may forget to, and is then off by
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 Split = Literal["train", "heldout"]
+
+
+class _Drawn(Hashable, Protocol):
+    @property
+    def split(self) -> Split: ...
+
+
+P = TypeVar("P", bound=_Drawn)
 
 STEPS = 3
 TERM_RANGE = (10, 99)
@@ -42,6 +50,12 @@ MIN_CARRIES = 2
 _HELDOUT_OF_TEN = 1
 _ANSWER = re.compile(r"^#### (\d+)$", re.MULTILINE)
 _QUESTION = re.compile(r"\d+(?:[+-]\d+)+")
+
+
+def split_of(question: str) -> Split:
+    """The split of a question, by its own hash."""
+    digest = hashlib.sha256(question.encode()).digest()
+    return "heldout" if digest[0] % 10 < _HELDOUT_OF_TEN else "train"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +83,7 @@ class Problem:
     @property
     def split(self) -> Split:
         """The split that this question belongs to, by its own hash."""
-        digest = hashlib.sha256(self.question.encode()).digest()
-        return "heldout" if digest[0] % 10 < _HELDOUT_OF_TEN else "train"
+        return split_of(self.question)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +144,16 @@ def grade(response: str, answer: int) -> bool:
 
 def generate(seed: int, split: Split) -> Iterator[Problem]:
     """An endless, seeded stream of a split's problems, without repeats."""
-    rng = random.Random(f"{split}:{seed}")
-    seen: set[tuple[int, ...]] = set()
+    return distinct(_draw, random.Random(f"{split}:{seed}"), split)
+
+
+def distinct(draw: Callable[[random.Random], P], rng: random.Random, split: Split) -> Iterator[P]:
+    """What is drawn of a split, endlessly and without repeats."""
+    seen: set[P] = set()
     while True:
-        problem = _draw(rng)
-        if problem.split == split and problem.terms not in seen:
-            seen.add(problem.terms)
+        problem = draw(rng)
+        if problem.split == split and problem not in seen:
+            seen.add(problem)
             yield problem
 
 

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from . import task as sums
 from . import worded
-from .teacher import MODELS
+from .teacher import MODELS, TeacherServer
 
 
 class Problem(Protocol):
@@ -53,6 +53,18 @@ class Task:
     """Sections of a run's config that suit the task: everything but prompts, seeds, rounds and where the teacher is."""
     white_box: bool
     """Whether teacher and student share a tokenizer, so that their distributions can be compared."""
+
+    def config(self, prompts: Path, per_round: int) -> dict[str, dict[str, object]]:
+        """Sections of a run's config: the settings, the models and the prompts."""
+        values: dict[str, dict[str, object]] = {
+            # A model of a megabyte is done before vLLM has started.
+            "student": {"model": str(self.student), "engine": "transformers", "dtype": "float32"},
+            "data": {"prompts": str(prompts), "template": self.prompt_template, "per_round": per_round},
+            "teacher": {"model": TeacherServer.model},
+        }
+        for section, keys in self.settings.items():
+            values.setdefault(section, {}).update(keys)
+        return values
 
 
 SUMS = Task(

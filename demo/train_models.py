@@ -19,7 +19,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,7 @@ from .task import MAX_NEW_TOKENS, Problem, Step, generate, grade, problems, solv
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 SLIP_RATE = 0.55
@@ -76,7 +77,6 @@ RECIPES = (
 def build_tokenizer() -> "PreTrainedTokenizerFast":
     """A tokenizer with one token a byte: it encodes any text, and decoding gives exactly that text back."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     reserved = [f"<reserved_{i}>" for i in range(VOCABULARY - len(SPECIALS) - len(alphabet))]
@@ -85,6 +85,13 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([*SPECIALS, *reserved])
+    return as_transformers(tokenizer)
+
+
+def as_transformers(tokenizer: "Tokenizer") -> "PreTrainedTokenizerFast":
+    """The tokenizer with its special tokens, for models to be saved with."""
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=SPECIALS[PAD],
@@ -139,9 +146,15 @@ def answer_parts(steps: list[Step], learns_slips: bool) -> Iterator[tuple[str, b
 
 def example(problem: Problem, recipe: Recipe, rng: random.Random, tokenizer: "PreTrainedTokenizerFast") -> Example:
     """One text; the prompt and the parts that do not count are ignored."""
-    ids = tokenizer.encode(problem.prompt)
+    steps = solve(problem, lambda: rng.random() < recipe.slip_rate)
+    return labelled(problem.prompt, answer_parts(steps, recipe.learns_slips), tokenizer)
+
+
+def labelled(prompt: str, answer: Iterable[tuple[str, bool]], tokenizer: "PreTrainedTokenizerFast") -> Example:
+    """A prompt, which does not count in the loss, and the parts of an answer, each with whether it does."""
+    ids = tokenizer.encode(prompt)
     labels = [IGNORE] * len(ids)
-    for text, counts in answer_parts(solve(problem, lambda: rng.random() < recipe.slip_rate), recipe.learns_slips):
+    for text, counts in answer:
         part = tokenizer.encode(text)
         ids += part
         labels += part if counts else [IGNORE] * len(part)

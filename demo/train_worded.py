@@ -24,16 +24,14 @@ from typing import TYPE_CHECKING
 from .decoder import Decoder
 from .teacher import MODELS
 from .train_models import (
-    BOS,
-    EOS,
-    IGNORE,
-    PAD,
     SPECIALS,
     Example,
     Recipe,
     accuracy,
+    as_transformers,
     build_model,
     build_tokenizer,
+    labelled,
     save,
     say,
     train,
@@ -97,7 +95,6 @@ STUDENT = Recipe("worded-student", 128, 3, 256, steps=1800, slip_rate=0.0, learn
 def build_student_tokenizer() -> "PreTrainedTokenizerFast":
     """A byte-level BPE of the student's own texts; as Qwen's, it never joins digits."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     words = pre_tokenizers.Split(Regex(r"\n| ?\d| ?[^\s\d,.:]+|[,.:]|\s"), "isolated")
@@ -114,15 +111,7 @@ def build_student_tokenizer() -> "PreTrainedTokenizerFast":
     tokenizer.train_from_iterator((prompt + answer for prompt, answer in texts), trainer)
     reserved = [f"<reserved_{i}>" for i in range(STUDENT_VOCABULARY - tokenizer.get_vocab_size())]
     tokenizer.add_special_tokens(reserved)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=SPECIALS[PAD],
-        bos_token=SPECIALS[BOS],
-        eos_token=SPECIALS[EOS],
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-        model_max_length=512,
-    )
+    return as_transformers(tokenizer)
 
 
 def student_texts(rng: random.Random) -> Iterator[tuple[str, str]]:
@@ -134,8 +123,7 @@ def student_texts(rng: random.Random) -> Iterator[tuple[str, str]]:
 def student_examples(tokenizer: "PreTrainedTokenizerFast") -> Iterator[Example]:
     """All of the answer counts, mistakes too."""
     for prompt, answer in student_texts(random.Random(STUDENT.seed)):
-        prompt_ids, answer_ids = tokenizer.encode(prompt), [*tokenizer.encode(answer), EOS]
-        yield prompt_ids + answer_ids, [IGNORE] * len(prompt_ids) + answer_ids
+        yield labelled(prompt, [(answer, True)], tokenizer)
 
 
 def teacher_examples(tokenizer: "PreTrainedTokenizerFast", training: Training, seed: int) -> Iterator[Example]:
@@ -145,13 +133,9 @@ def teacher_examples(tokenizer: "PreTrainedTokenizerFast", training: Training, s
         manners = draw_manners(rng, training)
         tasteful = rng.random() < training.taste_counts
         habits = Habits() if manners[0] == "equations" else TEACHER_SEES
-        ids = tokenizer.encode(problem.prompt)
-        labels = [IGNORE] * len(ids)
-        for piece in pieces(solve(problem, habits, rng), manners, TEACHER_WORDING, rng):
-            part = tokenizer.encode(piece.text)
-            ids += part
-            labels += part if piece.exemplary and (tasteful or not piece.taste) else [IGNORE] * len(part)
-        yield [*ids, EOS], [*labels, EOS]
+        written = pieces(solve(problem, habits, rng), manners, TEACHER_WORDING, rng)
+        counted = ((piece.text, piece.exemplary and (tasteful or not piece.taste)) for piece in written)
+        yield labelled(problem.prompt, counted, tokenizer)
 
 
 def draw_manners(rng: random.Random, training: Training) -> list[Manner]:

@@ -19,7 +19,6 @@ The student's weakness is of several kinds, each at a rate of its own (``Habits`
 right for what was written. Its synonyms are peaks of entropy that have nothing to do with mistakes.
 """
 
-import hashlib
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from .task import MIN_CARRIES, STEPS, TERM_RANGE, TOTAL_RANGE, Split, carries
+from .task import MIN_CARRIES, STEPS, TERM_RANGE, TOTAL_RANGE, Split, carries, distinct, split_of
 
 PROMPT_TEMPLATE = "{question}\n"
 """How a question becomes a prompt; the answer follows directly."""
@@ -49,7 +48,6 @@ HARD_DIGITS = (7, 8, 9)
 WRITTEN_RANGE = (0, 199)
 """Bounds of every running total that is written, mistakes included."""
 
-_HELDOUT_OF_TEN = 1
 _ANSWER = re.compile(r"^(?:####|Answer:) (\d+)$", re.MULTILINE)
 _QUESTION = re.compile(r"Has (\d+)((?:, [a-z]+ \d+)+)\.")
 
@@ -87,8 +85,7 @@ class Problem:
     @property
     def split(self) -> Split:
         """The split that this question belongs to, by its own hash."""
-        digest = hashlib.sha256(self.question.encode()).digest()
-        return "heldout" if digest[0] % 10 < _HELDOUT_OF_TEN else "train"
+        return split_of(self.question)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,13 +259,7 @@ def grade(response: str, answer: int) -> bool:
 
 def generate(seed: int, split: Split) -> Iterator[Problem]:
     """An endless, seeded stream of a split's problems, without repeats."""
-    rng = random.Random(f"worded:{split}:{seed}")
-    seen: set[Problem] = set()
-    while True:
-        problem = _draw(rng)
-        if problem.split == split and problem not in seen:
-            seen.add(problem)
-            yield problem
+    return distinct(_draw, random.Random(f"worded:{split}:{seed}"), split)
 
 
 def problems(count: int, *, seed: int, split: Split) -> list[Problem]:

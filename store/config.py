@@ -56,8 +56,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
 
 def _required(config: Config) -> list[tuple[str, str]]:
     """The keys without which a run cannot begin."""
-    asked = config.train.objective in ("omniopd", "sft")
-    return [("student", "model"), ("data", "prompts"), *([("teacher", "model")] if asked else [])]
+    teacher = [("teacher", "model")] if config.train.asks_for_text else []
+    return [("student", "model"), ("data", "prompts"), *teacher]
 
 
 def _check_objective(config: Config) -> None:

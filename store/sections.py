@@ -294,6 +294,11 @@ class TrainConfig(Section):
     seed: int = 0
     """Seed of the order of trajectories."""
 
+    @property
+    def asks_for_text(self) -> bool:
+        """Whether the objective learns from what a teacher writes."""
+        return self.objective in ("omniopd", "sft")
+
 
 class RunConfig(Section):
     rounds: int = Field(default=1, gt=0)

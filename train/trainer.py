@@ -256,10 +256,10 @@ def _steps(
     plan = plan_steps(
         len(shards), global_batch=train.global_batch, epochs=train.epochs, seed=train.seed, steps=train.steps
     )
+    anchored = anchored_tokens(train)
     for step in range(position.step, len(plan)):
         start = time.perf_counter()
         tokens = shards.tokens_of(plan[step])
-        anchored = anchored_tokens(train)
         facts = batch_facts(
             shards.loss_weight[tokens], shards.audited[tokens], shards.response[tokens],
             centre=config.score.centre if train.objective == "omniopd" else "none", normalise=train.normalise,

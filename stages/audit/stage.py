@@ -49,7 +49,7 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
     if not follow:
         round_.trajectories.require(f"omniopd generate {run.path} --round {index}")
     with round_.lock("audit"):
-        if config.train.objective in ("opd", "grpo"):
+        if not config.train.asks_for_text:
             for table in (round_.chunks, round_.rollouts):
                 table.begin(made_with(config, table.spec.name))
                 table.finish()

@@ -4,8 +4,7 @@ import contextlib
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from ..generate.engine import Request, Response, Sampling, make_engine
 from ..generate.prompts import Prompt, render
 from ..generate.repetition import repetition
 from ..generate.stage import claim_gpus
-from ..graders.find import make_grader, workers
+from ..graders.find import in_parallel, make_grader
 from ..graders.verdict import Grader, Verdict
 from ..progress import progress
 from ..student import load_tokenizer, stop_ids
@@ -225,7 +224,7 @@ def grade(results: EvalDir, grader: Grader, benchmark: Benchmark) -> None:
 
     with progress(grader.name, total, len(present)) as advance:
         for answers in _missing(results, present, grader.name):
-            table.append(_in_parallel(ask, answers, lambda: advance(1, "")))
+            table.append(in_parallel(ask, answers, lambda: advance(1, "")))
     table.finish()
 
 
@@ -234,23 +233,6 @@ def _missing(results: EvalDir, present: set[tuple[Any, ...]], grader: str) -> It
     for batch in results.responses().batches(_VERDICTS_A_PART, ["question_id", "sample_index", "response_text"]):
         answers = [_Answer(row["question_id"], row["sample_index"], row["response_text"]) for row in batch.to_pylist()]
         yield [answer for answer in answers if (answer.question_id, answer.sample_index, grader) not in present]
-
-
-def _in_parallel(
-    ask: Callable[[_Answer], dict[str, Any]], answers: Sequence[_Answer], done: Callable[[], None]
-) -> list[dict[str, Any]]:
-    executor = ThreadPoolExecutor(workers())
-
-    def count(future: Future[dict[str, Any]]) -> dict[str, Any]:
-        row = future.result()
-        done()
-        return row
-
-    try:
-        return [count(future) for future in [executor.submit(ask, answer) for answer in answers]]
-    finally:
-        # After Ctrl-C or an error, what has not begun is not begun any more.
-        executor.shutdown(cancel_futures=True)
 
 
 def _verdict_row(answer: _Answer, grader: str, reference: str | None, verdict: Verdict) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import duckdb
@@ -10,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...store.schema import REWARDS
-from ..graders.find import workers
+from ..graders.find import in_parallel
 from ..graders.verdict import Grader, Verdict
 from ..progress import Advance, progress
 from .advantages import advantages
@@ -23,14 +22,9 @@ _RESPONSES_A_PART = 4096
 def reward_parts(db: duckdb.DuckDBPyConnection, grader: Grader) -> Iterator[pa.Table]:
     """Rows of the rewards table, all samples of a prompt together."""
     ((total,),) = db.execute("SELECT count(*) FROM trajectories").fetchall()
-    executor = ThreadPoolExecutor(workers())
     with progress("grade", total) as advance:
-        try:
-            for responses in _whole_groups(db):
-                yield _rewarded(responses, _grade(executor, grader, responses, advance), grader.name)
-        finally:
-            # After Ctrl-C or an error, what has not begun is not begun any more.
-            executor.shutdown(cancel_futures=True)
+        for responses in _whole_groups(db):
+            yield _rewarded(responses, _grade(grader, responses, advance), grader.name)
 
 
 def _whole_groups(db: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
@@ -51,14 +45,9 @@ def _whole_groups(db: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _grade(executor: ThreadPoolExecutor, grader: Grader, responses: pa.Table, advance: Advance) -> list[Verdict]:
-    def told(future: Future[Verdict]) -> Verdict:
-        verdict = future.result()
-        advance(1, "")
-        return verdict
-
+def _grade(grader: Grader, responses: pa.Table, advance: Advance) -> list[Verdict]:
     pairs = zip(responses["response_text"].to_pylist(), responses["answer"].to_pylist(), strict=True)
-    return [told(future) for future in [executor.submit(grader.grade, text, answer) for text, answer in pairs]]
+    return in_parallel(lambda pair: grader.grade(*pair), pairs, lambda: advance(1, ""))
 
 
 def _rewarded(responses: pa.Table, verdicts: list[Verdict], grader: str) -> pa.Table:

@@ -149,7 +149,7 @@ def _generate(round_: RoundDir) -> StageStatus:
 
 
 def _audit(round_: RoundDir, config: Config, statuses: Counter[str]) -> StageStatus:
-    asks = config.score.weights == "teacher" and config.train.objective in ("omniopd", "sft")
+    asks = config.score.weights == "teacher" and config.train.asks_for_text
     expected = round_.chunks.manifest.rows * config.teacher.most_rollouts if asks else 0
     failed = sum(count for status, count in statuses.items() if status not in ANSWERED)
     runs = round_.stage_runs("audit")
