@@ -79,7 +79,7 @@ def plan(run: Run, set_: Set = []) -> None:
 
     Example: omniopd plan runs/first --set teacher.rollouts=20
     """
-    from .stages.view.plan import describe, plan
+    from .view.plan import describe, plan
 
     config = _config(run, set_)
     _say(describe(plan(RunDir(run), config), config))
@@ -172,8 +172,8 @@ def status(
 
     Example: omniopd status runs/first --watch
     """
-    from .stages.view.status import read_status
-    from .stages.view.status_text import show
+    from .view.status import read_status
+    from .view.status_text import show
 
     config = _config(run, [])
     if json_:
@@ -199,7 +199,7 @@ def inspect(
     """
     from rich.console import Console
 
-    from .stages.view.inspect import Selection, inspect
+    from .view.inspect import Selection, inspect
 
     console = Console(highlight=False)
     selection = Selection(where, sort, limit, offset, sample, seed)
@@ -220,7 +220,7 @@ def sql(
 
     Example: omniopd sql runs/first "SELECT round, avg(prior) FROM chunks GROUP BY round" --out priors.csv
     """
-    from .stages.view.shell import run_sql
+    from .view.shell import run_sql
 
     _config(run, [])
     run_sql(RunDir(run), query, format_, out, schema=schema, allow_files=allow_files)
@@ -236,7 +236,7 @@ def report(
 
     Example: omniopd report runs/first --out first.html
     """
-    from .stages.view.report.build import write_report
+    from .view.report.build import write_report
 
     _say(write_report(RunDir(run), _config(run, []), out or run / "report.html", trajectories))
 
@@ -306,19 +306,19 @@ def eval_(
 
     omniopd eval --compare runs/first/eval/after=003/math500 runs/first/eval/after=000/math500
     """
-    from .stages.eval.describe import describe, describe_comparison
+    from .eval.describe import describe, describe_comparison
 
     if compare is not None:
-        from .stages.eval.compare import compare as compare_
+        from .eval.compare import compare as compare_
         from .store.evals import EvalDir
 
         _say(describe_comparison(compare_(EvalDir(compare[0]), EvalDir(compare[1]))))
         return
     if model is None or not benchmark:
         raise UsageError("MODEL and --benchmark are needed.", "Example: omniopd eval runs/first --benchmark math500.")
-    from .stages.eval.results import result
-    from .stages.eval.settings import EvalSettings, find_target
-    from .stages.eval.stage import evaluate
+    from .eval.results import result
+    from .eval.settings import EvalSettings, find_target
+    from .eval.stage import evaluate
     from .stages.generate.workers import which_shard
 
     settings = EvalSettings(

@@ -103,10 +103,10 @@ def run_study(study: StudyDir, kind: Kind, base: Config, choice: Choice, options
 
 def _check(base: Config, arms: Sequence[Arm], options: StudyOptions) -> str:
     """What would be noticed only after hours. Returns the benchmark's name."""
+    from .eval.benchmarks import load_benchmark
+    from .eval.stage import choose_graders
     from .stages.audit.price import find_rates
     from .stages.audit.teachers.registry import check_kind
-    from .stages.eval.benchmarks import load_benchmark
-    from .stages.eval.stage import choose_graders
 
     benchmark = load_benchmark(options.benchmark)
     choose_graders((options.grader,), benchmark)
@@ -229,8 +229,8 @@ def _equal_budget(task: _Task, index: int) -> list[str]:
 
 
 def _evaluate(task: _Task, rounds: int) -> None:
-    from .stages.eval.settings import EvalSettings, find_target
-    from .stages.eval.stage import evaluate
+    from .eval.settings import EvalSettings, find_target
+    from .eval.stage import evaluate
 
     options = task.options
     longest = options.max_new_tokens or task.base.generate.max_new_tokens

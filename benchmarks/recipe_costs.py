@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from omniopd.stages.audit.forecast import Forecast
 from omniopd.stages.audit.teachers.anthropic import AnthropicTeacher
 from omniopd.stages.audit.teachers.gemini import GeminiTeacher
-from omniopd.stages.view.plan import forecasts, predict
 from omniopd.store.config import Config
 from omniopd.store.recipes import recipe, recipe_rows
+from omniopd.view.plan import forecasts, predict
 
 PROMPTS = {"open-r1/DAPO-Math-17k-Processed": 17_398, "PRIME-RL/Eurus-2-RL-Data": 26_758}
 """Rows, as the data sets' cards count them."""

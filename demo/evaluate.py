@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..stages.eval.estimate import Interval, paired_difference
-from ..stages.eval.settings import GREEDY
+from ..eval.estimate import Interval, paired_difference
+from ..eval.settings import GREEDY
 from ..stages.generate.engine import Request, Sampling
 from .tasks import SUMS, Problem, Task
 

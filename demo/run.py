@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..eval.estimate import Interval, wilson
 from ..run import run_round, train_stage
 from ..stages.audit.stage import audit
-from ..stages.eval.estimate import Interval, wilson
 from ..stages.score.stage import score
 from ..store.config import commented_toml
 from ..store.errors import UsageError

@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..stages.eval.estimate import wilson
+from ..eval.estimate import wilson
 from . import tasks
 from .decoder import Decoder, Job
 from .task import MAX_NEW_TOKENS, Problem, Step, generate, grade, problems, solve

@@ -8,9 +8,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from ...graders.find import in_parallel
+from ...graders.verdict import Grader, Verdict
 from ...store.schema import REWARDS
-from ..graders.find import in_parallel
-from ..graders.verdict import Grader, Verdict
 from ..progress import Advance, progress
 from .advantages import advantages
 from .sql import parts, statements

@@ -4,7 +4,7 @@ import pytest
 
 from omniopd.demo import run as demo_run
 from omniopd.demo.evaluate import gain
-from omniopd.stages.eval.estimate import Interval
+from omniopd.eval.estimate import Interval
 from omniopd.store.errors import UsageError
 from omniopd.store.layout import RunDir
 from omniopd.store.ledger import read_totals

@@ -26,13 +26,13 @@ from omniopd.stages.generate.stage import generate
 from omniopd.stages.score.rewards import _whole_groups
 from omniopd.stages.score.stage import score
 from omniopd.stages.student import end_of_turn
-from omniopd.stages.view.inspect import Selection, inspect
-from omniopd.stages.view.report.build import write_report
-from omniopd.stages.view.sql import query
-from omniopd.stages.view.status import read_status
 from omniopd.store.errors import BudgetReached, ConfigError, InputError, TableError
 from omniopd.store.ledger import NANO, read_totals
 from omniopd.store.sections import DataConfig
+from omniopd.view.inspect import Selection, inspect
+from omniopd.view.report.build import write_report
+from omniopd.view.sql import query
+from omniopd.view.status import read_status
 
 ANSWER = "27+58=85\n85-14=71\n#### 71"
 
@@ -228,8 +228,8 @@ def right(text, answer):
 @pytest.fixture
 def demo_grader(monkeypatch):
     """Grades by the demo's own last line; math-verify would start a process."""
-    from omniopd.stages.graders.dapo_regex import DapoRegex
-    from omniopd.stages.graders.verdict import Verdict
+    from omniopd.graders.dapo_regex import DapoRegex
+    from omniopd.graders.verdict import Verdict
 
     def grade(self, response, reference):
         return Verdict(right(response, reference), "right" if right(response, reference) else "wrong", response[-3:])

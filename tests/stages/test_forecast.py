@@ -7,10 +7,10 @@ from omniopd.stages.audit.price import Rates
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.work import shape_of
 from omniopd.stages.generate.stage import generate
-from omniopd.stages.view.plan import describe, forecasts, plan
-from omniopd.stages.view.status import read_status
 from omniopd.store.config import Config
 from omniopd.store.ledger import read_forecast, read_totals
+from omniopd.view.plan import describe, forecasts, plan
+from omniopd.view.status import read_status
 
 RATES = Rates(1.0, 10.0, 0.1, 1.0, "test 1")
 SHAPE = Shape(chunks=30, prefix_tokens=9000, new_tokens=2000, max_tokens=600)

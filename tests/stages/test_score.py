@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from omniopd.stages.score.stage import score
 from omniopd.stages.similarity.metrics import METRICS
-from omniopd.stages.view.sql import query
 from omniopd.store.config import Config
 from omniopd.store.errors import InputError, TableError
 from omniopd.store.layout import RunDir
 from omniopd.store.schema import SHARDS
 from omniopd.store.sections import ScoreConfig, StudentConfig
+from omniopd.view.sql import query
 
 
 def phi_char(chunk, rollout):

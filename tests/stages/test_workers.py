@@ -106,7 +106,7 @@ def test_a_worker_without_prompts_is_done_at_once(make_run):
 
 
 def test_status_shows_what_was_cut_off_and_repetition(make_run):
-    from omniopd.stages.view.status import read_status
+    from omniopd.view.status import read_status
 
     run = make_run(generate={"max_new_tokens": 6})
     generate(run, 0, run.config())

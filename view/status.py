@@ -1,0 +1,266 @@
+"""`omniopd status`: where every stage of every round stands, what it has cost, and how long it will take. Reading only.
+
+`Status` is what `--json` prints. Programs rely on it: fields are added, none renamed, and `version` is raised when one
+comes to mean something else. docs/reading-a-run.md describes it.
+"""
+
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ..stages.audit.forecast import Forecast
+from ..store.config import Config
+from ..store.journal import StageRun
+from ..store.layout import RoundDir, RunDir
+from ..store.ledger import NANO, Totals, read_forecast, read_price_sources, read_totals
+from ..store.reader import read_json_lines
+from ..store.table import Table
+
+STAGES = ("generate", "audit", "score", "train")
+ANSWERED = ("ok", "empty")
+"""Statuses of a rollout that count as an answer of the teacher."""
+
+State = Literal["missing", "partial", "running", "failed", "done"]
+
+_RECENT_STEPS = 10
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class StageStatus(_Model):
+    """One stage of one round."""
+
+    stage: Literal["generate", "audit", "score", "train"]
+    state: State
+    """partial: begun, and nobody is at it; failed: its latest run ended with `error`."""
+    unit: Literal["trajectories", "rollouts", "sequences", "steps"]
+    done: int
+    """Rows in the table, failed rollouts too, or optimizer steps."""
+    expected: int | None
+    """None where it is not known yet."""
+    failed: int
+    """Rollouts without an answer, or steps whose loss or gradient was not finite."""
+    rate_per_s: float | None
+    """Of the latest run, up to what it wrote last."""
+    eta_s: float | None
+    """Seconds left of a stage that is running."""
+    seconds: float | None
+    """Wall time of its latest run so far."""
+    error: str | None
+
+
+class Spend(_Model):
+    """What the teacher was asked for and what it cost."""
+
+    usd: float
+    budget_usd: float | None
+    reserved_usd: float
+    """For requests that are open now."""
+    tokens: int
+    """Prompt and completion tokens that count against the budget."""
+    budget_tokens: int | None
+    reserved_tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    cache_write_tokens: int
+    completion_tokens: int
+    cache_share: float | None
+    """Of the prompt tokens, read from the server's cache; None before the first."""
+    requests: int
+    unknown_requests: int
+    """Sent, and no whole answer came back: charged in full."""
+    prices: list[str]
+    """Whose prices the dollars are; "unknown" counts as free."""
+
+
+class RoundStatus(_Model):
+    """One round."""
+
+    round: int
+    stages: list[StageStatus]
+    spend: Spend
+    outcomes: dict[str, int]
+    """Rollouts by status: ok, empty, refused, filtered, failed."""
+    cut_off: float | None
+    """Share of the trajectories that ended at the limit; None where the student wrote none."""
+    repetition: float | None
+    """Mean of the trajectories' repetition; None where it was not measured."""
+    predicted: Forecast | None
+    """What its audit was to cost, before the first request; None where none has begun."""
+
+
+class Status(_Model):
+    """A whole run."""
+
+    version: Literal[1] = 1
+    run: str
+    time: datetime
+    rounds_planned: int
+    rounds: list[RoundStatus]
+    spend: Spend
+    outcomes: dict[str, int]
+    eta_s: float | None
+    """Seconds until the last planned round is trained; None while nothing runs, or nothing is known about a stage."""
+
+
+def read_status(run: RunDir, config: Config) -> Status:
+    """The state of a run, from manifests, ledger, the stages' own records and a few small columns."""
+    prices = read_price_sources(run.ledger)
+    rounds = [_round_status(run, round_, config, prices) for round_ in run.rounds()]
+    outcomes: Counter[str] = Counter()
+    for round_ in rounds:
+        outcomes.update(round_.outcomes)
+    planned = max(config.run.rounds, len(rounds))
+    return Status(
+        run=str(run.path), time=datetime.now(UTC), rounds_planned=planned, rounds=rounds,
+        spend=_spend(prices, read_totals(run.ledger), config.teacher.budget_usd, config.teacher.budget_tokens),
+        outcomes=dict(outcomes), eta_s=_eta(rounds, planned),
+    )  # fmt: skip
+
+
+def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[str]) -> RoundStatus:
+    teacher = config.teacher
+    statuses = Counter[str](round_.rollouts.read(["status"])["status"].to_pylist())
+    spend = _spend(prices, read_totals(run.ledger, round_.index), teacher.round_budget_usd, teacher.round_budget_tokens)
+    stages = [
+        _generate(round_),
+        _audit(round_, config, statuses),
+        _score(round_, config, statuses),
+        _train(run, round_),
+    ]
+    cut_off, repetition = _quality(round_)
+    predicted = read_forecast(run.ledger, round_.index)
+    return RoundStatus(
+        round=round_.index, stages=stages, spend=spend, outcomes=dict(sorted(statuses.items())), cut_off=cut_off,
+        repetition=repetition, predicted=None if predicted is None else Forecast(**predicted),
+    )  # fmt: skip
+
+
+def _generate(round_: RoundDir) -> StageStatus:
+    table, runs = round_.trajectories, round_.stage_runs("generate")
+    known = [run.expected for run in runs if run.expected is not None]
+    expected = table.manifest.rows if table.complete else sum(known) if runs and len(known) == len(runs) else None
+    return _of_table("generate", "trajectories", table, runs, expected, 0)
+
+
+def _audit(round_: RoundDir, config: Config, statuses: Counter[str]) -> StageStatus:
+    asks = config.score.weights == "teacher" and config.train.asks_for_text
+    expected = round_.chunks.manifest.rows * config.teacher.most_rollouts if asks else 0
+    failed = sum(count for status, count in statuses.items() if status not in ANSWERED)
+    runs = round_.stage_runs("audit")
+    return _of_table("audit", "rollouts", round_.rollouts, runs, expected if round_.chunks.complete else None, failed)
+
+
+def _score(round_: RoundDir, config: Config, statuses: Counter[str]) -> StageStatus:
+    if config.train.objective == "sft":
+        expected = statuses["ok"] if round_.rollouts.complete else None
+    else:
+        expected = round_.trajectories.manifest.rows if round_.trajectories.complete else None
+    return _of_table("score", "sequences", round_.shards, round_.stage_runs("score"), expected, 0)
+
+
+def _of_table(
+    stage: Literal["generate", "audit", "score"], unit: Literal["trajectories", "rollouts", "sequences"], table: Table,
+    runs: list[StageRun], expected: int | None, failed: int,
+) -> StageStatus:  # fmt: skip
+    manifest = table.manifest
+    latest = _latest(runs)
+    rate = None
+    if latest is not None:
+        # A part's name begins with the time of its writing, ns.
+        times = [(int(part.name.split("-")[1]) / 1e9, part.rows) for part in manifest.parts]
+        rows = sum(rows for written, rows in times if written > latest.started_at)
+        if rows:
+            rate = rows / max(max(written for written, _ in times) - latest.started_at, 1e-9)
+    state = _state(manifest.complete, manifest.rows > 0, runs)
+    return _stage(stage, state, unit, manifest.rows, expected, failed, rate, latest)
+
+
+def _train(run: RunDir, round_: RoundDir) -> StageStatus:
+    steps = read_json_lines(run.metrics / f"train-round={round_.index:03d}.jsonl")
+    runs = round_.stage_runs("train")
+    latest = _latest(runs)
+    done = round_.policy.is_dir()
+    recent = [step["seconds"] for step in steps[-_RECENT_STEPS:]]
+    rate = len(recent) / sum(recent) if sum(recent) else None
+    expected = len(steps) if done else None if latest is None else latest.expected
+    skipped = sum(bool(step["skipped"]) for step in steps)
+    state = _state(done, bool(steps) or round_.checkpoint.is_dir(), runs)
+    return _stage("train", state, "steps", len(steps), expected, skipped, rate, latest)
+
+
+def _stage(
+    stage: Literal["generate", "audit", "score", "train"], state: State,
+    unit: Literal["trajectories", "rollouts", "sequences", "steps"], done: int, expected: int | None, failed: int,
+    rate: float | None, latest: StageRun | None,
+) -> StageStatus:  # fmt: skip
+    left = None if expected is None else max(expected - done, 0)
+    eta = left / rate if state == "running" and left is not None and rate else None
+    seconds = None
+    if latest is not None and latest.state != "killed":
+        seconds = max((time.time() if latest.ended_at is None else latest.ended_at) - latest.started_at, 0.0)
+    return StageStatus(
+        stage=stage, state=state, unit=unit, done=done, expected=expected, failed=failed, rate_per_s=rate, eta_s=eta,
+        seconds=seconds, error=latest.error if state == "failed" and latest is not None else None,
+    )  # fmt: skip
+
+
+def _latest(runs: list[StageRun]) -> StageRun | None:
+    """The run that tells most: one that failed, else the last that began."""
+    return max(runs, key=lambda run: (run.state == "failed", run.started_at), default=None)
+
+
+def _state(complete: bool, begun: bool, runs: list[StageRun]) -> State:
+    states = {run.state for run in runs}
+    if complete:
+        return "done"
+    if "running" in states:
+        return "running"
+    if "failed" in states:
+        return "failed"
+    return "partial" if begun or "killed" in states else "missing"
+
+
+def _spend(prices: list[str], totals: Totals, budget_usd: float | None, budget_tokens: int | None) -> Spend:
+    return Spend(
+        usd=totals.charged_nusd / NANO, budget_usd=budget_usd, reserved_usd=totals.reserved_nusd / NANO,
+        tokens=totals.charged_tokens, budget_tokens=budget_tokens, reserved_tokens=totals.reserved_tokens,
+        prompt_tokens=totals.prompt_tokens, cached_tokens=totals.cached_tokens,
+        cache_write_tokens=totals.cache_write_tokens, completion_tokens=totals.completion_tokens,
+        cache_share=totals.cached_tokens / totals.prompt_tokens if totals.prompt_tokens else None,
+        requests=totals.requests, unknown_requests=totals.unknown, prices=prices,
+    )  # fmt: skip
+
+
+def _quality(round_: RoundDir) -> tuple[float | None, float | None]:
+    """Share cut off at the limit, and mean repetition: what tells of a student that has gone astray."""
+    import pyarrow.compute as pc
+
+    table = round_.trajectories.read(["finish_reason", "repetition"])
+    reasons = table["finish_reason"].to_pylist()
+    if all(reason == "none" for reason in reasons):
+        return None, None
+    repetition = pc.mean(table["repetition"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+    return reasons.count("length") / table.num_rows, repetition
+
+
+def _eta(rounds: list[RoundStatus], planned: int) -> float | None:
+    """What is left of the stage that runs, and for each stage that is to come what it took before, on average."""
+    running = [stage for round_ in rounds for stage in round_.stages if stage.state == "running"]
+    if len(running) != 1 or running[0].eta_s is None:
+        return None
+    took = {
+        name: [s.seconds for r in rounds for s in r.stages if s.stage == name and s.state == "done" and s.seconds]
+        for name in STAGES
+    }
+    to_come = Counter(s.stage for r in rounds for s in r.stages if s.state not in ("done", "running"))
+    to_come.update(dict.fromkeys(STAGES, planned - len(rounds)))
+    needed = [name for name in STAGES if to_come[name]]
+    if not all(took[name] for name in needed):
+        return None
+    return running[0].eta_s + sum(to_come[name] * sum(took[name]) / len(took[name]) for name in needed)
