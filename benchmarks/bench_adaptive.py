@@ -21,8 +21,7 @@ import polars as pl
 from omniopd.demo.run import settings
 from omniopd.demo.task import problems
 from omniopd.demo.teacher import TeacherServer
-from omniopd.stages.audit.enough import Adaptive
-from omniopd.stages.audit.similar import find_enough
+from omniopd.method.stopping import Adaptive, stopping_rule
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.stage import generate
 from omniopd.store.config import commented_toml
@@ -89,8 +88,8 @@ def from_the_demo(folder: Path, trajectories: int, temperature: float) -> Popula
     rows = pl.DataFrame(run.round(0).rollouts.read(["chunk_id", "rollout_index", "text", "status"]))
     chunks = pl.DataFrame(run.round(0).chunks.read(["chunk_id", "chunk_text", "prior"]))
     rows = rows.join(chunks, on="chunk_id").sort("chunk_id", "rollout_index")
-    enough = find_enough(run.config(("teacher.rollouts=adaptive",)))
-    phi = enough.phi(rows["chunk_text"].to_list(), rows["text"].to_list())
+    rule = stopping_rule(run.config(("teacher.rollouts=adaptive",)))
+    phi = rule.phi(rows["chunk_text"].to_list(), rows["text"].to_list())
     phi_CR = np.array(phi, dtype=np.float64).reshape(-1, SHOWN + TRUTH)
     priors = rows.unique("chunk_id").sort("chunk_id")["prior"].to_numpy()
     name = f"the demo's teacher, T = {temperature:g}"
@@ -113,7 +112,7 @@ def asked(rule: Adaptive, population: Population) -> Any:
     counts: list[int] = []
     for phi_R, prior in zip(population.phi_CR.tolist(), population.prior_C.tolist(), strict=True):
         seen: dict[int, float | None] = {}
-        while len(seen) < (wanted := rule.wanted(seen, prior)):
+        while len(seen) < (wanted := rule.target_count(seen, prior)):
             seen = dict(enumerate(phi_R[:wanted]))
         counts.append(len(seen))
     return np.array(counts)

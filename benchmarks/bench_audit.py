@@ -22,8 +22,8 @@ from typing import Any
 import openai
 import uvloop
 
+from omniopd.method.stopping import Fixed
 from omniopd.stages.audit.client import open_session
-from omniopd.stages.audit.enough import Fixed
 from omniopd.stages.audit.flow import Flow
 from omniopd.stages.audit.group_commit import GroupCommit
 from omniopd.stages.audit.price import Rates

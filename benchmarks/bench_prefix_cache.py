@@ -30,8 +30,8 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
+from omniopd.method.stopping import Fixed
 from omniopd.stages.audit.client import open_session
-from omniopd.stages.audit.enough import Fixed
 from omniopd.stages.audit.flow import Flow
 from omniopd.stages.audit.group_commit import GroupCommit
 from omniopd.stages.audit.price import Rates

@@ -132,8 +132,8 @@ def timed_stage(folder: Path, phi: str) -> dict[str, float]:
 
 def child(folder: Path, phi: str) -> None:
     """What `timed_stage` starts."""
+    from omniopd.method.similarity.units import _kinds
     from omniopd.stages.score.stage import score
-    from omniopd.stages.similarity.units import _kinds
 
     _kinds()  # a quarter of a second, once a process
     shutil.rmtree(folder / "round=000" / "scores", ignore_errors=True)

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ...method.stopping import StoppingRule
 from ...store.batch_book import Batch, BatchRow
 from ...store.errors import Interrupted, TeacherError
 from ...store.ledger import Reservation, Settlement
@@ -20,7 +21,6 @@ from ...store.table import Table
 from ..progress import Advance
 from .batches.api import Batches, Intent, Refused, Unsure
 from .client import Outcome
-from .enough import Enough
 from .flow import budget_reached, drain, seed_of
 from .group_commit import GroupCommit
 from .models import ModelWatch
@@ -50,20 +50,20 @@ class BatchFlow:
     """One round's audit by batches. Answers that were fetched are in the table, however it ended."""
 
     def __init__(
-        self, table: Table, index: int, config: TeacherConfig, enough: Enough, teacher: Teacher, batches: Batches,
+        self, table: Table, index: int, config: TeacherConfig, rule: StoppingRule, teacher: Teacher, batches: Batches,
         rates: Rates, commit: GroupCommit, prefixes_of: PrefixesOf, advance: Advance,
     ) -> None:  # fmt: skip
         self._table = table
         self._index = index
         self._config = config
-        self._enough = enough
+        self._rule = rule
         self._teacher = teacher
         self._batches = batches
         self._rates = rates.batch()
         self._commit = commit
         self._prefixes_of = prefixes_of
         self._advance = advance
-        self._choices = min(enough.most, teacher.most_choices or enough.most)
+        self._choices = min(rule.most, teacher.most_choices or rule.most)
         self._stopped = asyncio.Event()
         self._watch = ModelWatch(config.model)
 
@@ -114,7 +114,7 @@ class BatchFlow:
 
     def _split(self, work: Work) -> list[tuple[int, ...]]:
         """The rollouts that are wanted now, by request."""
-        wanted = self._enough.wanted(work.phi, work.prior)
+        wanted = self._rule.target_count(work.phi, work.prior)
         step = tuple(index for index in work.missing if index < wanted)
         return [step[start : start + self._choices] for start in range(0, len(step), self._choices)]
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ...method.peaks import Chunks, select_chunks
 from ...store.sections import SelectConfig
-from .select import Chunks, select_chunks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

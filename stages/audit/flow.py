@@ -19,13 +19,13 @@ from typing import Any
 import aiohttp
 import orjson
 
+from ...method.stopping import StoppingRule
 from ...store.errors import BudgetReached, Interrupted, OmniopdError, TeacherError
 from ...store.ledger import NANO, Reservation, Settlement
 from ...store.sections import TeacherConfig
 from ...store.table import Table
 from ..progress import Advance
 from .client import Outcome, pause_s, post
-from .enough import Enough
 from .group_commit import GroupCommit
 from .models import ModelWatch
 from .pace import Gate
@@ -48,20 +48,20 @@ class Flow:
     """One round's audit. After `run`, every answer that came is in the table, however it ended."""
 
     def __init__(
-        self, table: Table, index: int, config: TeacherConfig, enough: Enough, teacher: Teacher, rates: Rates,
+        self, table: Table, index: int, config: TeacherConfig, rule: StoppingRule, teacher: Teacher, rates: Rates,
         commit: GroupCommit, advance: Advance,
     ) -> None:  # fmt: skip
         self._table = table
         self._index = index
         self._config = config
-        self._enough = enough
+        self._rule = rule
         self._teacher = teacher
         self._rates = rates
         self._commit = commit
         self._advance = advance
         self._gate = Gate(config.max_concurrency, config.rpm, config.tpm)
         self._stop: OmniopdError | None = None
-        self._choices = min(enough.most, teacher.most_choices or enough.most)
+        self._choices = min(rule.most, teacher.most_choices or rule.most)
         """How many continuations one request may ask for; some servers ignore `n`."""
         self._open = 0
         """Requests that are reserved and not settled."""
@@ -107,7 +107,7 @@ class Flow:
     def worst_case(self, work: Work) -> tuple[int, int]:
         """Most that a chunk can cost if every request is answered: nano-dollars and tokens."""
         sizes: list[int] = []
-        for before, look in itertools.pairwise((0, *self._enough.looks)):
+        for before, look in itertools.pairwise((0, *self._rule.checkpoints)):
             n = sum(before <= index < look for index in work.missing)
             sizes += [min(self._choices, n - done) for done in range(0, n, self._choices)]
         usages = [self._teacher.worst_case(self._ask(work, work.missing[:size])) for size in sizes]
@@ -143,11 +143,11 @@ class Flow:
                 await self._complete(session, work, last_turn)
 
     async def _complete(self, session: aiohttp.ClientSession, work: Work, last_turn: bool) -> None:
-        """Ask until the chunk has rollouts enough, or there is no sense in asking on."""
+        """Ask until the chunk has rollouts rule, or there is no sense in asking on."""
         missing, phi = work.missing, dict(work.phi)
         warm = False
         while missing and self._stop is None:
-            wanted = self._enough.wanted(phi, work.prior)
+            wanted = self._rule.target_count(phi, work.prior)
             step = tuple(index for index in missing if index < wanted)
             if not step:
                 self._advance(len(missing), self._spent)
@@ -155,7 +155,7 @@ class Flow:
             texts, put_back = await self._step(session, work, missing, step, warm, last_turn)
             missing, warm = tuple(index for index in missing if index not in texts), True
             try:
-                phi |= zip(texts, self._enough.phi([work.chunk_text] * len(texts), list(texts.values())), strict=True)
+                phi |= zip(texts, self._rule.phi([work.chunk_text] * len(texts), list(texts.values())), strict=True)
             except OmniopdError as error:  # of a metric that somebody else wrote
                 self._end(error)
             if put_back:

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from ...method.stopping import adaptive_checkpoints
 from ...store.config import Config
 from ...store.ledger import NANO, Usage
 from ...store.sections import TeacherConfig
-from .enough import adaptive_looks
 from .price import Rates
 from .teacher import Continuation
 from .teachers.common import CONTINUE
@@ -58,7 +58,7 @@ def forecast(
     """Predict one way to audit a round of this shape. Adaptive rollouts are counted at the most there can be."""
     n = config.teacher.most_rollouts
     choices = min(n, _most_choices(config.teacher) or n)
-    looks = adaptive_looks(n) if config.teacher.rollouts == "adaptive" else (n,)
+    looks = adaptive_checkpoints(n) if config.teacher.rollouts == "adaptive" else (n,)
     each = sum(-(-(look - before) // choices) for before, look in pairwise((0, *looks)))
     # A whole answer (sft) continues nothing, so there is nothing to say about it.
     tells = continuation == "instruct" and config.train.objective != "sft"

@@ -4,12 +4,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from ...method.boundaries import clean_start_table
 from ...store.config import Config, made_with
 from ...store.errors import InputError
 from ...store.layout import RoundDir, RunDir
 from ...store.policy import resolve_model
 from ..student import load_tokenizer, stop_ids
-from .boundaries import clean_start_table
 from .chunks import COLUMNS, chunks_of, whole_answers
 
 _TRAJECTORIES_AT_A_TIME = 512

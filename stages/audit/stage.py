@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 import polars as pl
 import uvloop
 
+from ...method.stopping import stopping_rule
 from ...store.config import Config, made_with
 from ...store.errors import BudgetReached
 from ...store.layout import RoundDir, RunDir
@@ -24,7 +25,6 @@ from .forecast import as_row, forecast
 from .group_commit import GroupCommit
 from .price import Rates, find_rates
 from .selection import Selection
-from .similar import find_enough
 from .teacher import Teacher
 from .work import Todo, Work, keys_present, open_todo, prefixes_of, shape_of
 
@@ -74,7 +74,7 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
 async def _audit(run: RunDir, round_: RoundDir, config: Config, selection: Selection, follow: bool) -> None:
     rates = find_rates(config.teacher)
     shown = rates.batch() if config.teacher.mode == "batch" else rates
-    enough = find_enough(config)
+    rule = stopping_rule(config)
     teacher = await find_teacher(config.teacher)
     sys.stderr.write(
         f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why}); {_priced(shown)}\n"
@@ -90,15 +90,15 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config, selection: Selec
         await drain(table, round_.index, commit, lambda chunk_ids: keys_present(round_, chunk_ids))
         if selection.complete:
             _predict(ledger, round_, config, rates, teacher)
-        todo = functools.partial(open_todo, round_, config, enough, run.path / ".spill")
-        total = round_.chunks.manifest.rows * enough.most if selection.complete else None
+        todo = functools.partial(open_todo, round_, config, rule, run.path / ".spill")
+        total = round_.chunks.manifest.rows * rule.most if selection.complete else None
         with progress("audit", total, table.manifest.rows) as advance:
             async with open_session(config.teacher, teacher.headers) as session:
                 # Whatever the mode is now: the rollouts of an open batch must not be asked for a second time.
                 if config.teacher.mode == "batch" or ledger.batches.open(round_.index):
                     async with open_batches(config.teacher, teacher, session) as batches:
                         flow = BatchFlow(
-                            table, round_.index, config.teacher, enough, teacher, batches, rates, commit,
+                            table, round_.index, config.teacher, rule, teacher, batches, rates, commit,
                             functools.partial(prefixes_of, round_), advance,
                         )  # fmt: skip
                         with _interruptible(flow, "leaving the batches to the provider"):
@@ -106,7 +106,7 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config, selection: Selec
                             if config.teacher.mode == "batch":
                                 await _ask_within_budget(config, flow, flow.run, ledger, todo)
                 if config.teacher.mode == "live":
-                    flow = Flow(table, round_.index, config.teacher, enough, teacher, rates, commit, advance)
+                    flow = Flow(table, round_.index, config.teacher, rule, teacher, rates, commit, advance)
                     ask = functools.partial(flow.run, session)
                     sent = "waiting for the requests that were sent; Ctrl-C again drops them (they stay charged)"
                     with _interruptible(flow, sent):

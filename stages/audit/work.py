@@ -9,11 +9,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from ...method.stopping import StoppingRule
 from ...store.config import Config
 from ...store.layout import RoundDir
 from ...store.ledger import Budget
 from ...store.sql import connect, limit
-from .enough import Enough
 from .forecast import Shape
 from .teacher import max_tokens_for
 
@@ -69,26 +69,26 @@ class Work:
 class Todo:
     """The missing work of a round, as its tables were when this was made."""
 
-    def __init__(self, db: duckdb.DuckDBPyConnection, config: Config, enough: Enough) -> None:
+    def __init__(self, db: duckdb.DuckDBPyConnection, config: Config, rule: StoppingRule) -> None:
         self._db = db
         self._config = config
-        self._enough = enough
+        self._rule = rule
         db.execute("CREATE TABLE judged (chunk_id VARCHAR, wanted INTEGER, phi STRUCT(index INTEGER, phi DOUBLE)[])")
-        if len(enough.looks) > 1:
+        if len(rule.checkpoints) > 1:
             self._judge()
-        db.execute(_TODO.replace("$n", str(enough.most)))
+        db.execute(_TODO.replace("$n", str(rule.most)))
 
     def _judge(self) -> None:
         """Write down how many rollouts each chunk wants that has some and not all."""
         with contextlib.closing(self._db.cursor()) as cursor:
-            for batch in cursor.sql(_ANSWERS, params={"n": self._enough.most}).to_arrow_reader(_ROWS_AT_A_TIME):
+            for batch in cursor.sql(_ANSWERS, params={"n": self._rule.most}).to_arrow_reader(_ROWS_AT_A_TIME):
                 rows = batch.to_pylist()
                 texts = [text for row in rows for text in row["texts"]]
-                values = iter(self._enough.phi([row["chunk_text"] for row in rows for _ in row["texts"]], texts))
+                values = iter(self._rule.phi([row["chunk_text"] for row in rows for _ in row["texts"]], texts))
                 judged: list[dict[str, Any]] = []
                 for row in rows:
                     phi = dict(zip(row["indices"], values, strict=False))
-                    wanted = self._enough.wanted(phi, row["prior"])
+                    wanted = self._rule.target_count(phi, row["prior"])
                     judged.append({"chunk_id": row["chunk_id"], "wanted": wanted,
                                    "phi": [{"index": i, "phi": value} for i, value in phi.items()]})  # fmt: skip
                 self._db.register("judged_batch", pa.Table.from_pylist(judged, schema=_JUDGED))
@@ -127,7 +127,7 @@ class Todo:
                 yield from map(self._work, batch.to_pylist())
 
     def _work(self, row: Mapping[str, Any]) -> Work:
-        missing = tuple(i for i in range(self._enough.most) if i not in row["present"])
+        missing = tuple(i for i in range(self._rule.most) if i not in row["present"])
         return Work(
             row["chunk_id"], row["trajectory_id"], row["question"], row["prompt_text"], row["prefix_text"], missing,
             max_tokens_for(self._config, row["end"] - row["start"]), tuple(row["cuts"] or ()), row["chunk_text"],
@@ -136,7 +136,7 @@ class Todo:
 
 
 @contextlib.contextmanager
-def open_todo(round_: RoundDir, config: Config, enough: Enough, spill: Path) -> Iterator[Todo]:
+def open_todo(round_: RoundDir, config: Config, rule: StoppingRule, spill: Path) -> Iterator[Todo]:
     """The missing work of a round.
 
     Args:
@@ -144,7 +144,7 @@ def open_todo(round_: RoundDir, config: Config, enough: Enough, spill: Path) -> 
     """
     with contextlib.closing(connect([round_])) as db:
         limit(db, config.score.memory_gb, config.score.threads, spill)
-        yield Todo(db, config, enough)
+        yield Todo(db, config, rule)
 
 
 def shape_of(round_: RoundDir, config: Config) -> Shape:

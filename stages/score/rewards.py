@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from ...graders.find import in_parallel
 from ...graders.verdict import Grader, Verdict
+from ...method.advantages import advantages
 from ...store.schema import REWARDS
 from ..progress import Advance, progress
-from .advantages import advantages
 from .sql import parts, statements
 
 _RESPONSES_A_PART = 4096

@@ -16,13 +16,13 @@ from duckdb.func import ARROW, SPECIAL
 from duckdb.sqltypes import DOUBLE, VARCHAR
 
 from ...graders.find import make_grader
+from ...method.similarity.metrics import find_metric, make_encoder, similarities
 from ...store.config import Config, made_with
 from ...store.errors import InputError
 from ...store.layout import RoundDir, RunDir
 from ...store.policy import resolve_model
 from ...store.sql import connect, create_view, limit
 from ...store.table import Table
-from ..similarity.metrics import find_metric, make_encoder, similarities
 from ..student import end_of_turn, load_tokenizer
 from .answers import answer_shards
 from .checks import check_inputs, check_shards

@@ -9,13 +9,13 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ...method.similarity.metrics import METRICS, Metric, find_metric, make_encoder, similarities
 from ...store.config import Config
 from ...store.errors import InputError
 from ...store.layout import RoundDir, RunDir
 from ...store.policy import resolve_model, weights_hash
 from ...store.schema import ESTIMATOR_STUDY, TRUTH
 from ..progress import progress
-from ..similarity.metrics import METRICS, Metric, find_metric, make_encoder, similarities
 from .estimator import Comparison, Estimate, compare
 from .optimum import Evidence, Optimum, optimum
 from .oracle import Oracle, Text

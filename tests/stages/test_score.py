@@ -9,8 +9,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omniopd.method.similarity.metrics import METRICS
 from omniopd.stages.score.stage import score
-from omniopd.stages.similarity.metrics import METRICS
 from omniopd.store.config import Config
 from omniopd.store.errors import InputError, TableError
 from omniopd.store.layout import RunDir

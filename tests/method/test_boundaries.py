@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from omniopd.stages.audit.boundaries import clean_start_table
+from omniopd.method.boundaries import clean_start_table
 
 TEXT = "naïve 数学 🙂🙃 x²+π≈3, done"
 

@@ -9,8 +9,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniopd.stages.audit.enough import FIRST, STEP, Adaptive, Fixed, half_width
-from omniopd.stages.audit.similar import find_enough
+from omniopd.method.stopping import FIRST, STEP, Adaptive, Fixed, half_width, stopping_rule
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.stage import generate
 from omniopd.stages.score.stage import score
@@ -28,9 +27,9 @@ def rule(most=20, precision=0.07, alpha=1.0):
 def ask_until_enough(rule, truth, prior):
     """Rollouts that an undisturbed audit would ask for."""
     phi = {}
-    while len(phi) < (wanted := rule.wanted(phi, prior)):
+    while len(phi) < (wanted := rule.target_count(phi, prior)):
         assert wanted <= rule.most
-        assert wanted in rule.looks
+        assert wanted in rule.checkpoints
         phi |= {i: truth[i] for i in range(wanted)}
     return phi
 
@@ -54,7 +53,7 @@ def test_any_part_that_is_left_by_a_kill_leads_to_the_same_rollouts(truth, prior
     r = rule(most, precision)
     whole = ask_until_enough(r, truth, prior)
     phi = {i: truth[i] for i in survived if i in whole}
-    while missing := [i for i in range(r.wanted(phi, prior)) if i not in phi]:
+    while missing := [i for i in range(r.target_count(phi, prior)) if i not in phi]:
         phi |= {i: truth[i] for i in missing}
     assert phi == whole
 
@@ -78,7 +77,7 @@ def test_a_teacher_of_one_mind_is_asked_less_often_than_one_of_two():
 
 
 def test_the_interval_holds_what_it_says_and_stopping_early_moves_the_mean_little():
-    """95 % is for a single look; with several looks, and where both modes may be missed, it is a little less."""
+    """95 % is for a single look; with several checkpoints, and where both modes may be missed, it is a little less."""
     rng = np.random.default_rng(0)
     r = rule(most=20, precision=0.15, alpha=0.0)
     errors, covered = [], 0
@@ -135,7 +134,7 @@ def test_each_chunk_has_as_many_rollouts_as_its_own_answers_call_for(run, teache
     teacher.behave = undecided(teacher)
     config = run.config(("teacher.price={input=1.0, output=5.0}",))
     audit(run, 0, config)
-    enough = find_enough(config)
+    rule = stopping_rule(config)
     chunks = {c["chunk_id"]: c for c in run.round(0).chunks.read().to_pylist()}
     rows = sorted(run.round(0).rollouts.read().to_pylist(), key=lambda r: r["rollout_index"])
     found = per_chunk(run)
@@ -143,8 +142,8 @@ def test_each_chunk_has_as_many_rollouts_as_its_own_answers_call_for(run, teache
     for chunk_id, indices in found.items():
         chunk = chunks[chunk_id]
         texts = [row["text"] for row in rows if row["chunk_id"] == chunk_id]
-        phi = dict(zip(indices, enough.phi([chunk["chunk_text"]] * len(texts), texts), strict=True))
-        assert indices == list(range(len(ask_until_enough(enough, phi, chunk["prior"]))))
+        phi = dict(zip(indices, rule.phi([chunk["chunk_text"]] * len(texts), texts), strict=True))
+        assert indices == list(range(len(ask_until_enough(rule, phi, chunk["prior"]))))
     sizes = {len(indices) for indices in found.values()}
     assert len(sizes) > 1, "some chunks were stopped early"
     assert {body["n"] for body in teacher.bodies} == {FIRST, STEP}
@@ -215,5 +214,5 @@ def test_what_decides_may_not_change_under_the_rollouts(run, teacher):
 
 
 def test_a_fixed_number_is_fixed():
-    assert Fixed(7).wanted({}, 0.5) == 7
-    assert Fixed(7).looks == (7,)
+    assert Fixed(7).target_count({}, 0.5) == 7
+    assert Fixed(7).checkpoints == (7,)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
-from omniopd.stages.similarity.metrics import METRICS, find_metric, similarities
-from omniopd.stages.similarity.units import CharUnits, WordUnits, pairs_of
+from omniopd.method.similarity.metrics import METRICS, find_metric, similarities
+from omniopd.method.similarity.units import CharUnits, WordUnits, pairs_of
 from omniopd.store.errors import InputError
 from omniopd.store.sections import METRIC_NAMES, ScoreConfig
 
@@ -156,7 +156,7 @@ def test_a_longer_rollout_is_cut_an_empty_one_is_a_miss_and_an_empty_chunk_is_no
 def test_a_pair_does_not_depend_on_the_batch_it_is_in(name, monkeypatch):
     pairs = [pair for pair in PAIRS if len(pair[0]) < 400][:600]
     together = phi(METRICS[name], pairs)
-    monkeypatch.setattr("omniopd.stages.similarity.metrics._SLICE_BYTES", 1000)
+    monkeypatch.setattr("omniopd.method.similarity.metrics._SLICE_BYTES", 1000)
     assert phi(METRICS[name], pairs) == together
 
 

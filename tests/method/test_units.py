@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from omniopd.stages.similarity.units import CharUnits, DigitUnits, TokenUnits, WordUnits, pairs_of
+from omniopd.method.similarity.units import CharUnits, DigitUnits, TokenUnits, WordUnits, pairs_of
 
 PATTERN = r"\w+|[^\w\s]"
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniopd.stages.score.advantages import advantages
+from omniopd.method.advantages import advantages
 
 
 def naive(rewards, groups):

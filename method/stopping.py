@@ -1,5 +1,5 @@
 # pyright: strict
-"""How many rollouts a chunk needs: N, or as many as its own answers call for. Pure.
+"""How many rollouts a chunk needs: N, or as many as its own answers call for.
 
 The weight of a chunk is off from the expected similarity μ by at most
 
@@ -14,12 +14,15 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ..store.config import Config
 
 FIRST = 4
 """Rollouts before the first look: from fewer, a spread cannot be told."""
 STEP = 2
-"""Rollouts between looks."""
+"""Rollouts between checkpoints."""
 _CONFIDENCE = 0.95
 _PRIOR_WEIGHT = 1
 """How many observations the largest possible spread counts for: a few equal answers do not prove that all are."""
@@ -29,7 +32,7 @@ Similar = Callable[[Sequence[str], Sequence[str]], list[float | None]]
 """φ of chunks and rollouts, pair by pair; None where a chunk has nothing to compare."""
 
 
-class Enough(Protocol):
+class StoppingRule(Protocol):
     """Decides how many of a chunk's rollouts are wanted."""
 
     @property
@@ -38,7 +41,7 @@ class Enough(Protocol):
         ...
 
     @property
-    def looks(self) -> tuple[int, ...]:
+    def checkpoints(self) -> tuple[int, ...]:
         """The numbers of rollouts at which it may stop, rising, the last of which is the most."""
         ...
 
@@ -46,7 +49,7 @@ class Enough(Protocol):
         """Similarity of chunks and rollouts, pair by pair, as far as it decides anything. None: there is no answer."""
         ...
 
-    def wanted(self, phi: Mapping[int, float | None], prior: float) -> int:
+    def target_count(self, phi: Mapping[int, float | None], prior: float) -> int:
         """How many rollouts (0 to that number) a chunk should have, as far as its answers tell.
 
         Args:
@@ -63,19 +66,19 @@ class Fixed:
     most: int
 
     @property
-    def looks(self) -> tuple[int, ...]:
+    def checkpoints(self) -> tuple[int, ...]:
         return (self.most,)
 
     def phi(self, chunks: Sequence[str], texts: Sequence[str | None]) -> list[float | None]:
         return [None] * len(texts)
 
-    def wanted(self, phi: Mapping[int, float | None], prior: float) -> int:
+    def target_count(self, phi: Mapping[int, float | None], prior: float) -> int:
         return self.most
 
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Look after 4, 6, 8, ... rollouts, and stop where the interval of π̂ is narrow enough.
+    """Look after 4, 6, 8, ... rollouts, and stop where the interval of π̂ is narrow rule.
 
     A look sees the rollouts below its number and no other, so an audit that was killed asks for what an undisturbed one
     would have asked for.
@@ -87,15 +90,15 @@ class Adaptive:
     similar: Similar
 
     @property
-    def looks(self) -> tuple[int, ...]:
-        return adaptive_looks(self.most)
+    def checkpoints(self) -> tuple[int, ...]:
+        return adaptive_checkpoints(self.most)
 
     def phi(self, chunks: Sequence[str], texts: Sequence[str | None]) -> list[float | None]:
         pairs = zip(self.similar(chunks, [text or "" for text in texts]), texts, strict=True)
         return [None if text is None else phi for phi, text in pairs]
 
-    def wanted(self, phi: Mapping[int, float | None], prior: float) -> int:
-        for look in self.looks[:-1]:
+    def target_count(self, phi: Mapping[int, float | None], prior: float) -> int:
+        for look in self.checkpoints[:-1]:
             if any(index not in phi for index in range(look)):
                 return look
             seen = [value for index in range(look) if (value := phi[index]) is not None]
@@ -104,7 +107,7 @@ class Adaptive:
         return self.most
 
 
-def adaptive_looks(most: int) -> tuple[int, ...]:
+def adaptive_checkpoints(most: int) -> tuple[int, ...]:
     """The numbers of rollouts at which an adaptive chunk may stop."""
     return (*range(min(FIRST, most), most, STEP), most)
 
@@ -133,3 +136,19 @@ def _quantile(freedom: int) -> float:
     from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     return float(stdtrit(freedom, (1 + _CONFIDENCE) / 2))
+
+
+def stopping_rule(config: "Config") -> StoppingRule:
+    """What the config says about the number of rollouts.
+
+    Raises:
+        InputError: the similarity that decides cannot be used.
+    """
+    teacher = config.teacher
+    if teacher.rollouts != "adaptive":
+        return Fixed(teacher.rollouts)
+    # Brings in what only adaptive rollouts need.
+    from .similarity.metrics import similarity_of_texts
+
+    similar = similarity_of_texts(config)
+    return Adaptive(teacher.max_rollouts, teacher.precision, config.score.alpha, similar)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniopd.stages.audit.select import select_chunks
+from omniopd.method.peaks import select_chunks
 
 
 def reference(scores, clean, chunks, c, overlap):

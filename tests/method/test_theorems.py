@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omniopd.method.similarity.metrics import METRICS, similarities
+from omniopd.method.similarity.units import WordUnits
 from omniopd.stages.score.stage import score
-from omniopd.stages.similarity.metrics import METRICS, similarities
-from omniopd.stages.similarity.units import WordUnits
 from omniopd.store.config import Config
 from omniopd.store.layout import RunDir
 from omniopd.store.sections import ScoreConfig

@@ -6,7 +6,7 @@ metric, and an empty chunk is not judged (null).
 """
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq, Levenshtein
 from rapidfuzz.process import cpdist
 
+from ...stages.student import load_tokenizer
 from ...store.config import Config
 from ...store.errors import InputError
 from ...store.policy import resolve_model
 from ...store.sections import METRIC_GROUP, ScoreConfig
-from ..student import load_tokenizer
 from .units import CharUnits, DigitUnits, Encoder, Pairs, TokenUnits, WordUnits, pairs_of
 
 Metric = Callable[[Pairs], NDArray[np.float64]]
@@ -202,3 +202,18 @@ def make_encoder(config: Config) -> Encoder:
     if config.score.unit == "token":
         return TokenUnits(load_tokenizer(resolve_model(config.student.model)))
     return {"word": WordUnits, "char": CharUnits, "digit": DigitUnits}[config.score.unit]()
+
+
+def similarity_of_texts(config: Config) -> Callable[[Sequence[str], Sequence[str]], list[float | None]]:
+    """φ as the config has it, of a few chunks and rollouts that are in memory.
+
+    Raises:
+        InputError: the metric cannot be used.
+    """
+    metric, encoder = find_metric(config.score), make_encoder(config)
+
+    def similar(chunks: Sequence[str], texts: Sequence[str]) -> list[float | None]:
+        columns = (pa.chunked_array([pa.array(column, pa.string())]) for column in (chunks, texts))
+        return similarities(metric, encoder, *columns).to_pylist()
+
+    return similar
