@@ -197,7 +197,7 @@ def _train_and_evaluate(task: _Task, log: TextIO) -> float:
 
 def _borrow(task: _Task, index: int, config: Config, say: Say) -> None:
     from .stages.study.borrow import borrow
-    from .store.policy import resolve_model, weights_hash
+    from .store.model import resolve_model, weights_hash
 
     run = task.run
     # The reference arm's folder has the shortest name, and the most to lend.

@@ -32,8 +32,8 @@ import omniopd
 from omniopd.stages.generate.engine import Request, Sampling
 from omniopd.stages.generate.prompts import Prompt
 from omniopd.stages.generate.stage import Rows, Writer
-from omniopd.stages.student import load_tokenizer
 from omniopd.store.config import Config
+from omniopd.store.model import load_tokenizer
 from omniopd.store.schema import TRAJECTORIES
 from omniopd.store.table import Table
 

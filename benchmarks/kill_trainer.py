@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from omniopd.store.layout import RunDir
-from omniopd.store.policy import weights_hash
+from omniopd.store.model import weights_hash
 from omniopd.train.checkpoint import Checkpoints
 from omniopd.train.metrics import MetricsLog
 

@@ -16,11 +16,10 @@ from ..stages.generate.prompts import Prompt, render
 from ..stages.generate.repetition import repetition
 from ..stages.generate.stage import claim_gpus
 from ..stages.progress import progress
-from ..stages.student import load_tokenizer, stop_ids
 from ..store.config import Config
 from ..store.errors import ConfigChangedError, UsageError
 from ..store.evals import EvalDir
-from ..store.policy import resolve_model, weights_hash
+from ..store.model import load_tokenizer, resolve_model, stop_ids, weights_hash
 from ..store.shard import ALONE, Shard
 from ..store.table import Table
 from .benchmarks import Benchmark, Question, load_benchmark

@@ -8,7 +8,7 @@ from typing import Literal
 from ..store import files
 from ..store.errors import InputError, UsageError
 from ..store.layout import RunDir
-from ..store.policy import say_precision
+from ..store.model import say_precision
 
 Dtype = Literal["keep", "float32", "bfloat16", "float16"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from ..store import files
-from ..store.policy import say_precision
+from ..store.model import say_precision
 from .hf_model import write_weights
 from .model import Student
 from .parallel import on_first_rank

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from ..store.config import Config, made_with
 from ..store.errors import InputError, Interrupted
 from ..store.layout import RoundDir, RunDir
-from ..store.policy import resolve_model, weights_hash
+from ..store.model import resolve_model, weights_hash
 from ..store.sections import TrainConfig
 from .architecture import (
     Architecture,

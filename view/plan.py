@@ -12,10 +12,9 @@ from ..stages.audit.price import find_rates
 from ..stages.audit.teacher import max_tokens_for
 from ..stages.generate.prompts import questions_of_round, read_questions, render
 from ..stages.generate.stage import samples_of
-from ..stages.student import load_tokenizer
 from ..store.config import Config
 from ..store.layout import RunDir
-from ..store.policy import resolve_model
+from ..store.model import load_tokenizer, resolve_model
 
 _PROMPTS_READ = 512
 """Prompts tokenized to find their mean length."""

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq, Levenshtein
 from rapidfuzz.process import cpdist
 
-from ...stages.student import load_tokenizer
 from ...store.config import Config
 from ...store.errors import InputError
-from ...store.policy import resolve_model
+from ...store.model import load_tokenizer, resolve_model
 from ...store.sections import METRIC_GROUP, ScoreConfig
 from .units import CharUnits, DigitUnits, Encoder, Pairs, TokenUnits, WordUnits, pairs_of
 

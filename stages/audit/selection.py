@@ -8,8 +8,7 @@ from ...method.boundaries import clean_start_table
 from ...store.config import Config, made_with
 from ...store.errors import InputError
 from ...store.layout import RoundDir, RunDir
-from ...store.policy import resolve_model
-from ..student import load_tokenizer, stop_ids
+from ...store.model import load_tokenizer, resolve_model, stop_ids
 from .chunks import COLUMNS, chunks_of, whole_answers
 
 _TRAJECTORIES_AT_A_TIME = 512

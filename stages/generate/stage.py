@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ...store.config import Config, made_with
 from ...store.errors import InputError
 from ...store.layout import RunDir
-from ...store.policy import resolve_model, weights_hash
+from ...store.model import load_tokenizer, resolve_model, stop_ids, weights_hash
 from ...store.shard import ALONE, Shard
 from ...store.table import Table
 from ..progress import progress
-from ..student import load_tokenizer, stop_ids
 from .engine import Engine, Request, Response, Sampling, make_engine
 from .prompts import Prompt, questions_of_round, read_problems, render, user_message
 from .repetition import repetition

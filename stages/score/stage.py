@@ -20,10 +20,9 @@ from ...method.similarity.metrics import find_metric, make_encoder, similarities
 from ...store.config import Config, made_with
 from ...store.errors import InputError
 from ...store.layout import RoundDir, RunDir
-from ...store.policy import resolve_model
+from ...store.model import end_of_turn, load_tokenizer, resolve_model
 from ...store.sql import connect, create_view, limit
 from ...store.table import Table
-from ..student import end_of_turn, load_tokenizer
 from .answers import answer_shards
 from .checks import check_inputs, check_shards
 from .rewards import reward_parts

@@ -13,7 +13,7 @@ from ...method.similarity.metrics import METRICS, Metric, find_metric, make_enco
 from ...store.config import Config
 from ...store.errors import InputError
 from ...store.layout import RoundDir, RunDir
-from ...store.policy import resolve_model, weights_hash
+from ...store.model import resolve_model, weights_hash
 from ...store.schema import ESTIMATOR_STUDY, TRUTH
 from ..progress import progress
 from .estimator import Comparison, Estimate, compare

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ...store.errors import InputError
-from ..student import load_tokenizer
+from ...store.model import load_tokenizer
 from .oracle import Text, Truth
 
 _LOGITS_HELD = 1 << 27

@@ -25,9 +25,9 @@ from omniopd.stages.generate.prompts import read_problems
 from omniopd.stages.generate.stage import generate
 from omniopd.stages.score.rewards import _whole_groups
 from omniopd.stages.score.stage import score
-from omniopd.stages.student import end_of_turn
 from omniopd.store.errors import BudgetReached, ConfigError, InputError, TableError
 from omniopd.store.ledger import NANO, read_totals
+from omniopd.store.model import end_of_turn
 from omniopd.store.sections import DataConfig
 from omniopd.view.inspect import Selection, inspect
 from omniopd.view.report.build import write_report

@@ -11,7 +11,7 @@ import torch
 
 from omniopd.store.config import Config
 from omniopd.store.layout import RunDir
-from omniopd.store.policy import weights_hash
+from omniopd.store.model import weights_hash
 
 VOCABULARY = 97
 

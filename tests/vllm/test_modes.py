@@ -15,8 +15,8 @@ pytest.importorskip("vllm")
 from omniopd.stages.generate.engine import Request, Sampling, make_engine
 from omniopd.stages.generate.rescore import Rescored
 from omniopd.stages.generate.vllm_engine import VllmEngine
-from omniopd.stages.student import load_tokenizer
 from omniopd.store.config import Config
+from omniopd.store.model import load_tokenizer
 
 TOLERANCE = 1e-4
 
