@@ -57,7 +57,7 @@ def family(pid: int) -> list[int]:
 
 class Bench:
     def __init__(self, folder: Path) -> None:
-        from omniopd.stages.generate.vllm_engine import VllmEngine
+        from omniopd.stages.generate.engines.vllm_engine import VllmEngine
 
         config = Config.model_validate(
             {"student": {"model": str(folder), "engine": "vllm"}, "generate": {"max_new_tokens": TOKENS}}

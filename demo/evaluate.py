@@ -24,7 +24,7 @@ def evaluate(folder: Path, problems: Sequence[Problem], seed: int, task: Task = 
     """One response a problem and kind of decoding."""
     from transformers import AutoTokenizer
 
-    from ..stages.generate.transformers_engine import TransformersEngine
+    from ..stages.generate.engines.transformers_engine import TransformersEngine
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     engine = TransformersEngine(str(folder), "float32", batch_size=256)

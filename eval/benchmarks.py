@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..stages.dataset import Source, as_answer, as_question, as_tests, cell, collect, read_frame
+from ..stages.generate.dataset import Source, as_answer, as_question, as_tests, cell, collect, read_frame
 from ..store.errors import InputError, UsageError
 
 

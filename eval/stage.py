@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..graders.find import in_parallel, make_grader
 from ..graders.verdict import Grader, Verdict
-from ..stages.generate.engine import Request, Response, Sampling, make_engine
+from ..stages.generate.engine import Request, Response, Sampling
+from ..stages.generate.engines.registry import make_engine
 from ..stages.generate.prompts import Prompt, render
 from ..stages.generate.repetition import repetition
 from ..stages.generate.stage import claim_gpus

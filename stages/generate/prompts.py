@@ -9,7 +9,7 @@ import numpy as np
 
 from ...store.errors import InputError
 from ...store.sections import DataConfig
-from ..dataset import Source, as_answer, as_question, as_tests, cell, collect, read_frame
+from .dataset import Source, as_answer, as_question, as_tests, cell, collect, read_frame
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,8 @@ from ...store.model import load_tokenizer, resolve_model, stop_ids, weights_hash
 from ...store.shard import ALONE, Shard
 from ...store.table import Table
 from ..progress import progress
-from .engine import Engine, Request, Response, Sampling, make_engine
+from .engine import Engine, Request, Response, Sampling
+from .engines.registry import make_engine
 from .prompts import Prompt, questions_of_round, read_problems, render, user_message
 from .repetition import repetition
 from .workers import claim_devices

@@ -7,7 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from omniopd.stages.generate.engine import Request, Sampling, make_engine
+from omniopd.stages.generate.engine import Request, Sampling
+from omniopd.stages.generate.engines.registry import make_engine
 from omniopd.store.config import Config
 from omniopd.store.errors import InputError
 

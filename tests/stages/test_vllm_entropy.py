@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from omniopd.stages.generate.vllm_entropy import RewindableGenerator, entropies
+from omniopd.stages.generate.engines.vllm_entropy import RewindableGenerator, entropies
 
 
 def test_entropy_of_log_probs_is_exact_and_finite():

@@ -12,9 +12,10 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from omniopd.stages.generate.engine import Request, Sampling, make_engine
-from omniopd.stages.generate.rescore import Rescored
-from omniopd.stages.generate.vllm_engine import VllmEngine
+from omniopd.stages.generate.engine import Request, Sampling
+from omniopd.stages.generate.engines.registry import make_engine
+from omniopd.stages.generate.engines.rescore import Rescored
+from omniopd.stages.generate.engines.vllm_engine import VllmEngine
 from omniopd.store.config import Config
 from omniopd.store.model import load_tokenizer
 

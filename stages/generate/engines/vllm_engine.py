@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from ...store.config import Config
-from ...store.errors import InputError
-from .engine import Request, Response, Sampling, check_fits
+from ....store.config import Config
+from ....store.errors import InputError
+from ..engine import Request, Response, Sampling, check_fits
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
-_EXTENSION = "omniopd.stages.generate.vllm_entropy.EntropyWorker"
+_EXTENSION = "omniopd.stages.generate.engines.vllm_entropy.EntropyWorker"
 
 _MEMORY_BESIDE_RESCORER = 0.6
 """vLLM's share of the GPU where a second copy of the model has to fit too."""

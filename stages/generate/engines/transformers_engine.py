@@ -9,8 +9,8 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from ..engine import Request, Response, Sampling, check_fits
 from .cache import growing_cache
-from .engine import Request, Response, Sampling, check_fits
 from .sampling import log_probs_and_entropy, sample, uniforms
 
 _BATCH_SIZE = 64

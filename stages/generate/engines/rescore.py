@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from .engine import Engine, Request, Response, Sampling
+from ..engine import Engine, Request, Response, Sampling
 from .sampling import log_probs_and_entropy
 
 _TOKENS_AT_A_TIME = 16384

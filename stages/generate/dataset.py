@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..store.errors import InputError
+from ...store.errors import InputError
 
 if TYPE_CHECKING:
     import polars as pl

@@ -1,0 +1,1 @@
+"""The engines: transformers, vLLM, and a second, teacher-forced pass for either."""

@@ -1,0 +1,48 @@
+"""Which engine a config means."""
+
+import importlib.util
+import sys
+
+from ....store.config import Config
+from ..engine import Engine
+
+
+def make_engine(folder: str, config: Config, longest_prompt: int, *, entropies: bool = True) -> Engine:
+    """The engine that the config names, with the model of `folder` loaded.
+
+    Args:
+        longest_prompt: Tokens of the longest prompt that it will be given.
+        entropies: False for a caller that wants texts alone: log-probs and entropies may then be NaN, and no second
+            pass computes them.
+
+    Raises:
+        InputError: the engine is not installed, or cannot load the model.
+    """
+    # Each engine brings in seconds of imports.
+    from .rescore import Rescored, Rescorer
+
+    rescore = entropies and config.generate.entropy == "rescore"
+    if _name(config) == "transformers":
+        from .transformers_engine import TransformersEngine
+
+        engine = TransformersEngine(folder, config.student.dtype, config.generate.batch_size)
+        return Rescored(engine, Rescorer(folder, config.train.precision)) if rescore else engine
+    from .vllm_engine import VllmEngine
+
+    if not entropies:
+        return VllmEngine(folder, config, longest_prompt, decode_entropies=False)
+    if not rescore:
+        engine = VllmEngine(folder, config, longest_prompt, decode_entropies=True)
+        problem = engine.check_entropies()
+        if not problem:
+            return engine
+        engine.close()
+        sys.stderr.write(f"{problem}: falling back to generate.entropy = rescore\n")
+    engine = VllmEngine(folder, config, longest_prompt, decode_entropies=False)
+    return Rescored(engine, Rescorer(folder, config.train.precision))
+
+
+def _name(config: Config) -> str:
+    if config.student.engine != "auto":
+        return config.student.engine
+    return "vllm" if importlib.util.find_spec("vllm") else "transformers"
