@@ -28,7 +28,7 @@ from omniopd.stages.audit.flow import Flow
 from omniopd.stages.audit.group_commit import GroupCommit
 from omniopd.stages.audit.price import Rates
 from omniopd.stages.audit.teachers.openai import Host, OpenAITeacher
-from omniopd.stages.audit.work import Work
+from omniopd.stages.audit.todo import Work
 from omniopd.store.ledger import Budget, Ledger
 from omniopd.store.schema import ROLLOUTS
 from omniopd.store.sections import TeacherConfig

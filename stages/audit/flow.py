@@ -26,13 +26,13 @@ from ...store.sections import TeacherConfig
 from ...store.table import Table
 from ..progress import Advance
 from .client import Outcome, pause_s, post
+from .concurrency import Gate
 from .group_commit import GroupCommit
-from .models import ModelWatch
-from .pace import Gate
 from .price import Rates
 from .rows import Receipt, billed, unbilled
+from .served_model import ModelWatch
 from .teacher import Answer, Ask, Teacher
-from .work import Work
+from .todo import Work
 
 _PART_REQUESTS = 4096
 _SECONDS_BETWEEN_PARTS = 10.0

@@ -17,16 +17,16 @@ from ...store.errors import BudgetReached
 from ...store.layout import RoundDir, RunDir
 from ...store.ledger import Budget, Ledger
 from ..progress import progress
-from .batch_flow import BatchFlow
 from .batches.api import open_batches
+from .batches.flow import BatchFlow
+from .chunk_writer import ChunkWriter
 from .client import find_teacher, open_session
 from .flow import Flow, budget_reached, drain
 from .forecast import as_row, forecast
 from .group_commit import GroupCommit
 from .price import Rates, find_rates
-from .selection import Selection
 from .teacher import Teacher
-from .work import Todo, Work, keys_present, open_todo, prefixes_of, shape_of
+from .todo import Todo, Work, keys_present, open_todo, prefixes_of, shape_of
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 """At trajectories that are still being written."""
@@ -54,7 +54,7 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
                 table.begin(made_with(config, table.spec.name))
                 table.finish()
             return f"{config.train.objective}: no teacher is asked"
-        selection = Selection(run, round_, config)
+        selection = ChunkWriter(run, round_, config)
         if config.score.weights == "constant":
             while not selection.extend():
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -71,7 +71,7 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
     return summary(round_, config)
 
 
-async def _audit(run: RunDir, round_: RoundDir, config: Config, selection: Selection, follow: bool) -> None:
+async def _audit(run: RunDir, round_: RoundDir, config: Config, selection: ChunkWriter, follow: bool) -> None:
     rates = find_rates(config.teacher)
     shown = rates.batch() if config.teacher.mode == "batch" else rates
     rule = stopping_rule(config)
@@ -136,7 +136,7 @@ def _predict(ledger: Ledger, round_: RoundDir, config: Config, rates: Rates, tea
 
 async def _ask_as_they_come(
     run: Callable[[Iterable[Work]], Awaitable[None]],
-    selection: Selection,
+    selection: ChunkWriter,
     open_todo: Callable[[], contextlib.AbstractContextManager[Todo]],
 ) -> None:
     """Ask for what `generate` has committed, part after part, until it has finished."""

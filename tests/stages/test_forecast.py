@@ -5,7 +5,7 @@ import pytest
 from omniopd.stages.audit.forecast import Forecast, Shape, continuations, forecast
 from omniopd.stages.audit.price import Rates
 from omniopd.stages.audit.stage import audit
-from omniopd.stages.audit.work import shape_of
+from omniopd.stages.audit.todo import shape_of
 from omniopd.stages.generate.stage import generate
 from omniopd.store.config import Config
 from omniopd.store.ledger import read_forecast, read_totals

@@ -8,7 +8,7 @@ from email.utils import format_datetime
 import pytest
 
 from omniopd.stages.audit.client import retry_after_s
-from omniopd.stages.audit.pace import Gate, Rate, Window
+from omniopd.stages.audit.concurrency import AimdWindow, Gate, RateLimiter
 
 
 def turn(window):
@@ -18,7 +18,7 @@ def turn(window):
 
 
 def test_the_window_doubles_until_it_is_cut_and_then_grows_by_one_a_turn():
-    window = Window(1000)
+    window = AimdWindow(1000)
     sizes = []
     for _ in range(4):
         sizes.append(window.size)
@@ -33,7 +33,7 @@ def test_the_window_doubles_until_it_is_cut_and_then_grows_by_one_a_turn():
 
 
 def test_requests_that_were_sent_under_the_old_window_cut_it_once():
-    window = Window(64)
+    window = AimdWindow(64)
     turn(window)
     for _ in range(10):
         window.throttled(sent=1.0, now=2.0)
@@ -43,7 +43,7 @@ def test_requests_that_were_sent_under_the_old_window_cut_it_once():
 
 
 def test_a_window_that_is_not_full_does_not_grow_and_none_leaves_its_bounds():
-    window = Window(9)
+    window = AimdWindow(9)
     window.answered(3)
     assert window.size == 8
     for _ in range(5):
@@ -52,16 +52,16 @@ def test_a_window_that_is_not_full_does_not_grow_and_none_leaves_its_bounds():
     for sent in range(10):
         window.throttled(float(sent), float(sent))
     assert window.size == 1
-    assert Window(3).size == 3
+    assert AimdWindow(3).size == 3
 
 
 def test_a_rate_spreads_what_it_lets_through_and_takes_back_what_was_not_used():
-    rate = Rate(60)
+    rate = RateLimiter(60)
     assert [rate.wait_s(1, 100.0) for _ in range(3)] == [0.0, 1.0, 2.0]
     rate.give_back(2)
     assert rate.wait_s(1, 100.0) == 1.0
     assert rate.wait_s(1, 200.0) == 0.0, "an idle minute is not saved up"
-    assert Rate(None).wait_s(1e9, 0.0) == 0.0
+    assert RateLimiter(None).wait_s(1e9, 0.0) == 0.0
 
 
 def test_a_pause_holds_for_everyone_and_places_are_given_in_order():

@@ -131,7 +131,7 @@ def test_a_crash_right_after_the_creation_finds_the_same_batch_again(run, server
 
 def test_a_crash_while_it_waits_goes_on_waiting_for_the_same_batch(run, server, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("omniopd.stages.audit.batch_flow.BatchFlow.collect", dying_collect())
+        patch.setattr("omniopd.stages.audit.batches.flow.BatchFlow.collect", dying_collect())
         die(run)
     audit(run, 0, run.config())
     assert_every_rollout_is_there_once(run)
@@ -184,7 +184,7 @@ def test_a_creation_whose_answer_was_lost_is_found_at_once(run, server):
 
 
 def test_a_crash_half_way_through_the_results_neither_loses_nor_doubles_a_row(run, server, monkeypatch):
-    monkeypatch.setattr("omniopd.stages.audit.batch_flow._SETTLED_TOGETHER", 4)
+    monkeypatch.setattr("omniopd.stages.audit.batches.flow._SETTLED_TOGETHER", 4)
     real, settled = Ledger.commit, []
 
     def dying(ledger, reservations, settlements, batch=None):

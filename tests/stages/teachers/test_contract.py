@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from omniopd.stages.audit.client import find_teacher, open_session, post
-from omniopd.stages.audit.models import same_model
+from omniopd.stages.audit.served_model import same_model
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.teacher import Ask, Reply
 from omniopd.stages.audit.teachers import openai

@@ -14,7 +14,7 @@ from .chunks import COLUMNS, chunks_of, whole_answers
 _TRAJECTORIES_AT_A_TIME = 512
 
 
-class Selection:
+class ChunkWriter:
     """The chunks table of a round, as far as its trajectories are there."""
 
     def __init__(self, run: RunDir, round_: RoundDir, config: Config) -> None:

@@ -12,22 +12,22 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...method.stopping import StoppingRule
-from ...store.batch_book import Batch, BatchRow
-from ...store.errors import Interrupted, TeacherError
-from ...store.ledger import Reservation, Settlement
-from ...store.sections import TeacherConfig
-from ...store.table import Table
-from ..progress import Advance
-from .batches.api import Batches, Intent, Refused, Unsure
-from .client import Outcome
-from .flow import budget_reached, drain, seed_of
-from .group_commit import GroupCommit
-from .models import ModelWatch
-from .price import Rates
-from .rows import Receipt, billed, unbilled
-from .teacher import Ask, Teacher
-from .work import Work
+from ....method.stopping import StoppingRule
+from ....store.batch_book import Batch, BatchRow
+from ....store.errors import Interrupted, TeacherError
+from ....store.ledger import Reservation, Settlement
+from ....store.sections import TeacherConfig
+from ....store.table import Table
+from ...progress import Advance
+from ..client import Outcome
+from ..flow import budget_reached, drain, seed_of
+from ..group_commit import GroupCommit
+from ..price import Rates
+from ..rows import Receipt, billed, unbilled
+from ..served_model import ModelWatch
+from ..teacher import Ask, Teacher
+from ..todo import Work
+from .api import Batches, Intent, Refused, Unsure
 
 _SETTLED_TOGETHER = 1024
 _UNSURE_BEFORE_GIVING_UP = 20

@@ -12,7 +12,7 @@ from collections import deque
 _FIRST_WINDOW = 8
 
 
-class Window:
+class AimdWindow:
     """How many requests may be in flight: doubles with every turn at first, is halved when the server says that it is
     too much, and from then on grows by one a turn."""
 
@@ -41,7 +41,7 @@ class Window:
             self._cut_at = now
 
 
-class Rate:
+class RateLimiter:
     """At most so much a minute, evenly spread."""
 
     def __init__(self, per_minute: float | None) -> None:
@@ -63,9 +63,9 @@ class Gate:
     """Lets a request through when the window, the rates and the server allow it, in order of arrival."""
 
     def __init__(self, most: int, rpm: float | None, tpm: float | None) -> None:
-        self.window = Window(most)
-        self._requests = Rate(rpm)
-        self._tokens = Rate(tpm)
+        self.window = AimdWindow(most)
+        self._requests = RateLimiter(rpm)
+        self._tokens = RateLimiter(tpm)
         self._in_flight = 0
         self._paused_until = -math.inf
         self._waiting: deque[asyncio.Future[None]] = deque()
