@@ -10,7 +10,7 @@ import typer
 from .store.config import Config, commented_toml
 from .store.errors import Interrupted, OmniopdError, UsageError
 from .store.layout import RunDir
-from .study_cli import study
+from .study.cli import study
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -15,9 +15,9 @@ from typing import Any
 from omniopd.demo.study import benchmark_of, prepare
 from omniopd.demo.tasks import TASKS
 from omniopd.demo.teacher import TeacherServer
-from omniopd.stages.study.arms import REFERENCE, Arm
 from omniopd.store.studies import StudyDir
-from omniopd.study import StudyOptions, run_study
+from omniopd.study.runner.arms import REFERENCE, Arm
+from omniopd.study.runner.runner import StudyOptions, run_study
 
 
 def arm(name: str, changes: dict[str, Any]) -> Arm:

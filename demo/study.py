@@ -17,7 +17,7 @@ from pathlib import Path
 from ..store.config import commented_toml
 from ..store.errors import OmniopdError
 from ..store.studies import StudyDir
-from ..study import StudyOptions, run_study
+from ..study.runner import StudyOptions, run_study
 from .run import HELD_OUT, PROMPTS_PER_ROUND
 from .tasks import TASKS, Problem, Task
 from .teacher import TeacherServer
@@ -28,7 +28,7 @@ POOL = 8192
 
 def study(folder: Path, task: Task, kinds: Sequence[str], options: StudyOptions) -> list[str]:
     """Run studies of an embedded task; goes on where it was stopped. Returns their tables."""
-    from ..stages.study.arms import ablation_arms, compare_arms, sensitivity_arms
+    from ..study.arms import ablation_arms, compare_arms, sensitivity_arms
 
     study_ = StudyDir(folder / task.name)
     tables: list[str] = []

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...eval.estimate import Difference, Interval
+from ..eval.estimate import Difference, Interval
 from .arms import REFERENCE, Choice, Equal, Kind
 from .results import BEFORE
 from .statistics import SeedGain, paired_by_question, paired_by_seed, t_interval

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from .store.config import Config
-from .store.layout import RunDir
-from .store.studies import StudyDir
+from ..store.config import Config
+from ..store.layout import RunDir
+from ..store.studies import StudyDir
 
 study = typer.Typer(no_args_is_help=True, help="Compare methods and settings over seeds; or study a run's estimator.")
 
@@ -49,8 +49,8 @@ def compare(
 
     Example: omniopd study compare studies/first --benchmark math500 --seeds 5 --rounds 3
     """
-    from .stages.study.arms import compare_arms
-    from .study import StudyOptions, run_study
+    from .arms import compare_arms
+    from .runner import StudyOptions, run_study
 
     options = StudyOptions(benchmark, seeds, rounds, samples, max_new_tokens, temperature, grader, equal, jobs, curve)
     base = _config(study, set_)
@@ -75,8 +75,8 @@ def ablation(
 
     Example: omniopd study ablation studies/first --benchmark math500 --seeds 5 --rounds 3
     """
-    from .stages.study.arms import ablation_arms
-    from .study import StudyOptions, run_study
+    from .arms import ablation_arms
+    from .runner import StudyOptions, run_study
 
     options = StudyOptions(
         benchmark, seeds, rounds, samples, max_new_tokens, temperature, grader, jobs=jobs, curve=curve
@@ -107,8 +107,8 @@ def sensitivity(
 
     Example: omniopd study sensitivity studies/first --benchmark math500 --grid score.alpha=0,0.5,1,4
     """
-    from .stages.study.arms import parse_grids, sensitivity_arms
-    from .study import StudyOptions, run_study
+    from .arms import parse_grids, sensitivity_arms
+    from .runner import StudyOptions, run_study
 
     options = StudyOptions(
         benchmark, seeds, rounds, samples, max_new_tokens, temperature, grader, jobs=jobs, curve=curve
@@ -131,7 +131,7 @@ def study_estimator(
 
     Example: omniopd study estimator runs/first --teacher Qwen/Qwen3-32B --round 0
     """
-    from .stages.study.stage import study_estimator
+    from .estimator.study import study_estimator
 
     _say(study_estimator(RunDir(run), round_, _config(run, set_), teacher))
 
@@ -147,7 +147,7 @@ def study_alpha(
 
     Example: omniopd study alpha runs/first --round 0
     """
-    from .stages.study.stage import study_alpha
+    from .estimator.study import study_alpha
 
     _say(study_alpha(RunDir(run), round_, _config(run, set_), teacher))
 

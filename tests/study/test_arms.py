@@ -8,7 +8,9 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniopd.stages.study.arms import (
+from omniopd.store.config import config_of
+from omniopd.store.errors import ConfigError, UsageError
+from omniopd.study.runner.arms import (
     REFERENCE,
     ablation_arms,
     arm_values,
@@ -17,11 +19,9 @@ from omniopd.stages.study.arms import (
     parse_grids,
     sensitivity_arms,
 )
-from omniopd.stages.study.arms_table import markdown, summarise
-from omniopd.stages.study.results import BEFORE
-from omniopd.stages.study.statistics import paired_by_question, paired_by_seed, t_interval
-from omniopd.store.config import config_of
-from omniopd.store.errors import ConfigError, UsageError
+from omniopd.study.runner.results import BEFORE
+from omniopd.study.runner.statistics import paired_by_question, paired_by_seed, t_interval
+from omniopd.study.runner.table import markdown, summarise
 
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...eval.estimate import Difference, Interval, paired_difference
+from ..eval.estimate import Difference, Interval, paired_difference
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from omniopd.demo.study import settings
 from omniopd.demo.task import problems
 from omniopd.demo.tasks import SUMS
 from omniopd.demo.teacher import TeacherServer
-from omniopd.stages.study.arms import ablation_arms, sensitivity_arms
 from omniopd.store.config import commented_toml
 from omniopd.store.errors import ConfigChangedError, UsageError
 from omniopd.store.ledger import read_totals
 from omniopd.store.studies import StudyDir
-from omniopd.study import StudyOptions, run_study
+from omniopd.study.runner.arms import ablation_arms, sensitivity_arms
+from omniopd.study.runner.runner import StudyOptions, run_study
 
 TIMES = ("generate_s", "audit_s", "score_s", "train_s")
 

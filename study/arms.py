@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from ...store.config import Config
-from ...store.errors import UsageError
+from ..store.config import Config
+from ..store.errors import UsageError
 
 Kind = Literal["compare", "ablation", "sensitivity", "explore"]
 """explore: arms that a user of this package describes (benchmarks/explore.py)."""

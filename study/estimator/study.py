@@ -10,16 +10,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ...method.similarity.metrics import METRICS, Metric, find_metric, make_encoder, similarities
+from ...stages.progress import progress
 from ...store.config import Config
 from ...store.errors import InputError
 from ...store.layout import RoundDir, RunDir
 from ...store.model import resolve_model, weights_hash
 from ...store.schema import ESTIMATOR_STUDY, TRUTH
-from ..progress import progress
-from .estimator import Comparison, Estimate, compare
-from .optimum import Evidence, Optimum, optimum
+from .alpha import Evidence, Optimum, optimum
+from .compare import Comparison, Estimate, compare
+from .echo_server import EchoServer
 from .oracle import Oracle, Text
-from .server import EchoServer
 
 SERVER = "server"
 """In place of a model: the config's own teacher, if it returns log-probs."""

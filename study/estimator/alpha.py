@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .estimator import Estimate, estimate
+from .compare import Estimate, estimate
 
 _RESAMPLES = 2000
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import polars as pl
 
-from ...store.config import Config, made_with
-from ...store.layout import RoundDir
-from ...store.ledger import NANO, Usage
-from ...store.sections import TeacherConfig
-from ...store.table import Table
-from ..audit.price import Rates, find_rates
+from ..stages.audit.price import Rates, find_rates
+from ..store.config import Config, made_with
+from ..store.layout import RoundDir
+from ..store.ledger import NANO, Usage
+from ..store.sections import TeacherConfig
+from ..store.table import Table
 
 _TOKENS = ("prompt_tokens", "cached_tokens", "cache_write_tokens")
 """Columns that hold a row's share of its request."""

@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ...eval.results import matrix, result
-from ...store.evals import EvalDir
-from ...store.layout import RoundDir, RunDir
-from ...store.ledger import NANO, read_totals
+from ..eval.results import matrix, result
+from ..store.evals import EvalDir
+from ..store.layout import RoundDir, RunDir
+from ..store.ledger import NANO, read_totals
 from .arms import Arm
 
 BEFORE = "student before"

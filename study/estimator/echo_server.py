@@ -7,10 +7,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...stages.audit.client import find_teacher, open_session, post
+from ...stages.audit.teacher import HttpRequest
 from ...store.errors import InputError, TeacherError
 from ...store.sections import TeacherConfig
-from ..audit.client import find_teacher, open_session, post
-from ..audit.teacher import HttpRequest
 from .oracle import Text, Truth
 
 

@@ -9,14 +9,14 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from omniopd.cli import app
-from omniopd.stages.study.estimator import compare, means_of_subsets
-from omniopd.stages.study.optimum import Evidence, optimum
-from omniopd.stages.study.oracle import Text
-from omniopd.stages.study.server import EchoServer, read_truth
-from omniopd.stages.study.white_box import WhiteBox
 from omniopd.store.errors import InputError
 from omniopd.store.schema import ESTIMATOR_STUDY, TRUTH
 from omniopd.store.sections import Price, TeacherConfig
+from omniopd.study.runner.estimator.alpha import Evidence, optimum
+from omniopd.study.runner.estimator.compare import compare, means_of_subsets
+from omniopd.study.runner.estimator.echo_server import EchoServer, read_truth
+from omniopd.study.runner.estimator.oracle import Text
+from omniopd.study.runner.estimator.white_box import WhiteBox
 
 
 def simulated(rng, chunks=3000, rollouts=20, spread=0.25):
@@ -234,7 +234,7 @@ def test_the_estimator_study_prints_table_3_and_keeps_it(run, student):
 def test_the_truth_is_computed_once_for_a_teacher(run, student, monkeypatch):
     invoke("study", "estimator", run.path, "--teacher", student)
     before = run.round(0).study("truth", TRUTH).manifest.parts
-    monkeypatch.setattr("omniopd.stages.study.stage._oracle", None)
+    monkeypatch.setattr("omniopd.study.estimator.study._oracle", None)
     invoke("study", "alpha", run.path, "--teacher", student)
     assert run.round(0).study("truth", TRUTH).manifest.parts == before
 

@@ -1,7 +1,7 @@
 """`omniopd study compare | ablation | sensitivity`: many runs side by side, each an ordinary run directory.
 
 A task is one arm with one seed: its rounds, and the evaluation of its policy. Tasks of a seed share what they can
-(stages/study/borrow.py), so the reference arm of a seed goes first. Whatever is already there is not done again.
+(study/borrow.py), so the reference arm of a seed goes first. Whatever is already there is not done again.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
 from typing import Any, TextIO
 
-from .run import run_round
-from .stages.study.arms import REFERENCE, Arm, Choice, Equal, Kind, arm_values
-from .store.config import Config, commented_toml, config_of, made_with
-from .store.errors import BudgetReached, ConfigChangedError, OmniopdError, UsageError
-from .store.evals import EvalDir, eval_of_run
-from .store.layout import RunDir
-from .store.schema import TABLES
-from .store.studies import StudyDir
+from ..run import run_round
+from ..store.config import Config, commented_toml, config_of, made_with
+from ..store.errors import BudgetReached, ConfigChangedError, OmniopdError, UsageError
+from ..store.evals import EvalDir, eval_of_run
+from ..store.layout import RunDir
+from ..store.schema import TABLES
+from ..store.studies import StudyDir
+from .arms import REFERENCE, Arm, Choice, Equal, Kind, arm_values
 
 Say = Callable[[str], None]
 
@@ -103,10 +103,10 @@ def run_study(study: StudyDir, kind: Kind, base: Config, choice: Choice, options
 
 def _check(base: Config, arms: Sequence[Arm], options: StudyOptions) -> str:
     """What would be noticed only after hours. Returns the benchmark's name."""
-    from .eval.benchmarks import load_benchmark
-    from .eval.stage import choose_graders
-    from .stages.audit.price import find_rates
-    from .stages.audit.teachers.registry import check_kind
+    from ..eval.benchmarks import load_benchmark
+    from ..eval.stage import choose_graders
+    from ..stages.audit.price import find_rates
+    from ..stages.audit.teachers.registry import check_kind
 
     benchmark = load_benchmark(options.benchmark)
     choose_graders((options.grader,), benchmark)
@@ -169,7 +169,7 @@ def _run_task(task: _Task) -> float:
 
 
 def _train_and_evaluate(task: _Task, log: TextIO) -> float:
-    from .stages.study.results import means_by_question
+    from .results import means_by_question
 
     def say(line: str) -> None:
         log.write(f"{line}\n")
@@ -196,8 +196,8 @@ def _train_and_evaluate(task: _Task, log: TextIO) -> float:
 
 
 def _borrow(task: _Task, index: int, config: Config, say: Say) -> None:
-    from .stages.study.borrow import borrow
-    from .store.model import resolve_model, weights_hash
+    from ..store.model import resolve_model, weights_hash
+    from .borrow import borrow
 
     run = task.run
     # The reference arm's folder has the shortest name, and the most to lend.
@@ -213,8 +213,8 @@ def _equal_budget(task: _Task, index: int) -> list[str]:
     it covers (rounded up, so that the cap is what ends it)."""
     if task.arm.equal is None:
         return []
-    from .stages.audit.price import find_rates
-    from .stages.study.results import lengths, spent
+    from ..stages.audit.price import find_rates
+    from .results import lengths, spent
 
     reference = task.study.run(REFERENCE, task.seed).round(index)
     cost = spent(reference)
@@ -229,8 +229,8 @@ def _equal_budget(task: _Task, index: int) -> list[str]:
 
 
 def _evaluate(task: _Task, rounds: int) -> None:
-    from .eval.settings import EvalSettings, find_target
-    from .eval.stage import evaluate
+    from ..eval.settings import EvalSettings, find_target
+    from ..eval.stage import evaluate
 
     options = task.options
     longest = options.max_new_tokens or task.base.generate.max_new_tokens
@@ -298,9 +298,9 @@ def _run_in_worker(task: _Task) -> float:
 def _report(study: StudyDir, kind: Kind, base: Config, choice: Choice, tasks: Sequence[_Task]) -> str:
     import pyarrow as pa
 
-    from .stages.study.arms_plot import plot
-    from .stages.study.arms_table import markdown, summarise
-    from .stages.study.results import row
+    from .plot import plot
+    from .results import row
+    from .table import markdown, summarise
 
     table = study.results(kind)
     rows = list(_rows(tasks, row))
@@ -323,7 +323,7 @@ def _rows(tasks: Sequence[_Task], row: Callable[..., dict[str, Any]]) -> Iterato
 
 
 def _means(task: _Task, rounds: int) -> Any:
-    from .stages.study.results import means_by_question
+    from .results import means_by_question
 
     return means_by_question(task.evaluation(rounds), task.options.grader)
 

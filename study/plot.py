@@ -6,10 +6,10 @@ from typing import Any
 
 import altair as alt
 
-from ...store.config import Config
+from ..store.config import Config
 from .arms import REFERENCE, Arm, Kind
-from .arms_table import Line, Row
 from .results import BEFORE
+from .table import Line, Row
 
 _PASS = "Pass@1 (%)"
 _WIDTH, _HEIGHT = 320, 240
