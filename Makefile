@@ -18,7 +18,7 @@ test: .venv/.installed-dev
 
 # vLLM is 2.5 GB and minutes of start-up: its tests have their own environment, and CI does not run them.
 test-vllm: .venv-vllm/.installed
-	.venv-vllm/bin/pytest tests/vllm tests/stages/test_engine_contract.py
+	.venv-vllm/bin/pytest tests/vllm tests/stages/generate/test_engine_contract.py
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

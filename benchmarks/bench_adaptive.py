@@ -19,8 +19,8 @@ import numpy as np
 import polars as pl
 
 from omniopd.demo.run import settings
-from omniopd.demo.task import problems
-from omniopd.demo.teacher import TeacherServer
+from omniopd.demo.tasks.sums import problems
+from omniopd.demo.teacher.process import TeacherServer
 from omniopd.method.stopping import Adaptive, stopping_rule
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.stage import generate

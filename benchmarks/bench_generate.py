@@ -1,6 +1,6 @@
 """What `omniopd generate` costs beside a bare vLLM loop, tokens a second, alternating in one process.
 
-    python benchmarks/bench_generate.py [FOLDER [runs]]      # FOLDER: benchmarks/smollm2.py writes one
+    python benchmarks/bench_generate.py [FOLDER [runs]]      # FOLDER: benchmarks/experiments/smollm2.py writes one
 
 On one engine, in turn, from the same prompts:
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..eval.estimate import Interval, paired_difference
 from ..eval.settings import GREEDY
 from ..stages.generate.engine import Request, Sampling
-from .tasks import SUMS, Problem, Task
+from .tasks.task import SUMS, Problem, Task
 
 
 @dataclass(frozen=True)

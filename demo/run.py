@@ -1,7 +1,7 @@
 """`omniopd demo`: the whole loop on models that ship with the package, and the control beside it.
 
-The student has a bad habit: at about half of the steps that carry, it forgets to (task.py). The teacher knows better.
-Nothing here is special to the demo but the models, the task and the teacher's server: the rounds are those of
+The student has a bad habit: at about half of the steps that carry, it forgets to (tasks/sums.py). The teacher knows
+better. Nothing here is special to the demo but the models, the task and the teacher's server: the rounds are those of
 `omniopd run`, and the run directory that is left behind is an ordinary one.
 """
 
@@ -21,9 +21,9 @@ from ..store.config import commented_toml
 from ..store.errors import UsageError
 from ..store.layout import RunDir
 from .evaluate import Result, evaluate, gain
-from .task import problems
-from .tasks import SUMS
-from .teacher import MODELS, TeacherServer
+from .tasks.sums import problems
+from .tasks.task import SUMS
+from .teacher.process import MODELS, TeacherServer
 
 PROMPTS_PER_ROUND = 256
 HELD_OUT = 1000

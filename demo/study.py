@@ -3,7 +3,7 @@
 `--kind ablation` and `--kind sensitivity` do the other studies of the same arms.
 
 The folders are ordinary studies: `omniopd study sensitivity runs/study/sums --benchmark runs/study/sums/heldout.jsonl`
-goes on from there, with a teacher's server of one's own (`python -m omniopd.demo.server`).
+goes on from there, with a teacher's server of one's own (`python -m omniopd.demo.teacher.server`).
 """
 
 import argparse
@@ -19,8 +19,8 @@ from ..store.errors import OmniopdError
 from ..store.studies import StudyDir
 from ..study.runner import StudyOptions, run_study
 from .run import HELD_OUT, PROMPTS_PER_ROUND
-from .tasks import TASKS, Problem, Task
-from .teacher import TeacherServer
+from .tasks.task import TASKS, Problem, Task
+from .teacher.process import TeacherServer
 
 POOL = 8192
 """Prompts to draw from: each seed shuffles them, and so trains on others."""

@@ -10,7 +10,7 @@ from ..store.config import Config
 from ..store.errors import UsageError
 
 Kind = Literal["compare", "ablation", "sensitivity", "explore"]
-"""explore: arms that a user of this package describes (benchmarks/explore.py)."""
+"""explore: arms that a user of this package describes (benchmarks/experiments/explore.py)."""
 Equal = Literal["tokens", "usd"]
 """What an arm spends as much of, each round, as the reference arm of its seed did."""
 

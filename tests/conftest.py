@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 import omniopd
-from omniopd.demo.task import problems
+from omniopd.demo.tasks.sums import problems
 from omniopd.store.layout import RunDir
 
 # Examples that touch the disk are slow on a busy machine, which says nothing about the code.

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniopd.demo.decoder import Decoder
-from omniopd.demo.task import problems, solve, write
-from omniopd.demo.teacher import MODELS
-from omniopd.demo.train_models import RECIPES, VOCABULARY, accuracy, build_tokenizer, example
+from omniopd.demo.pretrain.sums import RECIPES, VOCABULARY, accuracy, build_tokenizer, example
+from omniopd.demo.tasks.sums import problems, solve, write
+from omniopd.demo.teacher.decoder import Decoder
+from omniopd.demo.teacher.process import MODELS
 
 TOKENIZER = build_tokenizer()
 HELD_OUT = problems(128, seed=3, split="heldout")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from omniopd.demo.task import problems
+from omniopd.demo.tasks.sums import problems
 from omniopd.eval import stage
 from omniopd.eval.benchmarks import load_benchmark
 from omniopd.eval.compare import compare

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from omniopd.store.config import config_of
 from omniopd.store.errors import ConfigError, UsageError
-from omniopd.study.runner.arms import (
+from omniopd.study.arms import (
     REFERENCE,
     ablation_arms,
     arm_values,
@@ -19,9 +19,9 @@ from omniopd.study.runner.arms import (
     parse_grids,
     sensitivity_arms,
 )
-from omniopd.study.runner.results import BEFORE
-from omniopd.study.runner.statistics import paired_by_question, paired_by_seed, t_interval
-from omniopd.study.runner.table import markdown, summarise
+from omniopd.study.results import BEFORE
+from omniopd.study.statistics import paired_by_question, paired_by_seed, t_interval
+from omniopd.study.table import markdown, summarise
 
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8)
 

@@ -12,11 +12,11 @@ from omniopd.cli import app
 from omniopd.store.errors import InputError
 from omniopd.store.schema import ESTIMATOR_STUDY, TRUTH
 from omniopd.store.sections import Price, TeacherConfig
-from omniopd.study.runner.estimator.alpha import Evidence, optimum
-from omniopd.study.runner.estimator.compare import compare, means_of_subsets
-from omniopd.study.runner.estimator.echo_server import EchoServer, read_truth
-from omniopd.study.runner.estimator.oracle import Text
-from omniopd.study.runner.estimator.white_box import WhiteBox
+from omniopd.study.estimator.alpha import Evidence, optimum
+from omniopd.study.estimator.compare import compare, means_of_subsets
+from omniopd.study.estimator.echo_server import EchoServer, read_truth
+from omniopd.study.estimator.oracle import Text
+from omniopd.study.estimator.white_box import WhiteBox
 
 
 def simulated(rng, chunks=3000, rollouts=20, spread=0.25):

@@ -13,15 +13,15 @@ from typer.testing import CliRunner
 
 from omniopd.cli import app
 from omniopd.demo.study import settings
-from omniopd.demo.task import problems
-from omniopd.demo.tasks import SUMS
-from omniopd.demo.teacher import TeacherServer
+from omniopd.demo.tasks.sums import problems
+from omniopd.demo.tasks.task import SUMS
+from omniopd.demo.teacher.process import TeacherServer
 from omniopd.store.config import commented_toml
 from omniopd.store.errors import ConfigChangedError, UsageError
 from omniopd.store.ledger import read_totals
 from omniopd.store.studies import StudyDir
-from omniopd.study.runner.arms import ablation_arms, sensitivity_arms
-from omniopd.study.runner.runner import StudyOptions, run_study
+from omniopd.study.arms import ablation_arms, sensitivity_arms
+from omniopd.study.runner import StudyOptions, run_study
 
 TIMES = ("generate_s", "audit_s", "score_s", "train_s")
 

@@ -1,6 +1,7 @@
 """The hook in vLLM's sampler stays exact in every mode of the scheduler. Needs vLLM: `make test-vllm`.
 
-With OMNIOPD_TEST_STUDENT=FOLDER (benchmarks/smollm2.py writes one) the same on a real model; -s shows the figures.
+With OMNIOPD_TEST_STUDENT=FOLDER (benchmarks/experiments/smollm2.py writes one) the same on a real model; -s shows the
+figures.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Two rounds of the whole loop on SmolLM2-135M-Instruct, on a CPU: does a real model train, and load again?
 
-    python benchmarks/smollm2.py MODEL
-    python benchmarks/smollm2_rounds.py MODEL FOLDER
+    python benchmarks/experiments/smollm2.py MODEL
+    python benchmarks/experiments/smollm2_rounds.py MODEL FOLDER
 
 The student samples at temperature 1. The teacher is the same model at a low temperature, behind the demo's server: it
 is better than the student only in being less random, so this shows that the loop runs and moves the right way, not that
@@ -13,7 +13,7 @@ import json
 import time
 from pathlib import Path
 
-from omniopd.demo.teacher import TeacherServer
+from omniopd.demo.teacher.process import TeacherServer
 from omniopd.run import run_round
 from omniopd.store.config import commented_toml
 from omniopd.store.layout import RunDir

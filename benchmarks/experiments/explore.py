@@ -1,6 +1,6 @@
 """Arms of one's own on an embedded task, beside those of `make study`: any keys of the config, several at a time.
 
-    python benchmarks/explore.py runs/study sums --rounds 3 \\
+    python benchmarks/experiments/explore.py runs/study sums --rounds 3 \\
         --arm 'C=12' '{"select.chunk_tokens": 12, "teacher.max_tokens": 12}' --arm 'N=2' '{"teacher.rollouts": 2}'
 
 An arm with "equal": "tokens" spends what omniopd spent. Runs are shared with all studies of the folder.
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from omniopd.demo.study import benchmark_of, prepare
-from omniopd.demo.tasks import TASKS
-from omniopd.demo.teacher import TeacherServer
+from omniopd.demo.tasks.task import TASKS
+from omniopd.demo.teacher.process import TeacherServer
 from omniopd.store.studies import StudyDir
-from omniopd.study.runner.arms import REFERENCE, Arm
-from omniopd.study.runner.runner import StudyOptions, run_study
+from omniopd.study.arms import REFERENCE, Arm
+from omniopd.study.runner import StudyOptions, run_study
 
 
 def arm(name: str, changes: dict[str, Any]) -> Arm:

@@ -1,6 +1,6 @@
 """Table 6 on the demo's student: does it degrade without the KL anchor?
 
-    python benchmarks/collapse.py FOLDER --rounds 24 --centre none --beta 0.1 0
+    python benchmarks/experiments/collapse.py FOLDER --rounds 24 --centre none --beta 0.1 0
 
 The rounds are the demo's but for their number, `train.beta`, `train.lr` and `score.centre`. After every `--every`
 rounds the student answers the held-out questions; what its trajectories looked like comes from the rounds' own tables.
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from omniopd.demo.evaluate import evaluate, wilson
 from omniopd.demo.run import HELD_OUT, PROMPTS_PER_ROUND, settings
-from omniopd.demo.task import problems
-from omniopd.demo.teacher import TeacherServer
+from omniopd.demo.tasks.sums import problems
+from omniopd.demo.teacher.process import TeacherServer
 from omniopd.run import run_round
 from omniopd.store.config import commented_toml
 from omniopd.store.layout import RunDir

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 
-from omniopd.demo.task import problems, solve, write
-from omniopd.demo.teacher import TeacherError, TeacherServer
+from omniopd.demo.tasks.sums import problems, solve, write
+from omniopd.demo.teacher.process import TeacherError, TeacherServer
 
 PROBLEM = problems(1, seed=0, split="heldout")[0]
 ANSWER = write(solve(PROBLEM))
@@ -164,7 +164,7 @@ def _stats(base_url: str) -> dict[str, int]:
 def test_the_server_does_not_outlive_a_starter_that_was_killed() -> None:
     code = (
         "import os, signal\n"
-        "from omniopd.demo.teacher import TeacherServer\n"
+        "from omniopd.demo.teacher.process import TeacherServer\n"
         "server = TeacherServer()\n"
         "with server:\n"
         "    print(server.pid, flush=True)\n"

@@ -1,6 +1,6 @@
 """Kill the trainer with SIGKILL at random moments, go on each time, and compare with a run that was left alone.
 
-    python benchmarks/kill_trainer.py RUN FOLDER --kills 10 --set train.epochs=10 --set train.checkpoint_every=2
+    python benchmarks/experiments/kill_trainer.py RUN FOLDER --kills 10 --set train.epochs=10
 
 RUN has a scored round 0, which is trained in two copies under FOLDER. A kill comes up to `--within` seconds after the
 first step that the process has logged, so also in the middle of a checkpoint.

@@ -1,6 +1,6 @@
 """The embedded tasks by name: problems, models, and the settings that suit them.
 
-*sums* is what `omniopd demo` runs (task.py). *worded* is harder (worded.py): the teacher writes otherwise than the
+*sums* is what `omniopd demo` runs (sums.py). *worded* is harder (worded.py): the teacher writes otherwise than the
 student and has another tokenizer, the student's weakness is of several kinds, and most of its peaks of entropy are
 matters of taste.
 """
@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from . import task as sums
-from . import worded
-from .teacher import MODELS, TeacherServer
+from ..teacher.process import MODELS, TeacherServer
+from . import sums, worded
 
 
 class Problem(Protocol):

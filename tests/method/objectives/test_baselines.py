@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from omniopd.demo.task import problems
+from omniopd.demo.tasks.sums import problems
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.prompts import read_problems
 from omniopd.stages.generate.stage import generate

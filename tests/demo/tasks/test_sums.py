@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniopd.demo.task import (
+from omniopd.demo.tasks.sums import (
     MAX_NEW_TOKENS,
     MIN_CARRIES,
     STEPS,

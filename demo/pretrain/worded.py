@@ -1,6 +1,6 @@
-"""Train the harder task's teacher and student (worded.py).
+"""Train the harder task's teacher and student (tasks/worded.py).
 
-    python -m omniopd.demo.train_worded --out demo/models
+    python -m omniopd.demo.pretrain.worded --out demo/models
 
 *The teacher* goes on from the weights of the sums' teacher, which can add and reads one byte a token. It learns to
 write equations from a plain question. Most of its texts begin in words, as somebody else's would, often with that
@@ -21,22 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .decoder import Decoder
-from .teacher import MODELS
-from .train_models import (
-    SPECIALS,
-    Example,
-    Recipe,
-    accuracy,
-    as_transformers,
-    build_model,
-    build_tokenizer,
-    labelled,
-    save,
-    say,
-    train,
-)
-from .worded import (
+from ..tasks.worded import (
     MAX_NEW_BYTES,
     MAX_NEW_TOKENS,
     STEPS,
@@ -52,6 +37,21 @@ from .worded import (
     problems,
     solve,
     text_of,
+)
+from ..teacher.decoder import Decoder
+from ..teacher.process import MODELS
+from .sums import (
+    SPECIALS,
+    Example,
+    Recipe,
+    accuracy,
+    as_transformers,
+    build_model,
+    build_tokenizer,
+    labelled,
+    save,
+    say,
+    train,
 )
 
 if TYPE_CHECKING:

@@ -9,12 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniopd.demo.decoder import Decoder, Job
 from omniopd.demo.evaluate import evaluate
-from omniopd.demo.task import MIN_CARRIES, STEPS, carries
-from omniopd.demo.tasks import TASKS
-from omniopd.demo.train_worded import TEACHER_SEES, TRAININGS, build_student_tokenizer, draw_manners, teacher_examples
-from omniopd.demo.worded import (
+from omniopd.demo.pretrain.worded import (
+    TEACHER_SEES,
+    TRAININGS,
+    build_student_tokenizer,
+    draw_manners,
+    teacher_examples,
+)
+from omniopd.demo.tasks.sums import MIN_CARRIES, STEPS, carries
+from omniopd.demo.tasks.task import TASKS
+from omniopd.demo.tasks.worded import (
     MAX_NEW_BYTES,
     MAX_NEW_TOKENS,
     STUDENT_HABITS,
@@ -33,6 +38,7 @@ from omniopd.demo.worded import (
     solve,
     text_of,
 )
+from omniopd.demo.teacher.decoder import Decoder, Job
 
 WORDED = TASKS["worded"]
 SEEDS = st.integers(0, 2**31)

@@ -1,6 +1,6 @@
 """What each recipe would cost: the table of docs/recipes.md.
 
-    python benchmarks/recipe_costs.py
+    python benchmarks/experiments/recipe_costs.py
 
 It computes from the paper's lengths and the assumptions below what `omniopd plan` predicts for all rounds of a recipe,
 and what follows for GPUs. Nothing is run, and nothing here was measured.

@@ -1,6 +1,6 @@
 """A trajectory of 20,000 tokens through generate, selection and Parquet, with the peak memory of each.
 
-    python benchmarks/long_trajectory.py FOLDER ENGINE [key=value ...]
+    python benchmarks/experiments/long_trajectory.py FOLDER ENGINE [key=value ...]
 
 FOLDER is a student. It is copied with a context of 20,480 tokens and a stop token that is hardly ever sampled: what it
 writes past the context that it was trained on is no language, and that does not matter here.

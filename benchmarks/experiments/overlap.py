@@ -1,6 +1,6 @@
 """Wall time of generate and audit one after the other, and with `run.overlap`.
 
-    python benchmarks/overlap.py [--questions 192]
+    python benchmarks/experiments/overlap.py [--questions 192]
 
 Neither costs this machine much, so that the time is the round's own: the teacher answers after a quarter of a second,
 and the trajectories, which were generated before, appear a part at a time, as if a GPU wrote them. Not a part of
@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from omniopd.demo.task import problems
+from omniopd.demo.tasks.sums import problems
 from omniopd.run import audit_beside
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.stage import generate
 from omniopd.store.config import commented_toml, made_with
 from omniopd.store.layout import RunDir
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LATENCY_S = 0.25
 PART, SECONDS_A_PART = 16, 2.0
 

@@ -1,6 +1,6 @@
 """Train the demo's teacher and student from scratch.
 
-    python -m omniopd.demo.train_models --out demo/models
+    python -m omniopd.demo.pretrain.sums --out demo/models
 
 Both are Qwen3 models of under 1 M parameters over a byte-level tokenizer, saved as ordinary Hugging Face folders.
 
@@ -25,10 +25,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..eval.estimate import wilson
-from . import tasks
-from .decoder import Decoder, Job
-from .task import MAX_NEW_TOKENS, Problem, Step, generate, grade, problems, solve
+from ...eval.estimate import wilson
+from ..tasks import task as tasks
+from ..tasks.sums import MAX_NEW_TOKENS, Problem, Step, generate, grade, problems, solve
+from ..teacher.decoder import Decoder, Job
 
 if TYPE_CHECKING:
     import torch
@@ -253,7 +253,7 @@ def say(line: str) -> None:
 def main() -> None:
     """Train, save and measure both models."""
     parser = argparse.ArgumentParser(description="Train the demo's teacher and student from scratch.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "models")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "models")
     parser.add_argument("--only", choices=[recipe.name for recipe in RECIPES])
     parser.add_argument("--eval-problems", type=int, default=1000)
     arguments = parser.parse_args()

@@ -12,7 +12,7 @@ The teacher, left to itself, writes equations::
     27+58=85; 85-14=71; 71+35=106
     #### 106
 
-Everything here is pure and needs the standard library only. As in task.py a question is held out when its own hash
+Everything here is pure and needs the standard library only. As in sums.py a question is held out when its own hash
 says so.
 
 The student's weakness is of several kinds, each at a rate of its own (``Habits``); a result that follows a mistake is
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from .task import MIN_CARRIES, STEPS, TERM_RANGE, TOTAL_RANGE, Split, carries, distinct, split_of
+from .sums import MIN_CARRIES, STEPS, TERM_RANGE, TOTAL_RANGE, Split, carries, distinct, split_of
 
 PROMPT_TEMPLATE = "{question}\n"
 """How a question becomes a prompt; the answer follows directly."""

@@ -1,10 +1,10 @@
 """Audit tens of thousands of chunks against a server with every fault at once, in a process that is killed at random.
 
-    python benchmarks/fault_run.py FOLDER [--requests 100000] [--kills 50]
+    python benchmarks/experiments/fault_run.py FOLDER [--requests 100000] [--kills 50]
 
-Not a part of `make bench`: it takes a quarter of an hour. The server is that of tests/stages/test_faults.py. At the end
-every rollout has to be there once, the ledger has to have charged no less than the server billed and no more than the
-budget, and every settled request has to be one whose rows are in the table.
+Not a part of `make bench`: it takes a quarter of an hour. The server is that of tests/stages/audit/test_faults.py. At
+the end every rollout has to be there once, the ledger has to have charged no less than the server billed and no more
+than the budget, and every settled request has to be one whose rows are in the table.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from omniopd.store.config import commented_toml, made_with
 from omniopd.store.layout import RoundDir, RunDir
 from omniopd.store.ledger import read_totals
 
-TESTS = Path(__file__).parent.parent / "tests"
+TESTS = Path(__file__).parents[2] / "tests"
 CHUNKS_EACH = 10
 ROLLOUTS = 2
 FAULTY = 0.2
 BUDGET_TOKENS = 100_000_000
 PREFIX = "One step more, and then another one, until the sum is there. "
-STUDENT = Path(__file__).parent.parent / "demo" / "models" / "student"
+STUDENT = Path(__file__).parents[2] / "demo" / "models" / "student"
 
 
 def module(path: Path) -> Any:
@@ -127,7 +127,7 @@ def main() -> int:
     arguments = parser.parse_args()
     chance = random.Random(1)
     teacher = module(TESTS / "conftest.py").ScriptedTeacher()
-    kinds = module(TESTS / "stages" / "test_faults.py").faults(teacher)
+    kinds = module(TESTS / "stages" / "audit" / "test_faults.py").faults(teacher)
     round_ = make_round(arguments.folder, arguments.requests, teacher.base_url)
     bill = Bill(teacher, kinds, chance)
     start = time.monotonic()

@@ -1,6 +1,6 @@
 """An OpenAI-compatible HTTP server for one small model, with dynamic batching.
 
-    python -m omniopd.demo.server --model demo/models/teacher --port 0
+    python -m omniopd.demo.teacher.server --model demo/models/teacher --port 0
 
 When it is ready it writes one JSON line, ``{"url": "http://127.0.0.1:PORT", "model": "teacher"}``, to standard output.
 SIGTERM and SIGINT end it. It serves ``/v1/models``, ``/v1/completions``, ``/v1/chat/completions`` (the messages'

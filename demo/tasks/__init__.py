@@ -1,0 +1,1 @@
+"""The embedded tasks: their problems, models and settings."""

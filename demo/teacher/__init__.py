@@ -1,0 +1,1 @@
+"""The demo's teacher: a small model behind an OpenAI-compatible server, in a process of its own."""
