@@ -97,9 +97,9 @@ def generate(
     Example: omniopd generate runs/first --shard 0/4
     """
     from .stages.generate.stage import generate
-    from .stages.generate.workers import which_shard
+    from .stages.generate.workers import which_worker
 
-    share = which_shard(shard, os.environ)
+    share = which_worker(shard, os.environ)
     # One worker writes down what runs, so that several do not replace the same file.
     config = _begin(run, set_) if share.index == 0 else _config(run, set_)
     _say(generate(RunDir(run), _which(run, round_), config, share))
@@ -319,12 +319,12 @@ def eval_(
     from .eval.results import result
     from .eval.settings import EvalSettings, find_target
     from .eval.stage import evaluate
-    from .stages.generate.workers import which_shard
+    from .stages.generate.workers import which_worker
 
     settings = EvalSettings(
         benchmark, samples, max_new_tokens, temperature, top_p, template, seed, engine, tuple(grader)
     )
-    share = which_shard(shard, os.environ)
+    share = which_worker(shard, os.environ)
     folder, whole = evaluate(find_target(model, after), settings, set_, out, share)
     if whole:
         _say(describe(result(folder)))

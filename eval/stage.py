@@ -21,8 +21,8 @@ from ..store.config import Config
 from ..store.errors import ConfigChangedError, UsageError
 from ..store.evals import EvalDir
 from ..store.model import load_tokenizer, resolve_model, stop_ids, weights_hash
-from ..store.shard import ALONE, Shard
 from ..store.table import Table
+from ..store.worker import ALONE, Worker
 from .benchmarks import Benchmark, Question, load_benchmark
 from .settings import EvalSettings, Target, default_folder, make_config
 
@@ -41,12 +41,12 @@ def evaluate(
     settings: EvalSettings,
     overrides: Sequence[str] = (),
     out: Path | None = None,
-    shard: Shard = ALONE,
+    worker: Worker = ALONE,
 ) -> tuple[EvalDir, bool]:
     """Sample what is missing, then grade what is missing. Returns where the results are, and whether they are whole.
 
     Args:
-        shard: The share of the questions that this worker answers; the last one to finish grades.
+        worker: The share of the questions that this worker answers; the last one to finish grades.
 
     Raises:
         UsageError: no such benchmark or grader.
@@ -60,8 +60,8 @@ def evaluate(
         folder = resolve_model(target.model)
         policy = weights_hash(folder)
         results = default_folder(target, benchmark.name, policy) if out is None else EvalDir(out)
-        with results.lock("respond", shard):
-            _respond(results.responses(shard), benchmark, config, folder, policy)
+        with results.lock("respond", worker):
+            _respond(results.responses(worker), benchmark, config, folder, policy)
         if not results.responses().complete:
             return results, False
         with results.lock("grade"):
@@ -76,10 +76,10 @@ def evaluate(
 def _respond(table: Table, benchmark: Benchmark, config: Config, folder: Path, policy: str) -> None:
     tokenizer = load_tokenizer(folder)
     prompts = render([question.text for question in benchmark.questions], config.data, tokenizer)
-    generate, shard = config.generate, table.shard
+    generate, worker = config.generate, table.worker
     wanted = {
         response_id(question, sample, generate.seed): (question, prompt, sample)
-        for question, prompt in list(zip(benchmark.questions, prompts, strict=True))[shard.index :: shard.count]
+        for question, prompt in list(zip(benchmark.questions, prompts, strict=True))[worker.index :: worker.count]
         for sample in range(generate.samples_per_prompt)
     }
     _begin(table, _made_with(benchmark, prompts, config, policy))

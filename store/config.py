@@ -207,15 +207,6 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
 }  # fmt: skip
 
 
-_LATER: dict[str, Any] = {
-    "data.answer": None,
-    "train.teacher": "",
-    "train.forward_kl": 0.5,
-    "train.clip_low": 0.2,
-    "train.clip_high": 0.2,
-}
-"""Keys that an older version did not have. At their defaults they are not named, so that its runs go on."""
-
 _OTHER_THAN_OMNIOPD: dict[str, tuple[str, ...]] = {
     "sft": ("trajectories", "chunks", "rollouts", "shards"),
     "opd": ("chunks", "rollouts", "shards"),
@@ -240,7 +231,6 @@ def made_with(config: Config, table: str) -> dict[str, Any]:
     for section, keys in (item for group in groups for item in group.items()):
         values = getattr(config, section).model_dump(mode="json")
         out |= {f"{section}.{key}": value for key, value in values.items() if keys is None or key in keys}
-    out = {name: value for name, value in out.items() if name not in _LATER or value != _LATER[name]}
     if table in _OTHER_THAN_OMNIOPD.get(config.train.objective, ()):
         out["train.objective"] = config.train.objective
     return out

@@ -8,8 +8,8 @@ from pathlib import Path
 from . import files
 from .layout import RunDir
 from .schema import EVAL_RESPONSES, EVAL_VERDICTS
-from .shard import ALONE, Shard
 from .table import Table
+from .worker import ALONE, Worker
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class EvalDir:
 
     path: Path
 
-    def responses(self, shard: Shard = ALONE) -> Table:
+    def responses(self, worker: Worker = ALONE) -> Table:
         """What the model answered, to be written as one shard of it."""
-        return Table(self.path / "responses", EVAL_RESPONSES, shard)
+        return Table(self.path / "responses", EVAL_RESPONSES, worker)
 
     def verdicts(self, grader: str) -> Table:
         """What a grader says of the responses."""
@@ -41,9 +41,9 @@ class EvalDir:
         match = re.fullmatch(r"after=(\d{3,})", self.path.parent.name)
         return None if match is None else int(match[1])
 
-    def lock(self, what: str, shard: Shard = ALONE) -> contextlib.AbstractContextManager[None]:
+    def lock(self, what: str, worker: Worker = ALONE) -> contextlib.AbstractContextManager[None]:
         """Keep a second process from doing the same."""
-        return files.exclusive(self.path / f".{what}{shard.suffix}.lock", f"`eval` into {self.path}")
+        return files.exclusive(self.path / f".{what}{worker.suffix}.lock", f"`eval` into {self.path}")
 
 
 def eval_of_run(run: RunDir, rounds: int, benchmark: str) -> EvalDir:

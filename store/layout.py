@@ -10,11 +10,11 @@ from .config import Config, load_config
 from .journal import StageRun, read_stage_run
 from .schema import CHUNKS, REWARDS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES, TableSpec
 from .sections import ScoreConfig
-from .shard import ALONE, Shard
 from .table import Table
+from .worker import ALONE, Worker
 
 _PATIENCE_S = 10.0
-"""How long a shard waits for others that are starting."""
+"""How long a worker waits for others that are starting."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class RoundDir:
     def trajectories(self) -> Table:
         return self.trajectories_of(ALONE)
 
-    def trajectories_of(self, shard: Shard) -> Table:
-        """The trajectories, to be written as one shard of them."""
-        return Table(self.path / "trajectories", TRAJECTORIES, shard)
+    def trajectories_of(self, worker: Worker) -> Table:
+        """The trajectories, to be written as one worker of them."""
+        return Table(self.path / "trajectories", TRAJECTORIES, worker)
 
     @property
     def chunks(self) -> Table:
@@ -84,48 +84,48 @@ class RoundDir:
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
 
-    def lock(self, stage: str, shard: Shard = ALONE) -> contextlib.AbstractContextManager[None]:
+    def lock(self, stage: str, worker: Worker = ALONE) -> contextlib.AbstractContextManager[None]:
         """Keep a second process from running the same stage of this round.
 
-        Shards of one count run side by side, each once. A worker that is alone, or of another count, would do the same
+        Workers of one count run side by side, each once. A worker that is alone, or of another count, would do the same
         rows again, so it is kept out while they run.
         """
-        return _stage_lock(self.path, stage, shard)
+        return _stage_lock(self.path, stage, worker)
 
-    def expect(self, stage: str, rows: int, shard: Shard = ALONE) -> None:
-        """Say, while holding the lock, how many rows or steps a stage (or its shard) comes to in all."""
-        journal.expect(_journal_of(self.path, stage, shard), rows)
+    def expect(self, stage: str, rows: int, worker: Worker = ALONE) -> None:
+        """Say, while holding the lock, how many rows or steps a stage (or its worker) comes to in all."""
+        journal.expect(_journal_of(self.path, stage, worker), rows)
 
     def stage_runs(self, stage: str) -> list[StageRun]:
-        """The latest run of a stage, or of each of its shards; [] where none was recorded."""
+        """The latest run of a stage, or of each of its workers; [] where none was recorded."""
         paths = sorted(self.path.glob(f".{stage}.*run.json"))
-        runs = [(Shard.of_file(path.name).count, run) for path in paths if (run := read_stage_run(path)) is not None]
-        # The stage may have been run before in more or fewer shards.
+        runs = [(Worker.of_file(path.name).count, run) for path in paths if (run := read_stage_run(path)) is not None]
+        # The stage may have been run before in more or fewer workers.
         count, _ = max(runs, key=lambda pair: pair[1].started_at, default=(1, None))
-        return [run for shards, run in runs if shards == count]
+        return [run for workers, run in runs if workers == count]
 
 
 @contextlib.contextmanager
-def _stage_lock(folder: Path, stage: str, shard: Shard) -> Generator[None]:
+def _stage_lock(folder: Path, stage: str, worker: Worker) -> Generator[None]:
     what = f"`{stage}` on {folder}"
     with contextlib.ExitStack() as held:
-        # Shards hold this one only while they look around, so a shard waits for it a little.
+        # Workers hold this one only while they look around, so a worker waits for it a little.
         gate = held.enter_context(contextlib.ExitStack())
-        patience = 0.0 if shard.count == 1 else _PATIENCE_S
+        patience = 0.0 if worker.count == 1 else _PATIENCE_S
         gate.enter_context(files.exclusive(folder / f".{stage}.lock", what, patience))
         for path in folder.glob(f".{stage}.shard-*.lock"):
-            if (other := Shard.of_file(path.name)).count != shard.count:
+            if (other := Worker.of_file(path.name)).count != worker.count:
                 with files.exclusive(path, f"shard {other} of {what}"):
                     pass
-        if shard.count > 1:
-            held.enter_context(files.exclusive(folder / f".{stage}{shard.suffix}.lock", f"shard {shard} of {what}"))
+        if worker.count > 1:
+            held.enter_context(files.exclusive(folder / f".{stage}{worker.suffix}.lock", f"shard {worker} of {what}"))
             gate.close()
-        held.enter_context(journal.recorded(_journal_of(folder, stage, shard)))
+        held.enter_context(journal.recorded(_journal_of(folder, stage, worker)))
         yield
 
 
-def _journal_of(folder: Path, stage: str, shard: Shard) -> Path:
-    return folder / f".{stage}{shard.suffix}.run.json"
+def _journal_of(folder: Path, stage: str, worker: Worker) -> Path:
+    return folder / f".{stage}{worker.suffix}.run.json"
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,6 @@ INSERT INTO outbox (request_id, round, payload) SELECT value ->> 0, value ->> 1,
 FROM json_each(?)
 """
 
-_ADDED = {"cache_write_tokens": "INTEGER NOT NULL DEFAULT 0", "price_source": "TEXT NOT NULL DEFAULT ''"}
-"""Columns that the first ledgers did not have."""
-
 
 @dataclass(frozen=True)
 class Budget:
@@ -179,7 +176,6 @@ class Ledger:
         is of it."""
         self._db = _open(path)
         self._db.executescript(_SCHEMA)
-        _add_columns(self._db)
         self.batches = BatchBook(self._db)
         with self._db:
             self.batches.release_unsent()
@@ -308,7 +304,6 @@ def read_totals(path: Path, round_index: int | None = None) -> Totals:
         return Totals(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     db = _open(path)
     try:
-        _add_columns(db)
         return _totals(db, round_index)
     finally:
         db.close()
@@ -333,7 +328,6 @@ def read_price_sources(path: Path) -> list[str]:
         return []
     db = _open(path)
     try:
-        _add_columns(db)
         rows = db.execute("SELECT DISTINCT price_source FROM requests WHERE price_source <> '' ORDER BY 1").fetchall()
     finally:
         db.close()
@@ -373,14 +367,6 @@ def _totals(db: sqlite3.Connection, round_index: int | None, teacher: str | None
     columns = ", ".join(f"coalesce({expression}, 0)" for expression in sums)
     row = db.execute(f"SELECT count(*), {columns} FROM requests WHERE {where}", values).fetchone()
     return Totals(*(int(value) for value in row))
-
-
-def _add_columns(db: sqlite3.Connection) -> None:
-    """Bring a ledger of an earlier version up to date."""
-    present = {str(row[1]) for row in db.execute("PRAGMA table_info(requests)")}
-    for name, declaration in _ADDED.items():
-        if name not in present:
-            db.execute(f"ALTER TABLE requests ADD COLUMN {name} {declaration}")
 
 
 def _lower(run: int | None, round_: int | None, before: int) -> int | None:

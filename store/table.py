@@ -4,8 +4,8 @@ A part is written under a temporary name, synced, renamed, and then entered in m
 take the list of files from the manifest. A crash between the rename and the manifest leaves a complete part that no
 manifest names: the next writer adopts it, since its rows may have been paid for.
 
-Several workers may fill one table. Each is a shard with a manifest and part names of its own, and never touches what
-another one writes; readers see the union, which is complete when all shards say that their share is.
+Several workers may fill one table. Each is a worker with a manifest and part names of its own, and never touches what
+another one writes; readers see the union, which is complete when all workers say that their share is.
 """
 
 import json
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from . import files
 from .errors import ConfigChangedError, TableError
 from .schema import SCHEMA_VERSION, TableSpec
-from .shard import ALONE, Shard
+from .worker import ALONE, Worker
 
 _compute: Any = pyarrow.compute  # its functions are made at import, out of a type checker's sight
 
@@ -57,19 +57,19 @@ class Manifest:
 
 
 class Table:
-    """A table in a folder. Reading needs no lock; one process at a time writes a shard (the stage locks it)."""
+    """A table in a folder. Reading needs no lock; one process at a time writes a worker (the stage locks it)."""
 
-    def __init__(self, folder: Path, spec: TableSpec, shard: Shard = ALONE) -> None:
+    def __init__(self, folder: Path, spec: TableSpec, worker: Worker = ALONE) -> None:
         self.folder = folder
         self.spec = spec
-        self.shard = shard
-        """What this object writes. It reads all shards."""
+        self.worker = worker
+        """What this object writes. It reads all workers."""
 
     # -- reading
 
     @property
     def manifest(self) -> Manifest:
-        """What all shards together say, or an empty manifest.
+        """What all workers together say, or an empty manifest.
 
         Raises:
             TableError: a manifest is unreadable, or written by a newer version.
@@ -85,10 +85,10 @@ class Table:
             tuple(part for manifest in manifests.values() for part in manifest.parts),
         )
 
-    def _manifests(self) -> dict[Shard, Manifest]:
-        """The manifest of each shard, in the order of their names."""
+    def _manifests(self) -> dict[Worker, Manifest]:
+        """The manifest of each worker, in the order of their names."""
         paths = sorted(self.folder.glob("manifest*.json"))
-        return {Shard.of_file(path.name): self._read_manifest(path) for path in paths}
+        return {Worker.of_file(path.name): self._read_manifest(path) for path in paths}
 
     def _read_manifest(self, path: Path) -> Manifest:
         try:
@@ -106,7 +106,7 @@ class Table:
 
     @property
     def _own(self) -> Manifest:
-        return self._manifests().get(self.shard, Manifest(self.spec.name))
+        return self._manifests().get(self.worker, Manifest(self.spec.name))
 
     @property
     def complete(self) -> bool:
@@ -149,10 +149,10 @@ class Table:
 
     def _missing_shards(self) -> str:
         manifests = self._manifests()
-        groups = {shard.count: shard.siblings for shard in manifests if shard.count > 1}
+        groups = {worker.count: worker.siblings for worker in manifests if worker.count > 1}
         missing = [
-            f"{', '.join(str(s.index) for s in shards if s not in manifests or not manifests[s].complete)} of {count}"
-            for count, shards in groups.items()
+            f"{', '.join(str(s.index) for s in workers if s not in manifests or not manifests[s].complete)} of {count}"
+            for count, workers in groups.items()
         ]
         return f" (missing: shard {' and '.join(missing)})" if missing else ""
 
@@ -195,8 +195,8 @@ class Table:
         manifest = self.manifest
         if manifest.parts and dict(manifest.made_with) != dict(made_with):
             raise ConfigChangedError(*_changed(self, manifest.made_with, made_with))
-        # The only worker tidies up after everyone; a shard leaves alone what another one may be writing right now.
-        mine = "*" if self.shard.count == 1 else f"*{self.shard.suffix}"
+        # The only worker tidies up after everyone; a worker leaves alone what another one may be writing right now.
+        mine = "*" if self.worker.count == 1 else f"*{self.worker.suffix}"
         for leftover in self.folder.glob(f".part-{mine}.parquet.tmp"):
             leftover.unlink()
         known = {part.name for part in manifest.parts}
@@ -226,7 +226,7 @@ class Table:
         return part
 
     def finish(self) -> None:
-        """Say that no row of this shard is missing."""
+        """Say that no row of this worker is missing."""
         self._commit(replace(self._own, complete=True))
 
     def _enter(self, part: Part) -> None:
@@ -277,7 +277,7 @@ class Table:
         table: pa.Table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
         table = _sorted(table.select(schema.names).cast(schema), self.spec.key)
         # Time first, so that the names sort as they were written.
-        name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{self.shard.suffix}.parquet"
+        name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{self.worker.suffix}.parquet"
         temporary = self.folder / f".{name}.tmp"
         pq.write_table(
             table, temporary, compression="zstd", compression_level=3, row_group_size=self.spec.rows_per_group
@@ -290,7 +290,7 @@ class Table:
         return Part(path.name, rows, path.stat().st_size, files.sha256(path))
 
     def _commit(self, manifest: Manifest) -> None:
-        path = self.folder / f"manifest{self.shard.suffix}.json"
+        path = self.folder / f"manifest{self.worker.suffix}.json"
         files.write_text(path, json.dumps(asdict(manifest), indent=1) + "\n")
 
 
@@ -301,10 +301,10 @@ def _sorted(table: pa.Table, key: Sequence[str]) -> pa.Table:
     return table if in_order else table.take(order)
 
 
-def _all_complete(manifests: Mapping[Shard, Manifest]) -> bool:
-    """Whether one whole set of shards (the single worker is a set of one) says that nothing is missing."""
-    done = {shard for shard, manifest in manifests.items() if manifest.complete}
-    return any(set(shard.siblings) <= done for shard in done)
+def _all_complete(manifests: Mapping[Worker, Manifest]) -> bool:
+    """Whether one whole set of workers (the single worker is a set of one) says that nothing is missing."""
+    done = {worker for worker, manifest in manifests.items() if manifest.complete}
+    return any(set(worker.siblings) <= done for worker in done)
 
 
 def _restore(folder: Path) -> str:

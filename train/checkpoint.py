@@ -30,9 +30,6 @@ from .mcore import parallel_state as mpu
 from .optimizer import prepare_to_load
 from .step import Learner
 
-_ONCE = {"train.distributed_optimizer": False}
-"""What settings were before there were such keys."""
-
 
 @dataclass(frozen=True)
 class Position:
@@ -102,14 +99,12 @@ class Checkpoints:
             return None
         made_with = orjson.loads((self.folder / "made_with.json").read_bytes())
         same = made_with["train.precision"] == train.precision
-        same &= made_with.get("train.distributed_optimizer", False) == train.distributed_optimizer
+        same &= made_with["train.distributed_optimizer"] == train.distributed_optimizer
         return latest if same else None
 
     def _refuse_changes(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         # Compare what JSON makes of both: a tuple there and a list here are the same.
         now = orjson.loads(orjson.dumps(now))
-        # Checkpoints from before there was a choice have no such entry.
-        before = {key: value for key, value in _ONCE.items() if key in now} | dict(before)
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if keys:
             changes = ", ".join(f"{key} from {before.get(key)!r} to {now.get(key)!r}" for key in keys)

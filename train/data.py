@@ -33,14 +33,14 @@ _FLAT: dict[str, tuple[str, type[np.generic]]] = {
     "response": ("response_mask", np.bool_),
     "behaviour": ("behaviour_logprobs", np.float32),
 }
-"""Each field of `Shards` with its column in the table and its type."""
+"""Each field of `Sequences` with its column in the table and its type."""
 
 COLUMNS = [column for column, _ in _FLAT.values()]
 """What `lay_out` needs of the shards table."""
 
 
 @dataclass(frozen=True)
-class Shards:
+class Sequences:
     """All training sequences of a round, flat; sequence n is [offsets[n], offsets[n + 1])."""
 
     offsets: npt.NDArray[np.int64]
@@ -90,13 +90,13 @@ def lay_out(batches: Iterable[pa.RecordBatch], vocabulary: int, folder: Path) ->
     np.save(folder / _OFFSETS, np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64))
 
 
-def map_shards(folder: Path) -> Shards:
+def map_sequences(folder: Path) -> Sequences:
     """What `lay_out` wrote, in the page cache and not in this process's memory."""
     flat: dict[str, Any] = {name: np.memmap(folder / name, dtype, mode="r") for name, (_, dtype) in _FLAT.items()}
-    return Shards(np.load(folder / _OFFSETS), **flat)
+    return Sequences(np.load(folder / _OFFSETS), **flat)
 
 
-def _flat(batch: pa.RecordBatch) -> Shards:
+def _flat(batch: pa.RecordBatch) -> Sequences:
     lists: dict[str, Any] = {name: batch.column(column) for name, (column, _) in _FLAT.items()}
     lengths = [column.value_lengths().to_numpy(zero_copy_only=False) for column in lists.values()]
     if any(not np.array_equal(lengths[0], other) for other in lengths[1:]):
@@ -106,10 +106,10 @@ def _flat(batch: pa.RecordBatch) -> Shards:
         name: column.flatten().to_numpy(zero_copy_only=False).astype(_FLAT[name][1], copy=False)
         for name, column in lists.items()
     }
-    return Shards(offsets, **flat)
+    return Sequences(offsets, **flat)
 
 
-def _check(shards: Shards, vocabulary: int) -> None:
+def _check(shards: Sequences, vocabulary: int) -> None:
     ids, audited, response = shards.input_ids, shards.audited, shards.response
     if (shards.lengths < 1).any():
         raise InputError("The shards are inconsistent: a row has no tokens.", _REMAKE)
@@ -223,7 +223,7 @@ def padding_share(
 
 
 def micro_batches(
-    shards: Shards,
+    shards: Sequences,
     sequences: npt.NDArray[np.int64],
     facts: BatchFacts,
     share: Share,
@@ -246,7 +246,7 @@ def micro_batches(
 
 
 def _pad(
-    shards: Shards, sequences: Sequence[int | None], baseline: float, share: Share, anchored: Anchored
+    shards: Sequences, sequences: Sequence[int | None], baseline: float, share: Share, anchored: Anchored
 ) -> MicroBatch:
     spans = [(0, 0) if n is None else (int(shards.offsets[n]), int(shards.offsets[n + 1])) for n in sequences]
     longest = max(1, *(stop - start for start, stop in spans))

@@ -30,7 +30,7 @@ from .architecture import (
     read_architecture,
 )
 from .checkpoint import Checkpoints, Position
-from .data import COLUMNS, Shards, lay_out, map_shards, micro_batches, padding_share, plan_steps
+from .data import COLUMNS, Sequences, lay_out, map_sequences, micro_batches, padding_share, plan_steps
 from .hf_model import load_weights
 from .hf_weights import WeightFiles
 from .memory import check_memory, training_need
@@ -74,7 +74,7 @@ class _Inputs:
 class _Data:
     """What a round trains on."""
 
-    shards: Shards
+    shards: Sequences
     trajectories: TrajectoryFacts
 
 
@@ -126,13 +126,13 @@ def _enter(stack: contextlib.ExitStack, round_: RoundDir) -> None:
     stack.enter_context(round_.lock("train"))
 
 
-def _shards(stack: contextlib.ExitStack, round_: RoundDir, vocabulary: int) -> Shards:
+def _shards(stack: contextlib.ExitStack, round_: RoundDir, vocabulary: int) -> Sequences:
     """The round's training sequences, laid out once for all ranks, until the stack ends."""
     folder = round_.path / ".shards"
     on_first_rank(lambda: lay_out(round_.shards.batches(_ROWS_AT_A_TIME, COLUMNS), vocabulary, folder))
     if dist.get_rank() == 0:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    return map_shards(folder)
+    return map_sequences(folder)
 
 
 def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:

@@ -12,8 +12,8 @@ from ...store.config import Config, made_with
 from ...store.errors import InputError
 from ...store.layout import RunDir
 from ...store.model import load_tokenizer, resolve_model, stop_ids, weights_hash
-from ...store.shard import ALONE, Shard
 from ...store.table import Table
+from ...store.worker import ALONE, Worker
 from ..progress import progress
 from .engine import Engine, Request, Response, Sampling
 from .engines.registry import make_engine
@@ -28,13 +28,13 @@ _SHOWN = 60
 """Characters of a question in an error."""
 
 
-def generate(run: RunDir, index: int, config: Config, shard: Shard = ALONE) -> str:
+def generate(run: RunDir, index: int, config: Config, worker: Worker = ALONE) -> str:
     """Sample the trajectories of a round that are not there yet. Returns a line about the table.
 
     With train.objective = "sft" nothing is sampled: a trajectory is a prompt, which the teacher is to answer.
 
     Args:
-        shard: The share that this worker fills. Prompts are dealt out in turn, so that the samples of a prompt stay
+        worker: The share that this worker fills. Prompts are dealt out in turn, so that the samples of a prompt stay
             together and share its prefix.
 
     Raises:
@@ -52,12 +52,12 @@ def generate(run: RunDir, index: int, config: Config, shard: Shard = ALONE) -> s
     policy = weights_hash(folder)
     wanted = {
         trajectory_id(policy, prompt, sample, config.generate.seed): (prompt, sample)
-        for prompt in prompts[shard.index :: shard.count]
+        for prompt in prompts[worker.index :: worker.count]
         for sample in range(samples_of(config))
     }
-    table = round_.trajectories_of(shard)
-    with round_.lock("generate", shard):
-        round_.expect("generate", len(wanted), shard)
+    table = round_.trajectories_of(worker)
+    with round_.lock("generate", worker):
+        round_.expect("generate", len(wanted), worker)
         content = {"questions": _hash("\n".join(questions)), "policy": policy}
         if config.data.answer is not None:
             content["answers"] = _hash("\n".join(problems[question] for question in questions))

@@ -3,23 +3,23 @@
 
 from collections.abc import Mapping, MutableMapping
 
-from ...store.shard import ALONE, Shard
+from ...store.worker import ALONE, Worker
 
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 """torchrun first: it may have been started by srun, once a node."""
 
 
-def which_shard(given: str, environment: Mapping[str, str]) -> Shard:
+def which_worker(given: str, environment: Mapping[str, str]) -> Worker:
     """The share of this process. `given` is the value of --shard, or "".
 
     Raises:
         UsageError: --shard is not i/n.
     """
     if given:
-        return Shard.parse(given)
+        return Worker.parse(given)
     for index, count in _LAUNCHERS:
         if index in environment and count in environment:
-            return Shard.parse(f"{environment[index]}/{environment[count]}")
+            return Worker.parse(f"{environment[index]}/{environment[count]}")
     return ALONE
 
 

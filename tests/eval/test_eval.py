@@ -23,7 +23,7 @@ from omniopd.graders.sandbox import Limits
 from omniopd.graders.verdict import Verdict
 from omniopd.store.errors import BusyError, ConfigChangedError, InputError, UsageError
 from omniopd.store.evals import EvalDir
-from omniopd.store.shard import Shard
+from omniopd.store.worker import Worker
 
 FAST = ("generate.batch_size=16", "generate.part_rows=8")
 
@@ -149,10 +149,10 @@ def test_other_settings_are_refused_and_another_grader_version_grades_again(benc
 
 def test_shards_answer_side_by_side_and_the_last_one_grades(benchmark, student, tmp_path):
     only = settings(benchmark, graders=("dapo_regex",))
-    first = evaluate(Target(str(student)), only, FAST, tmp_path / "out", Shard(0, 2))
+    first = evaluate(Target(str(student)), only, FAST, tmp_path / "out", Worker(0, 2))
     assert not first[1]
     assert not is_whole(first[0])
-    folder, whole = evaluate(Target(str(student)), only, FAST, tmp_path / "out", Shard(1, 2))
+    folder, whole = evaluate(Target(str(student)), only, FAST, tmp_path / "out", Worker(1, 2))
     assert whole
     alone, _ = evaluate(Target(str(student)), only, FAST, tmp_path / "alone")
     assert rows_of(folder.responses()) == rows_of(alone.responses())

@@ -196,16 +196,3 @@ def test_a_teachers_cap_counts_what_that_teacher_cost_in_all_rounds_and_no_other
     other = Ledger(path, Budget(tokens=100), round_index=1, teacher="cheap", teacher_budget=Budget(tokens=90))
     # What was reserved when the process before it ended is charged in full.
     assert other.left.tokens == 100 - 20 - 50 - 25
-
-
-def test_a_ledger_of_the_first_version_is_read_and_goes_on(path):
-    ledger = Ledger(path, Budget())
-    reserve(ledger, "a", 30)
-    settle(ledger, "a", usage=Usage(30, 0, 0))
-    ledger.close()
-    with sqlite3.connect(path) as db:
-        db.execute("ALTER TABLE requests DROP COLUMN price_source")
-        db.execute("ALTER TABLE requests DROP COLUMN cache_write_tokens")
-    db.close()
-    assert read_totals(path).charged_tokens == 30
-    assert Ledger(path, Budget()).totals().cache_write_tokens == 0

@@ -13,18 +13,27 @@ from hypothesis import strategies as st
 
 from omniopd.store.errors import InputError
 from omniopd.store.schema import SHARDS
-from omniopd.train.data import COLUMNS, Shards, Share, lay_out, map_shards, micro_batches, padding_share, plan_steps
+from omniopd.train.data import (
+    COLUMNS,
+    Sequences,
+    Share,
+    lay_out,
+    map_sequences,
+    micro_batches,
+    padding_share,
+    plan_steps,
+)
 from omniopd.train.weights import BatchFacts, batch_facts
 
 
-def read(rows: list[dict[str, Any]], vocabulary: int = 97) -> Shards:
+def read(rows: list[dict[str, Any]], vocabulary: int = 97) -> Sequences:
     batches = pa.Table.from_pylist(rows, schema=SHARDS.schema).to_batches(max_chunksize=2)
     with tempfile.TemporaryDirectory() as folder:
         lay_out(batches, vocabulary, Path(folder) / "shards")
-        return map_shards(Path(folder) / "shards")
+        return map_sequences(Path(folder) / "shards")
 
 
-def facts_of(shards: Shards, **options: Any) -> BatchFacts:
+def facts_of(shards: Sequences, **options: Any) -> BatchFacts:
     options = {"centre": "none", "normalise": "audited_tokens"} | options
     return batch_facts(shards.loss_weight, shards.audited, shards.response, **options)
 

@@ -8,28 +8,28 @@ import sys
 import pytest
 
 from omniopd.stages.generate.stage import generate
-from omniopd.stages.generate.workers import claim_devices, which_shard
+from omniopd.stages.generate.workers import claim_devices, which_worker
 from omniopd.store.errors import UsageError
-from omniopd.store.shard import Shard
+from omniopd.store.worker import Worker
 
 
 @pytest.mark.parametrize(
     ("given", "environment", "shard"),
     [
-        ("", {}, Shard()),
-        ("1/3", {"RANK": "0", "WORLD_SIZE": "2"}, Shard(1, 3)),
-        ("", {"RANK": "3", "WORLD_SIZE": "4", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, Shard(3, 4)),
-        ("", {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, Shard(1, 2)),
-        ("", {"SLURM_PROCID": "0"}, Shard()),
+        ("", {}, Worker()),
+        ("1/3", {"RANK": "0", "WORLD_SIZE": "2"}, Worker(1, 3)),
+        ("", {"RANK": "3", "WORLD_SIZE": "4", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, Worker(3, 4)),
+        ("", {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, Worker(1, 2)),
+        ("", {"SLURM_PROCID": "0"}, Worker()),
     ],
 )
-def test_a_worker_finds_its_share(given, environment, shard):
-    assert which_shard(given, environment) == shard
+def test_a_worker_finds_its_share(given, environment, worker):
+    assert which_worker(given, environment) == worker
 
 
 def test_a_share_that_does_not_exist_is_refused():
     with pytest.raises(UsageError, match=r"Shard 3/3 does not exist"):
-        which_shard("3/3", {})
+        which_worker("3/3", {})
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_three_workers_at_once_write_the_table_of_one(make_run):
 
 def test_another_number_of_workers_goes_on_where_the_first_stopped(make_run):
     run = make_run(generate={"max_new_tokens": 8})
-    generate(run, 0, run.config(), Shard(1, 4))
+    generate(run, 0, run.config(), Worker(1, 4))
     first = table_of(run)
     assert len(first) == 3
     line = generate(run, 0, run.config())
@@ -99,9 +99,9 @@ def test_another_number_of_workers_goes_on_where_the_first_stopped(make_run):
 
 def test_a_worker_without_prompts_is_done_at_once(make_run):
     run = make_run(questions=2, generate={"max_new_tokens": 4})
-    assert generate(run, 0, run.config(), Shard(2, 3)) == "no trajectories in this shard"
+    assert generate(run, 0, run.config(), Worker(2, 3)) == "no trajectories in this shard"
     for index in range(2):
-        generate(run, 0, run.config(), Shard(index, 3))
+        generate(run, 0, run.config(), Worker(index, 3))
     assert run.round(0).trajectories.complete
 
 

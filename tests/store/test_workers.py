@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from omniopd.store.errors import BusyError, ConfigChangedError, TableError, UsageError
 from omniopd.store.layout import RoundDir
 from omniopd.store.schema import SCORES
-from omniopd.store.shard import Shard
 from omniopd.store.table import Table
+from omniopd.store.worker import Worker
 
 SETTINGS = {"score.phi": "edit"}
 
 
 def worker(folder, index=0, count=1):
-    table = Table(folder, SCORES, Shard(index, count))
+    table = Table(folder, SCORES, Worker(index, count))
     table.begin(SETTINGS)
     return table
 
@@ -85,7 +85,7 @@ def test_a_left_part_whose_rows_were_written_again_is_not_adopted_twice(tmp_path
 def test_other_settings_under_another_shards_rows_are_refused(tmp_path, rows):
     worker(tmp_path, 0, 2).append(rows("a"))
     with pytest.raises(ConfigChangedError, match=r"score\.phi from 'edit' to 'char'"):
-        Table(tmp_path, SCORES, Shard(1, 2)).begin({"score.phi": "char"})
+        Table(tmp_path, SCORES, Worker(1, 2)).begin({"score.phi": "char"})
 
 
 @settings(max_examples=30, deadline=None)
@@ -101,12 +101,12 @@ def test_any_sequence_of_workers_and_crashes_fills_the_table_once(tmp_path_facto
 
     def missing(table):
         present = table.existing_keys()
-        share = wanted[table.shard.index :: table.shard.count]
+        share = wanted[table.worker.index :: table.worker.count]
         return [key for key in share if (key,) not in present]
 
     for count, index, killed in steps:
         table = worker(folder, index % count, count)
-        path = folder / f"manifest{table.shard.suffix}.json"
+        path = folder / f"manifest{table.worker.suffix}.json"
         before = path.read_text()
         table.append(rows(*missing(table)[:3]))
         if killed:
@@ -123,7 +123,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from omniopd.store.layout import RoundDir
-from omniopd.store.shard import Shard
+from omniopd.store.worker import Shard
 with RoundDir(Path(sys.argv[1]), 0).lock("generate", Shard(int(sys.argv[2]), int(sys.argv[3]))):
     print("held", flush=True)
     sys.stdin.read()
@@ -131,9 +131,9 @@ with RoundDir(Path(sys.argv[1]), 0).lock("generate", Shard(int(sys.argv[2]), int
 
 
 @contextlib.contextmanager
-def running(path, shard):
+def running(path, worker):
     """Another process that holds a shard's lock until the `with` ends."""
-    command = [sys.executable, "-c", HOLD, str(path), str(shard.index), str(shard.count)]
+    command = [sys.executable, "-c", HOLD, str(path), str(worker.index), str(worker.count)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
         yield
@@ -142,10 +142,10 @@ def running(path, shard):
 
 def test_shards_of_one_count_run_side_by_side_and_keep_all_others_out(tmp_path):
     round_ = RoundDir(tmp_path, 0)
-    with running(tmp_path, Shard(0, 2)):
-        with round_.lock("generate", Shard(1, 2)):
+    with running(tmp_path, Worker(0, 2)):
+        with round_.lock("generate", Worker(1, 2)):
             pass
-        for other in (Shard(0, 2), Shard(), Shard(1, 3)):
+        for other in (Worker(0, 2), Worker(), Worker(1, 3)):
             with pytest.raises(BusyError, match="shard 0/2"), round_.lock("generate", other):
                 pass
     with round_.lock("generate"):
@@ -155,10 +155,10 @@ def test_shards_of_one_count_run_side_by_side_and_keep_all_others_out(tmp_path):
 @pytest.mark.parametrize("text", ["4/4", "1", "a/b", "-1/2", "0/0", ""])
 def test_a_shard_that_does_not_exist_is_refused(text):
     with pytest.raises(UsageError, match="--shard"):
-        Shard.parse(text)
+        Worker.parse(text)
 
 
 def test_a_shard_is_read_back_from_the_names_it_gives():
-    assert Shard.of_file(f"manifest{Shard(3, 12).suffix}.json") == Shard(3, 12)
-    assert Shard.of_file("manifest.json") == Shard()
-    assert Shard.parse("3/12") == Shard(3, 12)
+    assert Worker.of_file(f"manifest{Worker(3, 12).suffix}.json") == Worker(3, 12)
+    assert Worker.of_file("manifest.json") == Worker()
+    assert Worker.parse("3/12") == Worker(3, 12)

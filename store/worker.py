@@ -8,7 +8,7 @@ from .errors import UsageError
 
 
 @dataclass(frozen=True)
-class Shard:
+class Worker:
     """Worker `index` of `count`. The only worker, unless told otherwise."""
 
     index: int = 0
@@ -22,11 +22,11 @@ class Shard:
             )
 
     @classmethod
-    def parse(cls, text: str) -> "Shard":
+    def parse(cls, text: str) -> "Worker":
         """From `i/n`.
 
         Raises:
-            UsageError: not of that form, or no such shard.
+            UsageError: not of that form, or no such worker.
         """
         match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if match is None:
@@ -39,12 +39,12 @@ class Shard:
         return "" if self.count == 1 else f".shard-{self.index:04d}-of-{self.count:04d}"
 
     @property
-    def siblings(self) -> tuple["Shard", ...]:
-        """All shards of the same table, this one included."""
-        return tuple(Shard(index, self.count) for index in range(self.count))
+    def siblings(self) -> tuple["Worker", ...]:
+        """All workers of the same table, this one included."""
+        return tuple(Worker(index, self.count) for index in range(self.count))
 
     @classmethod
-    def of_file(cls, name: str) -> "Shard":
+    def of_file(cls, name: str) -> "Worker":
         """The worker that wrote a file, from the file's name."""
         match = re.search(r"\.shard-(\d+)-of-(\d+)", name)
         return cls() if match is None else cls(int(match[1]), int(match[2]))
@@ -53,5 +53,5 @@ class Shard:
         return f"{self.index}/{self.count}"
 
 
-ALONE = Shard()
+ALONE = Worker()
 """The only worker."""
