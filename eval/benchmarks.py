@@ -108,14 +108,14 @@ def load_benchmark(name: str) -> Benchmark:
 def _from_hub(name: str, spec: HubBenchmark) -> Benchmark:
     import polars as pl
 
-    cure = f"Download it where there is a hub, and give the file: --benchmark {name}.jsonl (docs/evaluation.md)."
-    source = Source(spec.dataset, spec.subset, spec.split, "--benchmark", "question", cure)
+    hint = f"Download it where there is a hub, and give the file: --benchmark {name}.jsonl (docs/evaluation.md)."
+    source = Source(spec.dataset, spec.subset, spec.split, "--benchmark", "question", hint)
     frame = read_frame(source)
     columns = frame.collect_schema().names()
     for column in (spec.question, spec.reference, spec.id_):
         if column is not None and column.partition(".")[0] not in columns:
             raise InputError(
-                f"{spec.dataset} has changed: it has no column {column!r} (it has {', '.join(columns)}).", cure
+                f"{spec.dataset} has changed: it has no column {column!r} (it has {', '.join(columns)}).", hint
             )
     if spec.filter_ is not None:
         frame = frame.filter(pl.sql_expr(spec.filter_))

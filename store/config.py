@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from .errors import ConfigError
 from .sections import (
     DataConfig,
+    EvalConfig,
     GenerateConfig,
     RunConfig,
     ScoreConfig,
@@ -32,6 +33,7 @@ class Config(Section):
     score: ScoreConfig = ScoreConfig()
     train: TrainConfig = TrainConfig()
     run: RunConfig = RunConfig()
+    eval: EvalConfig = EvalConfig()
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
@@ -94,22 +96,22 @@ def default_config(overrides: Iterable[str]) -> Config:
     return _validated({}, overrides, "Mend it in --set.")
 
 
-def config_of(tree: dict[str, dict[str, Any]], cure: str) -> Config:
+def config_of(tree: dict[str, dict[str, Any]], hint: str) -> Config:
     """A config from its sections.
 
     Raises:
-        ConfigError: an unknown key, a value out of range; it names `cure`.
+        ConfigError: an unknown key, a value out of range; it ends with `hint`.
     """
-    return _validated(tree, (), cure)
+    return _validated(tree, (), hint)
 
 
-def _validated(tree: dict[str, Any], overrides: Iterable[str], cure: str) -> Config:
+def _validated(tree: dict[str, Any], overrides: Iterable[str], hint: str) -> Config:
     for override in overrides:
         _set(tree, override)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_first_problem(error), cure) from error
+        raise ConfigError(_first_problem(error), hint) from error
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

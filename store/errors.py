@@ -10,14 +10,14 @@ class OmniopdError(Exception):
 
     exit_code = 3
 
-    def __init__(self, problem: str, cure: str) -> None:
-        super().__init__(f"{problem} {cure}")
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(f"{problem} {hint}")
         self.problem = problem
-        self.cure = cure
+        self.hint = hint
 
     def __reduce__(self) -> tuple[type["OmniopdError"], tuple[str, str]]:
         # Errors travel between processes, and Exception would be made again of the whole line.
-        return type(self), (self.problem, self.cure)
+        return type(self), (self.problem, self.hint)
 
 
 class UsageError(OmniopdError, ValueError):

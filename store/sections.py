@@ -300,6 +300,26 @@ class TrainConfig(Section):
         return self.objective in ("omniopd", "sft")
 
 
+class EvalConfig(Section):
+    benchmark: str = ""
+    """math500, aime24, aime25, amc23, olympiadbench; apps, codecontests, taco, codeforces; or a .jsonl, .parquet or
+    .csv file with the columns question and answer (or tests)."""
+    samples: int = Field(default=16, gt=0)
+    """Responses to each question."""
+    max_new_tokens: int = Field(default=32768, gt=0)
+    """Longest response, tokens; the model's context may be shorter."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature; 0 is greedy decoding, which needs samples = 1."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of the sampling distribution."""
+    template: str | None = None
+    """Text of the user message, with {question}; unset: data.template for a run, the paper's for another model."""
+    seed: int = 0
+    """Seed of the sampling."""
+    graders: tuple[Literal["math_verify", "dapo_regex", "tests"], ...] = ()
+    """Who decides what is right; unset: all that fit the benchmark."""
+
+
 class RunConfig(Section):
     rounds: int = Field(default=1, gt=0)
     """Rounds that `omniopd run` drives."""

@@ -165,7 +165,7 @@ def _run_task(task: _Task) -> float:
         try:
             return _train_and_evaluate(task, log)
         except OmniopdError as error:
-            raise type(error)(f"{task.arm.name}, seed {task.seed}: {error.problem}", error.cure) from error
+            raise type(error)(f"{task.arm.name}, seed {task.seed}: {error.problem}", error.hint) from error
 
 
 def _train_and_evaluate(task: _Task, log: TextIO) -> float:

@@ -44,7 +44,7 @@ def _report(error: OmniopdError) -> None:
     if ERROR_FILE in os.environ:
         path = Path(os.environ[ERROR_FILE])
         temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps([type(error).__name__, error.problem, error.cure]), encoding="utf-8")
+        temporary.write_text(json.dumps([type(error).__name__, error.problem, error.hint]), encoding="utf-8")
         temporary.replace(path)
 
 

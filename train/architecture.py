@@ -140,20 +140,20 @@ def check_weights(arch: Architecture, found: Mapping[str, tuple[int, ...]], fold
     Raises:
         InputError: a weight is missing, unknown or of another shape.
     """
-    cure = f"Save {folder} again with `save_pretrained`."
+    hint = f"Save {folder} again with `save_pretrained`."
     expected = arch.shapes()
     for name, shape in expected.items():
         if name not in found:
-            raise InputError(f"{folder} has no weight {name}.", cure)
+            raise InputError(f"{folder} has no weight {name}.", hint)
         if found[name] != shape:
             raise InputError(
-                f"{folder}: config.json makes {name} {list(shape)}, and its weights have {list(found[name])}.", cure
+                f"{folder}: config.json makes {name} {list(shape)}, and its weights have {list(found[name])}.", hint
             )
     # A tied head may be stored a second time, and old files hold the rotary frequencies: both are implied.
     implied = ("lm_head.weight", "rotary_emb.inv_freq")
     unknown = [name for name in found if name not in expected and not name.endswith(implied)]
     if unknown:
-        raise InputError(f"{folder} has a weight {unknown[0]} that a {arch.model_type} has not.", cure)
+        raise InputError(f"{folder} has a weight {unknown[0]} that a {arch.model_type} has not.", hint)
 
 
 def check_tokenizer(arch: Architecture, folder: Path) -> None:

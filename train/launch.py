@@ -117,6 +117,6 @@ def _follow(
 def _failure(error_file: Path, code: int, log: Path) -> errors.OmniopdError:
     """The error that a trainer left, or what is known where it left none."""
     if error_file.is_file():
-        kind, problem, cure = json.loads(error_file.read_text(encoding="utf-8"))
-        return getattr(errors, kind)(problem, cure)
+        kind, problem, hint = json.loads(error_file.read_text(encoding="utf-8"))
+        return getattr(errors, kind)(problem, hint)
     return errors.OmniopdError(f"The trainer ended with exit code {code}.", f"Read {log}; `omniopd train` goes on.")

@@ -135,9 +135,9 @@ def on_first_rank(work: Callable[[], T]) -> T:
         try:
             outcome[0] = work()
         except OmniopdError as error:
-            outcome[1] = (type(error), error.problem, error.cure)
+            outcome[1] = (type(error), error.problem, error.hint)
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
-        kind, problem, cure = outcome[1]  # pyright: ignore[reportGeneralTypeIssues]
-        raise kind(problem, cure)
+        kind, problem, hint = outcome[1]  # pyright: ignore[reportGeneralTypeIssues]
+        raise kind(problem, hint)
     return outcome[0]  # pyright: ignore[reportReturnType]

@@ -178,8 +178,8 @@ def _explained(db: duckdb.DuckDBPyConnection) -> Iterator[None]:
     try:
         yield
     except duckdb.PermissionException as error:
-        cure = "This reader opens no files and loads no extensions; --allow-files lets it, and then it can change them."
-        raise UsageError(first_line(error), cure) from error
+        hint = "This reader opens no files and loads no extensions; --allow-files lets it, and then it can change them."
+        raise UsageError(first_line(error), hint) from error
     except duckdb.Error as error:
         raise UsageError(first_line(error), f"The views are {', '.join(dict(views(db)))}; see --schema.") from error
 

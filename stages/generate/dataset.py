@@ -26,7 +26,7 @@ class Source:
     """The setting that holds the name: "data.prompts"."""
     kind: str
     """What it is a file of: "prompt"."""
-    hub_cure: str
+    hub_hint: str
     """What to do where the hub does not give it."""
 
     @property
@@ -134,7 +134,7 @@ def _read_hub(source: Source) -> "pl.LazyFrame":
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(
             f"{source.name!r} is no .jsonl, .parquet or .csv file, and the hub did not give it: {reason}.",
-            source.hub_cure,
+            source.hub_hint,
         ) from error
     assert isinstance(rows, datasets.Dataset)
     frame = rows.to_polars()

@@ -123,8 +123,8 @@ def check_shards(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: str
     _refuse(db, round_, checks, f"Delete {round_.shards.folder} and run `omniopd score` again.")
 
 
-def _refuse(db: duckdb.DuckDBPyConnection, round_: RoundDir, checks: dict[str, str], cure: str) -> None:
+def _refuse(db: duckdb.DuckDBPyConnection, round_: RoundDir, checks: dict[str, str], hint: str) -> None:
     for what, query in checks.items():
         ((count,),) = db.execute(query).fetchall()
         if count:
-            raise TableError(f"{round_.path} has {count} {what}.", cure)
+            raise TableError(f"{round_.path} has {count} {what}.", hint)

@@ -167,5 +167,5 @@ def test_a_linked_table_is_whole_without_its_source_and_apart_from_it(table, row
 
 def test_an_error_of_another_process_is_the_same_error():
     error = pickle.loads(pickle.dumps(TableError("It is gone.", "Bring it back.")))
-    assert (type(error), error.problem, error.cure) == (TableError, "It is gone.", "Bring it back.")
+    assert (type(error), error.problem, error.hint) == (TableError, "It is gone.", "Bring it back.")
     assert str(error) == "It is gone. Bring it back."

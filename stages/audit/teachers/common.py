@@ -63,8 +63,8 @@ def no_model(url: str, model: str, has: str = "") -> TeacherError:
     )
 
 
-def cannot(kind: str, what: str, cure: str) -> TeacherError:
-    return TeacherError(f"teacher.kind {kind!r} cannot {what}.", cure)
+def cannot(kind: str, what: str, hint: str) -> TeacherError:
+    return TeacherError(f"teacher.kind {kind!r} cannot {what}.", hint)
 
 
 def prompt_bytes(ask: Ask, continuation: Continuation) -> int:
