@@ -159,8 +159,8 @@ class MetricsLog:
     """The metrics of one round. Rank 0 alone writes."""
 
     def __init__(self, run: RunDir, index: int) -> None:
-        self.path = run.metrics / f"train-round={index:03d}.jsonl"
-        self.table = Table(run.metrics / f"train-round={index:03d}", TRAIN_METRICS)
+        self.path = run.train_steps(index)
+        self.table = Table(run.train_metrics(index), TRAIN_METRICS)
 
     def rows(self) -> list[dict[str, Any]]:
         """The steps logged so far; a line that a crash cut short does not count."""
