@@ -92,7 +92,7 @@ TRAIN_METRICS = TableSpec(
             _column("audited_nll", pa.float64(), "mean -log pi(y) over audited tokens", "nats"),
             _column("audited_entropy", pa.float64(), "mean entropy of the policy at audited tokens", "nats"),
             _column(
-                "behaviour_gap", pa.float64(), "mean |log pi(y) - behaviour log-prob|; 0 on-policy, null in sft", "nats"
+                "behaviour_gap", pa.float64(), "mean |log pi(y) - behavior log-prob|; 0 on-policy, null in sft", "nats"
             ),
             _column("clipped_share", pa.float64(), "share of audited tokens whose ratio was capped or clipped"),
             _column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
