@@ -108,7 +108,7 @@ def check_inputs(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: str
     Raises:
         TableError: how many rows of which kind.
     """
-    _refuse(db, round_, _INPUTS | _INPUTS_OF[objective], "Look at them with `omniopd sql`, and mend the table.")
+    _refuse(db, round_, _INPUTS | _INPUTS_OF[objective], "Look at them with `omniopd sql`, and fix the table.")
 
 
 def check_shards(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: str) -> None:
