@@ -24,12 +24,14 @@ import uvloop
 
 from omniopd.method.stopping import Fixed
 from omniopd.stages.audit.client import open_session
+from omniopd.stages.audit.context import AuditContext
 from omniopd.stages.audit.flow import Flow
 from omniopd.stages.audit.group_commit import GroupCommit
+from omniopd.stages.audit.outbox import Outbox
 from omniopd.stages.audit.price import Rates
 from omniopd.stages.audit.teachers.openai import Host, OpenAITeacher
 from omniopd.stages.audit.todo import Work
-from omniopd.store.ledger import Budget, Ledger
+from omniopd.store.ledger import Budget, Caps, Ledger
 from omniopd.store.schema import ROLLOUTS
 from omniopd.store.sections import TeacherConfig
 from omniopd.store.table import Table
@@ -85,10 +87,12 @@ async def ours(base_url: str, count: int, folder: Path) -> None:
     teacher = OpenAITeacher(config, "completion", "", (base_url,), Host())
     table = Table(folder / "rollouts", ROLLOUTS)
     table.begin({})
-    ledger = Ledger(folder / "ledger.sqlite", Budget.of(1e6, 10**12))
-    flow = Flow(table, 0, config, Fixed(1), teacher, RATES, GroupCommit(ledger), lambda rows, note: None)
+    ledger = Ledger(folder / "ledger.sqlite", Caps(Budget.of(1e6, 10**12)))
+    commit = GroupCommit(ledger)
+    outbox = Outbox(table, 0, commit)
+    context = AuditContext(outbox, 0, config, Fixed(1), teacher, RATES, commit, lambda rows, note: None)
     async with open_session(config, {}) as session:
-        await flow.run(session, works(count))
+        await Flow(context, session).run(works(count))
     assert table.manifest.rows == count
     ledger.close()
 

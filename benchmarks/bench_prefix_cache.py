@@ -32,12 +32,14 @@ from aiohttp import web
 
 from omniopd.method.stopping import Fixed
 from omniopd.stages.audit.client import open_session
+from omniopd.stages.audit.context import AuditContext
 from omniopd.stages.audit.flow import Flow
 from omniopd.stages.audit.group_commit import GroupCommit
+from omniopd.stages.audit.outbox import Outbox
 from omniopd.stages.audit.price import Rates
 from omniopd.stages.audit.teachers.openai import Host, OpenAITeacher
 from omniopd.stages.audit.todo import Work
-from omniopd.store.ledger import Budget, Ledger, Totals
+from omniopd.store.ledger import Ledger, Totals
 from omniopd.store.schema import ROLLOUTS
 from omniopd.store.sections import TeacherConfig
 from omniopd.store.table import Table
@@ -131,10 +133,12 @@ async def audit(base_url: str, queue: Any, n: int, at_once: int, folder: Path) -
     teacher = OpenAITeacher(config, "completion", "", (base_url,), Host())
     table = Table(folder / "rollouts", ROLLOUTS)
     table.begin({})
-    ledger = Ledger(folder / "ledger.sqlite", Budget())
-    flow = Flow(table, 0, config, Fixed(n), teacher, RATES, GroupCommit(ledger), lambda rows, note: None)
+    ledger = Ledger(folder / "ledger.sqlite")
+    commit = GroupCommit(ledger)
+    outbox = Outbox(table, 0, commit)
+    context = AuditContext(outbox, 0, config, Fixed(n), teacher, RATES, commit, lambda rows, note: None)
     async with open_session(config, {}) as session:
-        await flow.run(session, queue)
+        await Flow(context, session).run(queue)
     totals = ledger.totals()
     ledger.close()
     return totals

@@ -15,7 +15,7 @@ _Z = NormalDist().inv_cdf(0.975)
 _RESAMPLES = 10_000
 _FLIPS = 100_000
 _MOST_EXACT = 16
-"""Up to so many questions that differ, every sign pattern is counted (65,536 of them)."""
+"""Up to this many questions that differ, every sign pattern is enumerated (65,536 of them)."""
 _SEED = 20_260_601
 """Of the resampling: the same verdicts give the same interval every time."""
 

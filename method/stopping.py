@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..store.config import Config
 
 FIRST = 4
-"""Rollouts before the first look: from fewer, a spread cannot be told."""
+"""Rollouts before the first checkpoint: from fewer, a spread cannot be told."""
 STEP = 2
 """Rollouts between checkpoints."""
 _CONFIDENCE = 0.95
@@ -78,10 +78,10 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Look after 4, 6, 8, ... rollouts, and stop where the interval of π̂ is narrow rule.
+    """Look after 4, 6, 8, ... rollouts, and stop where the interval of π̂ is narrow enough.
 
-    A look sees the rollouts below its number and no other, so an audit that was killed asks for what an undisturbed one
-    would have asked for.
+    A checkpoint sees the rollouts below its number and no other, so an audit that was killed asks for what an
+    undisturbed one would have asked for.
     """
 
     most: int
@@ -98,12 +98,12 @@ class Adaptive:
         return [None if text is None else phi for phi, text in pairs]
 
     def target_count(self, phi: Mapping[int, float | None], prior: float) -> int:
-        for look in self.checkpoints[:-1]:
-            if any(index not in phi for index in range(look)):
-                return look
-            seen = [value for index in range(look) if (value := phi[index]) is not None]
+        for checkpoint in self.checkpoints[:-1]:
+            if any(index not in phi for index in range(checkpoint)):
+                return checkpoint
+            seen = [value for index in range(checkpoint) if (value := phi[index]) is not None]
             if half_width(seen, prior, self.alpha) <= self.precision:
-                return look
+                return checkpoint
         return self.most
 
 
@@ -113,7 +113,7 @@ def adaptive_checkpoints(most: int) -> tuple[int, ...]:
 
 
 def half_width(phi: list[float], prior: float, alpha: float) -> float:
-    """How far π̂ may be from μ, at 95 % for a single look.
+    """How far π̂ may be from μ, at 95 % for a single checkpoint.
 
         t sqrt(n s²) / (n + α)  +  α |π̄ - mean φ| / (n + α)
 

@@ -6,7 +6,7 @@ Exit codes: 2 usage (also what typer uses for a wrong flag), 3 bad input, 4 budg
 
 
 class OmniopdError(Exception):
-    """Base of all errors that a user can cure; the command line prints them as one line, without a traceback."""
+    """Base of all errors that a user can fix; the command line prints them as one line, without a traceback."""
 
     exit_code = 3
 
@@ -31,7 +31,7 @@ class ConfigError(OmniopdError, ValueError):
 
 
 class ConfigChangedError(OmniopdError, ValueError):
-    """A table was begun under other settings than the ones now in force."""
+    """A table was begun under other settings than the present ones."""
 
 
 class InputError(OmniopdError, ValueError):

@@ -85,6 +85,20 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Caps:
+    """What an audit may spend: the lowest of three caps holds."""
+
+    run: Budget = Budget()
+    """On the whole run."""
+    round: Budget = Budget()
+    """On what the round `round_index` is of it."""
+    teacher: Budget = Budget()
+    """On what the teacher `teacher_model` is of it, in all rounds."""
+    round_index: int = 0
+    teacher_model: str = ""
+
+
+@dataclass(frozen=True)
 class Reservation:
     """The worst case of one request."""
 
@@ -163,17 +177,11 @@ class Totals:
 class Ledger:
     """The ledger of one run. One process writes at a time (the audit stage holds the lock)."""
 
-    def __init__(
-        self,
-        path: Path,
-        budget: Budget,
-        round_index: int = 0,
-        round_budget: Budget = Budget(),
-        teacher: str = "",
-        teacher_budget: Budget = Budget(),
-    ) -> None:
-        """`budget` caps the run, `round_budget` what the round `round_index` is of it, `teacher_budget` what a teacher
-        is of it."""
+    def __init__(self, path: Path, caps: Caps = Caps()) -> None:
+        """
+        Args:
+            caps: Of the audit that spends from here on; none is no cap.
+        """
         self._db = _open(path)
         self._db.executescript(_SCHEMA)
         self.batches = BatchBook(self._db)
@@ -185,7 +193,9 @@ class Ledger:
         self._nusd, self._tokens = run.spoken_for_nusd, run.spoken_for_tokens
         # The other caps, moved to where they lie on the run's scale: the lowest holds, since only this round and this
         # teacher spend from here on.
-        for part, cap in ((self.totals(round_index), round_budget), (self.totals(teacher=teacher), teacher_budget)):
+        budget = caps.run
+        round_totals, teacher_totals = self.totals(caps.round_index), self.totals(teacher=caps.teacher_model)
+        for part, cap in ((round_totals, caps.round), (teacher_totals, caps.teacher)):
             budget = Budget(
                 _lower(budget.nusd, cap.nusd, self._nusd - part.spoken_for_nusd),
                 _lower(budget.tokens, cap.tokens, self._tokens - part.spoken_for_tokens),

@@ -291,7 +291,7 @@ EVAL_VERDICTS = TableSpec(
             _column("grader", _str, "math_verify | dapo_regex | tests"),
             _column("correct", pa.bool_(), "the response is right"),
             _column("reason", _str, "right | wrong | no_answer | timeout | memory | output | threads | error"),
-            _column("reference", _str, "what the response was held against; null for tests"),
+            _column("reference", _str, "what the response was compared with; null for tests"),
             _column("extracted", _str, "the answer, or the program, as the grader read it"),
             _column("detail", _str, "more about a failure"),
             _column("seconds", _f32, "time that grading took", "s"),

@@ -295,7 +295,7 @@ class Table:
 
 
 def _sorted(table: pa.Table, key: Sequence[str]) -> pa.Table:
-    """The rows by key. Gathering long lists is dear, so rows that are in order stay where they are."""
+    """The rows by key. Gathering long lists is expensive, so rows that are in order stay where they are."""
     order = _compute.sort_indices(table, sort_keys=[(name, "ascending") for name in key])
     in_order = np.array_equal(order.to_numpy(), np.arange(len(table), dtype=np.uint64))
     return table if in_order else table.take(order)

@@ -203,7 +203,7 @@ def check_same_tokens(student: Path, teacher: Path) -> None:
 
 
 def check_layout(arch: Architecture, config: TrainConfig, processes: int, whose: str = "student") -> None:
-    """Check that the model can be split as [train] asks, over so many processes.
+    """Check that the model can be split as [train] asks, over the given number of processes.
 
     Raises:
         ConfigError: it cannot.

@@ -1,4 +1,4 @@
-"""Checkpoints inside a round: a killed trainer goes on as if nothing had happened, bit for bit.
+"""Checkpoints inside a round: a killed trainer resumes as if nothing had happened, bit for bit.
 
     checkpoint/made_with.json       settings and inputs that the checkpoints belong to
     checkpoint/latest               name of the newest whole checkpoint
@@ -56,7 +56,7 @@ class Checkpoints:
     # -- on rank 0 alone
 
     def begin(self, made_with: Mapping[str, Any]) -> str | None:
-        """Get ready to train: the name of the checkpoint to go on from, or None to start.
+        """Get ready to train: the name of the checkpoint to resume from, or None to start.
 
         Args:
             made_with: settings and hashes of inputs that determine the weights.

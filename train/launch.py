@@ -59,7 +59,7 @@ def launch(
 
 def _torchrun(run: RunDir, index: int, config: Config, overrides: Sequence[str], progress: Progress | None) -> None:
     run.logs.mkdir(parents=True, exist_ok=True)
-    log = run.logs / f"train-round={index:03d}.log"
+    log = run.train_log(index)
     with tempfile.TemporaryDirectory() as scratch, log.open("ab") as output:
         error_file = Path(scratch) / "error.json"
         process = subprocess.Popen(
@@ -69,7 +69,7 @@ def _torchrun(run: RunDir, index: int, config: Config, overrides: Sequence[str],
             env=_environment(error_file),
         )
         try:
-            # A scheduler's SIGTERM goes on to torchrun, which passes it to its processes.
+            # A scheduler's SIGTERM is forwarded to torchrun, which passes it to its processes.
             with on_sigterm(process.terminate):
                 _follow(process, run, index, config, progress)
         except BaseException:
@@ -119,4 +119,4 @@ def _failure(error_file: Path, code: int, log: Path) -> errors.OmniopdError:
     if error_file.is_file():
         kind, problem, hint = json.loads(error_file.read_text(encoding="utf-8"))
         return getattr(errors, kind)(problem, hint)
-    return errors.OmniopdError(f"The trainer ended with exit code {code}.", f"Read {log}; `omniopd train` goes on.")
+    return errors.OmniopdError(f"The trainer ended with exit code {code}.", f"Read {log}; `omniopd train` resumes.")

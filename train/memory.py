@@ -1,5 +1,5 @@
 # pyright: strict
-"""How much memory a rank needs, from the shapes alone: asked before the first step, where a cure costs nothing.
+"""How much memory a rank needs, from the shapes alone: asked before the first step, where a fix costs nothing.
 
 Estimates from below: what is counted is needed for certain, and what a kernel or an allocator takes beside it is not
 counted. All in bytes, for the pipeline stage that needs most.
@@ -111,18 +111,18 @@ def check_memory(need: Need, available: int) -> None:
     """
     if need.total <= available:
         return
-    cures = {
+    hints = {
         "activations": "Set train.micro_batch = 1 or train.recompute = true, or train.context_parallel higher",
         "loss": "Set train.loss_rows lower or train.tensor_parallel higher",
         "optimizer": "Set train.tensor_parallel or train.pipeline_parallel higher, or"
         " train.distributed_optimizer = true where there are several data-parallel ranks",
     }
     parts = {name: getattr(need, name) for name in ("weights", "gradients", "optimizer", "activations", "loss")}
-    largest = max(cures, key=lambda name: parts[name])
+    largest = max(hints, key=lambda name: parts[name])
     shown = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
     raise InputError(
         f"A step needs at least {_gb(need.total)} GB on each rank ({shown}), and there are {_gb(available)}.",
-        f"{cures[largest]}.",
+        f"{hints[largest]}.",
     )
 
 

@@ -2,7 +2,7 @@
 
 Megatron's distributed optimizer expects the fused Adam of Transformer Engine or Apex, whose step count belongs to a
 group of parameters. torch's AdamW stands in where neither is installed, and counts for each parameter;
-`prepare_to_load` mends the places where the loader trips over that.
+`prepare_to_load` repairs the places where the loader trips over that.
 """
 
 from typing import Any

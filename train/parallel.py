@@ -128,7 +128,7 @@ def few_threads(parameters: int) -> Generator[None]:
 def on_first_rank(work: Callable[[], T]) -> T:
     """Run `work` on rank 0 and give every rank its result, or raise its error on every rank. Collective.
 
-    The result is pickled. Errors that a user cannot cure end rank 0 alone, and torchrun then ends the others.
+    The result is pickled. Errors that a user cannot fix end rank 0 alone, and torchrun then ends the others.
     """
     outcome: list[object] = [None, None]
     if dist.get_rank() == 0:

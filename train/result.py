@@ -33,6 +33,6 @@ def result_of(run: RunDir, index: int, *, trained: bool) -> TrainResult:
 
 
 def count_steps(sequences: int, config: TrainConfig) -> int:
-    """Optimizer steps of a round with so many training sequences."""
+    """Optimizer steps of a round with this many training sequences."""
     steps = config.epochs * -(-sequences // config.global_batch)
     return steps if config.steps is None else min(steps, config.steps)

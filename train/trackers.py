@@ -42,7 +42,7 @@ class Trackers:
         if wandb:
             import wandb as package  # pyright: ignore[reportMissingImports]
 
-            # The id makes a resumed run go on in the same place.
+            # The id makes a resumed run continue in the same place.
             path = run.path.resolve()
             id_ = hashlib.sha256(str(path).encode()).hexdigest()[:16]
             self._wandb = package.init(project="omniopd", name=path.name, id=id_, resume="allow", dir=str(run.metrics))

@@ -35,7 +35,7 @@ class Selection:
     limit: int = 3
     offset: int = 0
     sample: int | None = None
-    """Only so many rows, drawn at random."""
+    """Only this many rows, drawn at random."""
     seed: int = 0
     """Of the sample."""
 
@@ -122,7 +122,7 @@ def _footer(table: str, shown: int, total: int, wanted: Selection) -> "Renderabl
     from rich.text import Text
 
     last = wanted.offset + shown
-    more = f"; --offset {last} goes on" if last < total else ""
+    more = f"; --offset {last} shows more" if last < total else ""
     sampled = "" if wanted.sample is None else f" drawn at random (--seed {wanted.seed})"
     rows = f"{wanted.offset + 1}-{last} of {total:,}" if shown else f"none of {total:,}"
     return Text(f"{table}: {rows}{sampled}{more}", "dim")

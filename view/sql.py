@@ -174,7 +174,7 @@ def _json(value: Any) -> str:
 
 @contextlib.contextmanager
 def _explained(db: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """DuckDB's own errors as one line with a cure."""
+    """DuckDB's own errors as one line with a hint."""
     try:
         yield
     except duckdb.PermissionException as error:

@@ -1,4 +1,4 @@
-"""Arms of one's own on an embedded task, beside those of `make study`: any keys of the config, several at a time.
+"""Custom arms on an embedded task, beside those of `make study`: any keys of the config, several at a time.
 
     python benchmarks/experiments/explore.py runs/study sums --rounds 3 \\
         --arm 'C=12' '{"select.chunk_tokens": 12, "teacher.max_tokens": 12}' --arm 'N=2' '{"teacher.rollouts": 2}'

@@ -1,4 +1,4 @@
-"""Kill the trainer with SIGKILL at random moments, go on each time, and compare with a run that was left alone.
+"""Kill the trainer with SIGKILL at random moments, resume each time, and compare with a run that was not interrupted.
 
     python benchmarks/experiments/kill_trainer.py RUN FOLDER --kills 10 --set train.epochs=10
 

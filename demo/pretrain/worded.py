@@ -2,10 +2,10 @@
 
     python -m omniopd.demo.pretrain.worded --out demo/models
 
-*The teacher* goes on from the weights of the sums' teacher, which can add and reads one byte a token. It learns to
+*The teacher* continues from the weights of the sums' teacher, which can add and reads one byte a token. It learns to
 write equations from a plain question. Most of its texts begin in words, as somebody else's would, often with that
 person's mistakes, and turn to equations at a step drawn at random or never: so, continuing such a text, it finishes
-the step at hand in words and may then go on in its own manner. Mistakes and the choice of words over equations are left
+the step at hand in words and may then continue in its own manner. Mistakes and the choice of words over equations are left
 out of its loss.
 
 *The student* is new. It reads words and single digits, and it was raised on answers in words with ``STUDENT_HABITS``,
@@ -61,7 +61,7 @@ STUDENT_VOCABULARY = 384
 """The specials, 256 bytes, some eighty merges that make each word a token, and reserved ones."""
 
 TEACHER_SEES = Habits(hard_borrow=0.2, carry=0.1, confuses=0.2, swaps=0.05, skips=0.05)
-"""Mistakes in the beginnings that the teacher learns to go on from."""
+"""Mistakes in the beginnings that the teacher learns to continue from."""
 
 TEACHER = Recipe(
     "worded-teacher", 128, 4, 320, steps=1200, slip_rate=0.0, learns_slips=False, seed=21, batch=32, lr=1e-3
@@ -148,7 +148,7 @@ def draw_manners(rng: random.Random, training: Training) -> list[Manner]:
 
 
 def new_teacher() -> "Qwen3ForCausalLM":
-    """The sums' teacher, to go on from."""
+    """The sums' teacher, to continue from."""
     import torch
     from transformers import Qwen3ForCausalLM
 

@@ -45,7 +45,7 @@ MAX_NEW_TOKENS = 56
 """Enough for the longest answer and its stop token (the tokenizer has one token a character)."""
 
 MIN_CARRIES = 2
-"""At least so many of a question's steps carry or borrow: the part of the task that is worth distilling."""
+"""The least number of a question's steps that carry or borrow: the part of the task that is worth distilling."""
 
 _HELDOUT_OF_TEN = 1
 _ANSWER = re.compile(r"^#### (\d+)$", re.MULTILINE)

@@ -147,7 +147,7 @@ class Wording:
 _PLUS, _MINUS, _EQUALS, _LINK = ("plus", "add"), ("minus", "less"), ("is", "makes", "gives"), ("then", "so")
 STUDENT_WORDING = Wording(plus=(0.9, 0.1), minus=(0.9, 0.1), equals=(0.7, 0.2, 0.1), link=(0.85, 0.15))
 TEACHER_WORDING = Wording(plus=(0.5, 0.5), minus=(0.5, 0.5), equals=(0.34, 0.33, 0.33), link=(0.5, 0.5))
-"""The teacher's taste when it goes on in words: none."""
+"""The teacher's taste when it continues in words: none."""
 
 
 def parse_question(question: str) -> Problem:

@@ -144,7 +144,7 @@ class Decoder:
         return torch.nn.functional.pad(drawn, (0, width - job.max_tokens))
 
     def _advance(self, row: _Row, token: int) -> bool:
-        """Add a token to a row; whether the row goes on."""
+        """Add a token to a row; whether the row continues."""
         row.ids.append(token)
         if token == self._eos:
             row.completion = Completion(self._text(row.ids[:-1]), "stop", len(row.ids))

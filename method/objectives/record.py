@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportMissingTypeStubs=false, reportUnknownMemberType=false
 """What a training objective asks of each stage: one frozen record, which the stages read instead of asking for names.
 
 Cheap to import: the config is checked against the records.

@@ -25,7 +25,7 @@ def register(objective: Objective) -> None:
 
 
 def get(name: str) -> Objective:
-    """The objective of a name, which a config has only where it is registered."""
+    """The objective of a name; a config has only names that are registered."""
     objective = REGISTERED[name]
     assert isinstance(objective, Objective)
     return objective

@@ -124,11 +124,11 @@ async def find_teacher(config: TeacherConfig) -> Teacher:
 
     Raises:
         ConfigError: there is no such kind of teacher.
-        TeacherError: as `Dialect` says.
+        TeacherError: as `Find` says.
     """
     dialect = find_dialect(config.kind)
     async with open_session(config, {}) as session:
-        return await dialect(config, _SessionHttp(session))
+        return await dialect.find(config, _SessionHttp(session))
 
 
 class _SessionHttp:

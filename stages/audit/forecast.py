@@ -1,5 +1,5 @@
 # pyright: strict
-"""What a round will ask for, predicted before and compared with the bill afterwards. Pure.
+"""What a round will ask for, predicted before and compared with the bill afterwards. Pure, given the dialect.
 
 Tokens are counted by the student's tokenizer; the teacher's count differs a little, and by what its template adds.
 """
@@ -12,11 +12,10 @@ from ...method.objectives.registry import objective_of
 from ...method.stopping import adaptive_checkpoints
 from ...store.config import Config
 from ...store.ledger import NANO, Usage
-from ...store.sections import TeacherConfig
 from .price import Rates
 from .teacher import Continuation
 from .teachers.common import CONTINUE
-from .teachers.gemini import most_candidates
+from .teachers.registry import find_dialect
 
 _BYTES_A_TOKEN = 4
 
@@ -56,11 +55,15 @@ class Forecast:
 def forecast(
     shape: Shape, config: Config, rates: Rates, mode: Literal["live", "batch"], continuation: Continuation
 ) -> Forecast:
-    """Predict one way to audit a round of this shape. Adaptive rollouts are counted at the most there can be."""
+    """Predict one way to audit a round of this shape. Adaptive rollouts are counted at the most there can be.
+
+    Raises:
+        ConfigError: there is no such kind of teacher.
+    """
     n = config.teacher.most_rollouts
-    choices = min(n, _most_choices(config.teacher) or n)
-    looks = adaptive_checkpoints(n) if config.teacher.rollouts == "adaptive" else (n,)
-    each = sum(-(-(look - before) // choices) for before, look in pairwise((0, *looks)))
+    choices = min(n, find_dialect(config.teacher.kind).most_choices(config.teacher.model) or n)
+    checkpoints = adaptive_checkpoints(n) if config.teacher.rollouts == "adaptive" else (n,)
+    each = sum(-(-(checkpoint - before) // choices) for before, checkpoint in pairwise((0, *checkpoints)))
     # A whole answer continues nothing, so there is nothing to say about it.
     tells = continuation == "instruct" and objective_of(config).asks == "chunks"
     told = len(CONTINUE) // _BYTES_A_TOKEN if tells else 0
@@ -76,18 +79,15 @@ def forecast(
     )  # fmt: skip
 
 
-def _most_choices(teacher: TeacherConfig) -> int | None:
-    """Continuations of one request; None where there is no limit."""
-    if teacher.kind == "anthropic":
-        return 1
-    return most_candidates(teacher.model) if teacher.kind == "gemini" else None
-
-
 def continuations(kind: str, chosen: str) -> tuple[Continuation, ...]:
-    """The ways in which a kind of teacher may be made to go on, given teacher.continuation."""
+    """The ways in which a kind of teacher may be made to go on, given teacher.continuation.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
     if chosen == "completion" or chosen == "prefill" or chosen == "instruct":
         return (chosen,)
-    return ("prefill", "instruct") if kind in ("anthropic", "gemini") else ("completion", "prefill", "instruct")
+    return find_dialect(kind).continuations
 
 
 def as_row(prediction: Forecast) -> dict[str, Any]:

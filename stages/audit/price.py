@@ -10,9 +10,7 @@ from typing import Any
 from ...store.errors import ConfigError
 from ...store.ledger import NANO, Usage
 from ...store.sections import TeacherConfig
-
-_PROVIDERS = {"anthropic": "anthropic", "gemini": "google"}
-"""Whose price list holds for a kind at its own address; elsewhere the address says who it is."""
+from .teachers.registry import find_dialect
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def find_rates(config: TeacherConfig) -> Rates:
     """Rates of the configured model: teacher.price goes before the table. A model without a price is free.
 
     Raises:
-        ConfigError: there is a budget in dollars, and nobody knows the price.
+        ConfigError: there is a budget in dollars, and nobody knows the price; or there is no such kind of teacher.
     """
     if config.price is not None:
         price = config.price
@@ -77,7 +75,7 @@ def _from_table(config: TeacherConfig) -> Rates | None:
     from genai_prices.data_snapshot import get_snapshot
 
     url = config.base_url if isinstance(config.base_url, str) else config.base_url[0]
-    provider = None if url else _PROVIDERS.get(config.kind)
+    provider = None if url else find_dialect(config.kind).price_provider
     if not url and provider is None:
         return None
     try:

@@ -6,8 +6,9 @@ import functools
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
+import aiohttp
 import polars as pl
 import uvloop
 
@@ -16,21 +17,25 @@ from ...method.stopping import stopping_rule
 from ...store.config import Config, made_with
 from ...store.errors import BudgetReached
 from ...store.layout import RoundDir, RunDir
-from ...store.ledger import Budget, Ledger
+from ...store.ledger import Budget, Caps, Ledger
+from ...store.sections import TeacherConfig
 from ..progress import progress
 from .batches.api import open_batches
 from .batches.flow import BatchFlow
 from .chunk_writer import ChunkWriter
 from .client import find_teacher, open_session
-from .flow import Flow, budget_reached, drain
+from .context import AuditContext, budget_reached
+from .flow import Flow
 from .forecast import as_row, forecast
 from .group_commit import GroupCommit
+from .outbox import Outbox
 from .price import Rates, find_rates
-from .teacher import Teacher
-from .todo import Todo, Work, keys_present, open_todo, prefixes_of, shape_of
+from .todo import Todo, keys_present, open_todo, prefixes_of, shape_of
 
-_SECONDS_BETWEEN_LOOKS = 1.0
-"""At trajectories that are still being written."""
+_POLL_INTERVAL_S = 1.0
+"""Of trajectories that are still being written."""
+
+OpenTodo = Callable[[], contextlib.AbstractContextManager[Todo]]
 
 
 def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
@@ -55,16 +60,16 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
                 table.begin(made_with(config, table.spec.name))
                 table.finish()
             return f"{config.train.objective}: no teacher is asked"
-        selection = ChunkWriter(run, round_, config)
+        chunks = ChunkWriter(run, round_, config)
         if config.score.weights == "constant":
-            while not selection.extend():
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+            while not chunks.extend():
+                time.sleep(_POLL_INTERVAL_S)
             round_.rollouts.begin(made_with(config, "rollouts"))
             round_.rollouts.finish()
             return f"{round_.chunks.manifest.rows} chunks, and constant weights: the teacher is not asked"
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_audit(run, round_, config, selection, follow))
+                runner.run(_audit(run, round_, config, chunks, follow))
         except BudgetReached:
             round_.rollouts.finish()
             raise
@@ -72,7 +77,7 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
     return summary(round_, config)
 
 
-async def _audit(run: RunDir, round_: RoundDir, config: Config, selection: ChunkWriter, follow: bool) -> None:
+async def _audit(run: RunDir, round_: RoundDir, config: Config, chunks: ChunkWriter, follow: bool) -> None:
     rates = find_rates(config.teacher)
     shown = rates.batch() if config.teacher.mode == "batch" else rates
     rule = stopping_rule(config)
@@ -82,80 +87,88 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config, selection: Chunk
     )
     table = round_.rollouts
     table.begin(made_with(config, table.spec.name))
-    with contextlib.closing(_open_ledger(run, round_, config)) as ledger:
+    with contextlib.closing(Ledger(run.ledger, _caps(config.teacher, round_.index))) as ledger:
         at_once = follow and ledger.left == Budget() and config.teacher.mode == "live"
-        while not selection.extend() and not at_once:
-            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+        while not chunks.extend() and not at_once:
+            await asyncio.sleep(_POLL_INTERVAL_S)
         commit = GroupCommit(ledger)
+        outbox = Outbox(table, round_.index, commit)
         # What a crash left in the outbox goes into the table first, so that it counts as present.
-        await drain(table, round_.index, commit, lambda chunk_ids: keys_present(round_, chunk_ids))
-        if selection.complete:
-            _predict(ledger, round_, config, rates, teacher)
-        todo = functools.partial(open_todo, round_, config, rule, run.path / ".spill")
-        total = round_.chunks.manifest.rows * rule.most if selection.complete else None
+        await outbox.drain(lambda chunk_ids: keys_present(round_, chunk_ids))
+        todo = functools.partial(open_todo, round_, config, rule, run.spill)
+        total = round_.chunks.manifest.rows * rule.most if chunks.complete else None
         with progress("audit", total, table.manifest.rows) as advance:
+            context = AuditContext(outbox, round_.index, config.teacher, rule, teacher, rates, commit, advance)
+            if chunks.complete:
+                _predict(context, round_, config)
             async with open_session(config.teacher, teacher.headers) as session:
                 # Whatever the mode is now: the rollouts of an open batch must not be asked for a second time.
                 if config.teacher.mode == "batch" or ledger.batches.open(round_.index):
-                    async with open_batches(config.teacher, teacher, session) as batches:
-                        flow = BatchFlow(
-                            table, round_.index, config.teacher, rule, teacher, batches, rates, commit,
-                            functools.partial(prefixes_of, round_), advance,
-                        )  # fmt: skip
-                        with _interruptible(flow, "leaving the batches to the provider"):
-                            await flow.collect()
-                            if config.teacher.mode == "batch":
-                                await _ask_within_budget(config, flow, flow.run, ledger, todo)
+                    await _ask_by_batches(context, session, round_, config, todo)
                 if config.teacher.mode == "live":
-                    flow = Flow(table, round_.index, config.teacher, rule, teacher, rates, commit, advance)
-                    ask = functools.partial(flow.run, session)
-                    sent = "waiting for the requests that were sent; Ctrl-C again drops them (they stay charged)"
-                    with _interruptible(flow, sent):
-                        if not selection.complete:
-                            await _ask_as_they_come(ask, selection, todo)
-                            _predict(ledger, round_, config, rates, teacher)
-                        await _ask_within_budget(config, flow, ask, ledger, todo)
+                    await _ask_live(context, session, round_, config, chunks, todo)
 
 
-def _open_ledger(run: RunDir, round_: RoundDir, config: Config) -> Ledger:
-    teacher = config.teacher
-    return Ledger(
-        run.ledger,
-        Budget.of(teacher.budget_usd, teacher.budget_tokens),
-        round_.index,
-        Budget.of(teacher.round_budget_usd, teacher.round_budget_tokens),
-        teacher.model,
-        Budget.of(teacher.model_budget_usd, teacher.model_budget_tokens),
+def _caps(teacher: TeacherConfig, round_index: int) -> Caps:
+    return Caps(
+        run=Budget.of(teacher.budget_usd, teacher.budget_tokens),
+        round=Budget.of(teacher.round_budget_usd, teacher.round_budget_tokens),
+        teacher=Budget.of(teacher.model_budget_usd, teacher.model_budget_tokens),
+        round_index=round_index,
+        teacher_model=teacher.model,
     )
 
 
-def _predict(ledger: Ledger, round_: RoundDir, config: Config, rates: Rates, teacher: Teacher) -> None:
-    """Keep what the round should cost, to be held against the bill."""
-    prediction = forecast(shape_of(round_, config), config, rates, config.teacher.mode, teacher.continuation)
-    ledger.note_forecast(round_.index, as_row(prediction))
+def _predict(context: AuditContext, round_: RoundDir, config: Config) -> None:
+    """Keep what the round should cost, to be compared with the bill."""
+    continuation = context.teacher.continuation
+    prediction = forecast(shape_of(round_, config), config, context.rates, config.teacher.mode, continuation)
+    context.commit.ledger.note_forecast(round_.index, as_row(prediction))
 
 
-async def _ask_as_they_come(
-    run: Callable[[Iterable[Work]], Awaitable[None]],
-    selection: ChunkWriter,
-    open_todo: Callable[[], contextlib.AbstractContextManager[Todo]],
+async def _ask_by_batches(
+    context: AuditContext, session: aiohttp.ClientSession, round_: RoundDir, config: Config, todo: OpenTodo
 ) -> None:
+    """Fetch what open batches bring; ask for the rest by batches if that is the mode."""
+    async with open_batches(config.teacher, context.teacher, session) as batches:
+        flow = BatchFlow(context, batches, functools.partial(prefixes_of, round_))
+        with _interruptible(flow, "leaving the batches to the provider"):
+            await flow.collect()
+            if config.teacher.mode == "batch":
+                await _ask_within_budget(context, config, flow, todo)
+
+
+async def _ask_live(
+    context: AuditContext,
+    session: aiohttp.ClientSession,
+    round_: RoundDir,
+    config: Config,
+    chunks: ChunkWriter,
+    todo: OpenTodo,
+) -> None:
+    """Ask request by request, beginning with what `generate` has committed so far."""
+    flow = Flow(context, session)
+    sent = "waiting for the requests that were sent; Ctrl-C again drops them (they stay charged)"
+    with _interruptible(flow, sent):
+        if not chunks.complete:
+            await _ask_as_they_come(flow, chunks, todo)
+            _predict(context, round_, config)
+        await _ask_within_budget(context, config, flow, todo)
+
+
+async def _ask_as_they_come(flow: Flow, chunks: ChunkWriter, open_todo: OpenTodo) -> None:
     """Ask for what `generate` has committed, part after part, until it has finished."""
-    while not selection.complete:
-        await asyncio.to_thread(selection.extend)
+    while not chunks.complete:
+        await asyncio.to_thread(chunks.extend)
         with open_todo() as todo:
             missing = todo.chunks
-            await run(todo.most_uncertain(missing))
+            await flow.run(todo.most_uncertain(missing))
         if not missing:
-            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+            await asyncio.sleep(_POLL_INTERVAL_S)
 
 
 async def _ask_within_budget(
-    config: Config,
-    flow: Flow | BatchFlow,
-    run: Callable[[Iterable[Work]], Awaitable[None]],
-    ledger: Ledger,
-    open_todo: Callable[[], contextlib.AbstractContextManager[Todo]],
+    context: AuditContext, config: Config, flow: Flow | BatchFlow, open_todo: OpenTodo
 ) -> None:
     """Ask for the chunks of the highest entropy in the whole round that the budget covers at their worst case; then for
     those that it covers with what the bills have left of it, and so on: what the budget does not reach are the chunks
@@ -169,12 +182,12 @@ async def _ask_within_budget(
             missing = todo.chunks
             if missing == 0:
                 return
-            left = ledger.left
+            left = context.commit.ledger.left
             covered = missing if left == Budget() else todo.affordable(left, flow.worst_case)
             if covered == 0:
                 answers = objective_of(config).asks == "answers"
                 raise budget_reached(f"{missing} prompts" if answers else f"{missing} chunks of the lowest entropy")
-            await run(todo.most_uncertain(covered))
+            await flow.run(todo.most_uncertain(covered))
         if covered == missing and isinstance(flow, Flow):
             return
 

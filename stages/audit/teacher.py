@@ -1,7 +1,7 @@
 # pyright: strict
 """What a dialect of teacher API must do: write a request, read an answer. Pure; sending is client.py's part."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -107,8 +107,8 @@ class Http(Protocol):
     async def post(self, url: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Reply: ...
 
 
-class Dialect(Protocol):
-    """What the registry holds for each kind of teacher."""
+class Find(Protocol):
+    """How a dialect finds a teacher."""
 
     async def __call__(self, config: TeacherConfig, http: Http) -> Teacher:
         """Check, without spending a token, that the teacher is there, and choose how it continues a prefix.
@@ -118,6 +118,26 @@ class Dialect(Protocol):
                 API cannot do.
         """
         ...
+
+
+def _no_limit(model: str) -> int | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One kind of teacher: what the registry holds. What it states beside `find` is known without asking a server, so
+    that `plan` can tell what a round will cost; an installed package may leave it out, and the defaults hold:
+    any continuation, any number of choices, and a price that goes by teacher.base_url."""
+
+    find: Find
+    continuations: tuple[Continuation, ...] = ("completion", "prefill", "instruct")
+    """The ways in which teachers of this kind may be made to continue a prefix."""
+    most_choices: Callable[[str], int | None] = _no_limit
+    """How many continuations one request to a model may ask for; None where the API names no limit."""
+    price_provider: str | None = None
+    """Whose prices of the genai-prices table hold at the dialect's own address. None: it has no address of its own that
+    costs money. Elsewhere teacher.base_url says who it is."""
 
 
 def max_tokens_for(config: Config, chunk_tokens: int) -> int:

@@ -29,10 +29,10 @@ cut AS (
         ) AS cuts
     FROM chunks
 )
-SELECT cut.*, question, prompt_text, coalesce(present, []) AS present, coalesce(wanted, $n) AS wanted, phi
+SELECT cut.*, question, prompt_text, coalesce(present, []) AS present, coalesce(target_count, $n) AS target_count, phi
 FROM cut JOIN trajectories USING (trajectory_id) LEFT JOIN present USING (chunk_id) LEFT JOIN judged USING (chunk_id)
 """
-_BY_ENTROPY = "SELECT * FROM todo WHERE len(present) < wanted ORDER BY anchor_entropy DESC, chunk_id"
+_BY_ENTROPY = "SELECT * FROM todo WHERE len(present) < target_count ORDER BY anchor_entropy DESC, chunk_id"
 _ANSWERS = """
 SELECT chunk_id, any_value(chunk_text) AS chunk_text, any_value(prior) AS prior, list(rollout_index) AS indices,
     list(CASE WHEN status IN ('ok', 'empty') THEN text END) AS texts
@@ -41,7 +41,7 @@ FROM rollouts JOIN chunks USING (chunk_id) GROUP BY chunk_id HAVING count(*) < $
 _JUDGED = pa.schema(
     [
         ("chunk_id", pa.string()),
-        ("wanted", pa.int32()),
+        ("target_count", pa.int32()),
         ("phi", pa.list_(pa.struct([("index", pa.int32()), ("phi", pa.float64())]))),
     ]
 )
@@ -73,7 +73,9 @@ class Todo:
         self._db = db
         self._config = config
         self._rule = rule
-        db.execute("CREATE TABLE judged (chunk_id VARCHAR, wanted INTEGER, phi STRUCT(index INTEGER, phi DOUBLE)[])")
+        db.execute(
+            "CREATE TABLE judged (chunk_id VARCHAR, target_count INTEGER, phi STRUCT(index INTEGER, phi DOUBLE)[])"
+        )
         if len(rule.checkpoints) > 1:
             self._judge()
         db.execute(_TODO.replace("$n", str(rule.most)))
@@ -88,8 +90,8 @@ class Todo:
                 judged: list[dict[str, Any]] = []
                 for row in rows:
                     phi = dict(zip(row["indices"], values, strict=False))
-                    wanted = self._rule.target_count(phi, row["prior"])
-                    judged.append({"chunk_id": row["chunk_id"], "wanted": wanted,
+                    target_count = self._rule.target_count(phi, row["prior"])
+                    judged.append({"chunk_id": row["chunk_id"], "target_count": target_count,
                                    "phi": [{"index": i, "phi": value} for i, value in phi.items()]})  # fmt: skip
                 self._db.register("judged_batch", pa.Table.from_pylist(judged, schema=_JUDGED))
                 self._db.execute("INSERT INTO judged SELECT * FROM judged_batch")

@@ -97,7 +97,7 @@ def check_inputs(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: Obj
     """
     asked = {"chunks": _SPANS, "answers": _WHOLE_ANSWERS, "nobody": _no_chunks()}[objective.asks]
     checks = _INPUTS | asked | (_REFERENCES if objective.graded else {})
-    _refuse(db, round_, checks, "Look at them with `omniopd sql`, and mend the table.")
+    _refuse(db, round_, checks, "Look at them with `omniopd sql`, and fix the table.")
 
 
 def check_shards(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: Objective) -> None:

@@ -191,7 +191,7 @@ def test_the_budget_holds_and_what_it_leaves_out_is_asked_for_once_it_is_raised(
 
 
 def test_a_poisoned_prompt_costs_the_others_nothing(run, teacher, monkeypatch):
-    monkeypatch.setattr("omniopd.stages.audit.flow.pause_s", lambda attempt, retry_after: 0.0)
+    monkeypatch.setattr("omniopd.stages.audit.sender.pause_s", lambda attempt, retry_after: 0.0)
     good = undecided(teacher)
     poisoned = []
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from omniopd.store.errors import TableError
-from omniopd.store.ledger import Budget, Ledger, Reservation, Settlement, Usage, read_totals
+from omniopd.store.ledger import Budget, Caps, Ledger, Reservation, Settlement, Usage, read_totals
 
 
 def reserve(ledger, name, tokens, nusd=0):
@@ -25,7 +25,7 @@ def path(tmp_path):
 
 
 def test_a_reservation_that_does_not_fit_is_refused_and_leaves_no_trace(path):
-    ledger = Ledger(path, Budget(tokens=100))
+    ledger = Ledger(path, Caps(Budget(tokens=100)))
     assert reserve(ledger, "a", 60)
     assert not reserve(ledger, "b", 41)
     assert reserve(ledger, "c", 40)
@@ -33,13 +33,13 @@ def test_a_reservation_that_does_not_fit_is_refused_and_leaves_no_trace(path):
 
 
 def test_dollars_are_capped_as_well_as_tokens(path):
-    ledger = Ledger(path, Budget.of(usd=0.000000100, tokens=None))
+    ledger = Ledger(path, Caps(Budget.of(usd=0.000000100, tokens=None)))
     assert reserve(ledger, "a", 1, nusd=100)
     assert not reserve(ledger, "b", 1, nusd=1)
 
 
 def test_settling_frees_what_was_not_used(path):
-    ledger = Ledger(path, Budget(tokens=100))
+    ledger = Ledger(path, Caps(Budget(tokens=100)))
     reserve(ledger, "a", 100)
     settle(ledger, "a", usage=Usage(20, 5, 10))
     totals = ledger.totals()
@@ -49,7 +49,7 @@ def test_settling_frees_what_was_not_used(path):
 
 
 def test_a_refused_request_costs_nothing_and_an_unknown_one_its_worst_case(path):
-    ledger = Ledger(path, Budget(tokens=100))
+    ledger = Ledger(path, Caps(Budget(tokens=100)))
     reserve(ledger, "a", 50)
     settle(ledger, "a", "released")
     reserve(ledger, "b", 60)
@@ -59,7 +59,7 @@ def test_a_refused_request_costs_nothing_and_an_unknown_one_its_worst_case(path)
 
 
 def test_a_server_that_claims_more_than_was_asked_for_is_not_believed(path):
-    ledger = Ledger(path, Budget(tokens=100))
+    ledger = Ledger(path, Caps(Budget(tokens=100)))
     reserve(ledger, "a", 100)
     settle(ledger, "a", usage=Usage(10_000, 0, 10_000))
     assert ledger.totals().charged_tokens == 100
@@ -67,21 +67,21 @@ def test_a_server_that_claims_more_than_was_asked_for_is_not_believed(path):
 
 
 def test_a_reservation_that_a_dead_process_left_is_charged_in_full(path):
-    ledger = Ledger(path, Budget(tokens=100))
+    ledger = Ledger(path, Caps(Budget(tokens=100)))
     reserve(ledger, "a", 80)
     ledger.close()
-    again = Ledger(path, Budget(tokens=100))
+    again = Ledger(path, Caps(Budget(tokens=100)))
     assert again.totals().charged_tokens == 80
     assert not reserve(again, "b", 21)
     assert reserve(again, "c", 20)
 
 
 def test_an_answer_stays_in_the_outbox_until_it_is_cleared(path):
-    ledger = Ledger(path, Budget())
+    ledger = Ledger(path)
     reserve(ledger, "a", 1)
     settle(ledger, "a", payload=b"rows")
     ledger.close()
-    again = Ledger(path, Budget())
+    again = Ledger(path)
     assert again.outbox(0, 10) == [("a", b"rows")]
     assert again.outbox(1, 10) == []
     again.clear_outbox(["a"])
@@ -89,7 +89,7 @@ def test_an_answer_stays_in_the_outbox_until_it_is_cleared(path):
 
 
 def test_settling_and_reserving_in_one_commit_uses_the_freed_budget(path):
-    ledger = Ledger(path, Budget(tokens=100))
+    ledger = Ledger(path, Caps(Budget(tokens=100)))
     reserve(ledger, "a", 100)
     granted = ledger.commit(
         [Reservation("b", 0, "teacher", 0, 90), Reservation("c", 0, "teacher", 0, 10)],
@@ -99,7 +99,7 @@ def test_settling_and_reserving_in_one_commit_uses_the_freed_budget(path):
 
 
 def test_the_file_is_durable_and_readable_by_others_while_it_is_written(path):
-    ledger = Ledger(path, Budget())
+    ledger = Ledger(path)
     reserve(ledger, "a", 7)
     assert read_totals(path).reserved_tokens == 7
     db = sqlite3.connect(path)
@@ -110,7 +110,7 @@ def test_the_file_is_durable_and_readable_by_others_while_it_is_written(path):
 def test_a_damaged_ledger_is_a_clear_error(path):
     path.write_bytes(b"this is no database" * 100)
     with pytest.raises(TableError, match="is damaged"):
-        Ledger(path, Budget())
+        Ledger(path)
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -123,7 +123,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
         self.path = Path(tempfile.mkdtemp()) / "ledger.sqlite"
         self.budget = budget
-        self.ledger = Ledger(self.path, Budget(tokens=budget))
+        self.ledger = Ledger(self.path, Caps(Budget(tokens=budget)))
         self.open = {}
         self.charged = 0
         self.count = 0
@@ -149,7 +149,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def crash_and_open_again(self):
         self.ledger.close()
-        self.ledger = Ledger(self.path, Budget(tokens=self.budget))
+        self.ledger = Ledger(self.path, Caps(Budget(tokens=self.budget)))
         self.charged += sum(self.open.values())
         self.open = {}
 
@@ -171,28 +171,28 @@ TestLedgerMachine.settings = settings(max_examples=40, stateful_step_count=20, d
 
 
 def test_a_rounds_cap_holds_for_what_the_round_adds(path):
-    ledger = Ledger(path, Budget(tokens=100))
+    ledger = Ledger(path, Caps(Budget(tokens=100)))
     reserve(ledger, "a", 30)
     settle(ledger, "a", usage=Usage(30, 0, 0))
     ledger.close()
-    capped = Ledger(path, Budget(tokens=100), round_index=1, round_budget=Budget(tokens=40))
+    capped = Ledger(path, Caps(Budget(tokens=100), round=Budget(tokens=40), round_index=1))
     assert capped.left.tokens == 40
     assert not capped.commit([Reservation("b", 1, "teacher", 0, 41)], [])[0]
     assert capped.commit([Reservation("c", 1, "teacher", 0, 40)], [])[0]
     capped.close()
-    again = Ledger(path, Budget(tokens=100), round_index=1, round_budget=Budget(tokens=90))
+    again = Ledger(path, Caps(Budget(tokens=100), round=Budget(tokens=90), round_index=1))
     assert again.left.tokens == 30, "of the two caps the lower one holds"
 
 
 def test_a_teachers_cap_counts_what_that_teacher_cost_in_all_rounds_and_no_other(path):
-    ledger = Ledger(path, Budget(tokens=100))
+    ledger = Ledger(path, Caps(Budget(tokens=100)))
     ledger.commit([Reservation("a", 0, "dear", 0, 20), Reservation("b", 0, "cheap", 0, 50)], [])
     ledger.commit([], [Settlement("a", "settled", Usage(20, 0, 0)), Settlement("b", "settled", Usage(50, 0, 0))])
     ledger.close()
-    capped = Ledger(path, Budget(tokens=100), round_index=1, teacher="dear", teacher_budget=Budget(tokens=45))
+    capped = Ledger(path, Caps(Budget(tokens=100), teacher=Budget(tokens=45), round_index=1, teacher_model="dear"))
     assert capped.left.tokens == 25
     assert capped.commit([Reservation("c", 1, "dear", 0, 26), Reservation("d", 1, "dear", 0, 25)], []) == [False, True]
     capped.close()
-    other = Ledger(path, Budget(tokens=100), round_index=1, teacher="cheap", teacher_budget=Budget(tokens=90))
+    other = Ledger(path, Caps(Budget(tokens=100), teacher=Budget(tokens=90), round_index=1, teacher_model="cheap"))
     # What was reserved when the process before it ended is charged in full.
     assert other.left.tokens == 100 - 20 - 50 - 25

@@ -155,7 +155,7 @@ def test_rows_are_filtered_sorted_and_paged(written_run):
     assert ids(written_run, limit=9, where="pi_teacher > 0.3") == ["t1c0", "t1c1"]
     assert ids(written_run, limit=9, sort="pi_teacher DESC, chunk_id DESC") == ["t1c1", "t1c0", "t0c1", "t0c0"]
     assert ids(written_run, limit=1, offset=2) == ["t1c0"]
-    assert "scores: 3-3 of 4; --offset 3 goes on" in shown(written_run, "scores", limit=1, offset=2)
+    assert "scores: 3-3 of 4; --offset 3 shows more" in shown(written_run, "scores", limit=1, offset=2)
     assert "scores: none of 0" in shown(written_run, "scores", where="false")
     # A comment must not swallow what comes after the condition.
     assert ids(written_run, limit=9, where="true -- all of them") == ["t0c0", "t0c1", "t1c0", "t1c1"]

@@ -11,7 +11,7 @@ import pytest
 from omniopd.stages.audit.forecast import Forecast, as_row
 from omniopd.store.errors import BudgetReached, TeacherError
 from omniopd.store.journal import StageRun, expect, read_stage_run, recorded
-from omniopd.store.ledger import Budget, Ledger
+from omniopd.store.ledger import Ledger
 from omniopd.view.status import Status, read_status
 from omniopd.view.status_text import duration, finished, one_liner, render, show
 
@@ -48,7 +48,7 @@ def test_spend_stands_against_the_budget_with_the_share_of_the_cache(written_run
 def test_the_prediction_stands_below_the_bill(written_run):
     assert read_status(written_run, written_run.config()).rounds[0].predicted is None
     forecast = Forecast("live", "completion", 4, 130, 50, 90, 0.01, 0.02, "teacher.price")
-    with contextlib.closing(Ledger(written_run.ledger, Budget())) as ledger:
+    with contextlib.closing(Ledger(written_run.ledger)) as ledger:
         ledger.note_forecast(0, as_row(forecast))
     status = read_status(written_run, written_run.config())
     assert status.rounds[0].predicted == forecast

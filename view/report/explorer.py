@@ -29,7 +29,7 @@ _DETAILS = ((60_000, 6), (20_000, 6), (8_000, 4), (3_000, 3), (1_500, 2), (1_000
 """Characters of a response and distinct rollouts of a chunk that are kept, tried in turn until the block is small
 enough."""
 _TRIED_ON = 20
-"""One in so many trajectories tells how large a block will be."""
+"""Every how many trajectories are measured to predict the size of a block."""
 _AT_A_TIME = 200
 
 
@@ -121,7 +121,7 @@ def rollouts_of(db: duckdb.DuckDBPyConnection, chunk_ids: list[str]) -> dict[str
 
 def marked(chunk: Row, rollout: Row) -> Row:
     """A rollout for the page: times, share that agrees, and its pieces (text, kind), or its status without a text. A
-    whole answer (sft) is held against nothing."""
+    whole answer (sft) is compared with nothing."""
     if rollout["text"] is None:
         return {"times": rollout["times"], "status": rollout["status"]}
     if is_whole(chunk):
@@ -187,7 +187,7 @@ def _segments(row: Row, spans: Sequence[tuple[int, int]], decode: Decode | None)
 
 
 def _elided(segments: list[Segment], spans: Sequence[tuple[int, int]], characters: int) -> list[Any]:
-    """Segments as [text, level, chunk]; a number stands for so many characters that are left out.
+    """Segments as [text, level, chunk]; a number stands for that many characters that are left out.
 
     All of a response that fits; else its beginning, its end and what is around the chunks.
     """

@@ -141,7 +141,7 @@ def _histogram(
 
 
 def accuracy(run: RunDir) -> list[Row]:
-    """Pass@1 of each benchmark and grader after so many rounds; [] where nothing was evaluated to its end.
+    """Pass@1 of each benchmark and grader after each number of rounds; [] where nothing was evaluated to its end.
 
     A row: rounds, benchmark, grader, accuracy (mean over the samples of all questions), low and high (of its 95 %
     interval), answers (how many those are).

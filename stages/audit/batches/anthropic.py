@@ -18,7 +18,7 @@ from ..teacher import HttpRequest, Teacher
 from .api import Intent, State
 from .http import ask, lines
 
-_SECONDS_BETWEEN_LOOKS = 30.0
+_POLL_INTERVAL_S = 30.0
 
 
 def open_(config: TeacherConfig, teacher: Teacher, session: aiohttp.ClientSession) -> "AnthropicBatches":
@@ -51,7 +51,7 @@ class AnthropicBatches:
         for batch in await self._listed(intent):
             remote_id = str(batch["id"])
             while (await self.state(remote_id)).kind == "running":
-                await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+                await asyncio.sleep(_POLL_INTERVAL_S)
             async for request_id, _ in self.results(remote_id):
                 if request_id in intent.request_ids:
                     return remote_id

@@ -10,28 +10,25 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from ....method.stopping import StoppingRule
 from ....store.batch_book import Batch, BatchRow
 from ....store.errors import Interrupted, TeacherError
 from ....store.ledger import Reservation, Settlement
-from ....store.sections import TeacherConfig
-from ....store.table import Table
-from ...progress import Advance
 from ..client import Outcome
-from ..flow import budget_reached, drain, seed_of
-from ..group_commit import GroupCommit
-from ..price import Rates
+from ..context import AuditContext, budget_reached
 from ..rows import Receipt, billed, unbilled
 from ..served_model import ModelWatch
-from ..teacher import Ask, Teacher
+from ..teacher import Answer, Ask
 from ..todo import Work
 from .api import Batches, Intent, Refused, Unsure
 
 _SETTLED_TOGETHER = 1024
 _UNSURE_BEFORE_GIVING_UP = 20
-"""Looks in a row at a batch that nobody answers."""
+"""Polls in a row of a batch that nobody answers."""
+
+BatchState = Literal["creating", "created", "closed"]
 
 PrefixesOf = Callable[[Sequence[str]], Mapping[str, str]]
 """Prefixes of chunks, by chunk id."""
@@ -49,32 +46,22 @@ class _Request:
 class BatchFlow:
     """One round's audit by batches. Answers that were fetched are in the table, however it ended."""
 
-    def __init__(
-        self, table: Table, index: int, config: TeacherConfig, rule: StoppingRule, teacher: Teacher, batches: Batches,
-        rates: Rates, commit: GroupCommit, prefixes_of: PrefixesOf, advance: Advance,
-    ) -> None:  # fmt: skip
-        self._table = table
-        self._index = index
-        self._config = config
-        self._rule = rule
-        self._teacher = teacher
+    def __init__(self, context: AuditContext, batches: Batches, prefixes_of: PrefixesOf) -> None:
+        self._context = replace(context, rates=context.rates.batch())
+        self._commit = context.commit
         self._batches = batches
-        self._rates = rates.batch()
-        self._commit = commit
         self._prefixes_of = prefixes_of
-        self._advance = advance
-        self._choices = min(rule.most, teacher.most_choices or rule.most)
+        self._choices = context.most_choices
         self._stopped = asyncio.Event()
-        self._watch = ModelWatch(config.model)
+        self._watch = ModelWatch(context.config.model)
 
     def interrupt(self) -> None:
-        """Look no further; the provider goes on."""
+        """Poll no longer; the provider goes on."""
         self._stopped.set()
 
     def worst_case(self, work: Work) -> tuple[int, int]:
         """Most that what is wanted of a chunk now can cost: nano-dollars and tokens."""
-        usages = [self._teacher.worst_case(self._ask(work, indices)) for indices in self._split(work)]
-        return sum(map(self._rates.nusd, usages)), sum(usage.tokens for usage in usages)
+        return self._context.worst_case(work, self._split(work))
 
     async def run(self, works: Iterable[Work]) -> None:
         """Send what is wanted of each chunk, and wait for it. A chunk may want more afterwards.
@@ -94,70 +81,76 @@ class BatchFlow:
         """Requests, as many at a time as a batch may hold."""
         filled: list[_Request] = []
         size = 0
-        for work in works:
-            for indices in self._split(work):
-                ask = self._ask(work, indices)
-                worst = self._teacher.worst_case(ask)
-                request_id = uuid.uuid4().hex
-                line = self._batches.row(request_id, self._teacher.request(ask))
-                if filled and (len(filled) == self._batches.most_rows or size + len(line) > self._batches.most_bytes):
-                    yield filled
-                    filled, size = [], 0
-                reservation = Reservation(
-                    request_id, self._index, self._config.model, self._rates.nusd(worst), worst.tokens,
-                    self._rates.source,
-                )  # fmt: skip
-                filled.append(_Request(BatchRow(request_id, work.chunk_id, indices, 1), reservation, line))
-                size += len(line) + 1
+        for request in (self._request(work, indices) for work in works for indices in self._split(work)):
+            is_full = len(filled) == self._batches.most_rows or size + len(request.line) > self._batches.most_bytes
+            if filled and is_full:
+                yield filled
+                filled, size = [], 0
+            filled.append(request)
+            size += len(request.line) + 1
         if filled:
             yield filled
 
+    def _request(self, work: Work, indices: tuple[int, ...]) -> _Request:
+        ask, request_id = self._context.ask(work, indices), uuid.uuid4().hex
+        return _Request(
+            BatchRow(request_id, work.chunk_id, indices, 1),
+            self._context.reservation(request_id, self._context.teacher.worst_case(ask)),
+            self._batches.row(request_id, self._context.teacher.request(ask)),
+        )
+
     def _split(self, work: Work) -> list[tuple[int, ...]]:
         """The rollouts that are wanted now, by request."""
-        wanted = self._rule.target_count(work.phi, work.prior)
-        step = tuple(index for index in work.missing if index < wanted)
+        target_count = self._context.rule.target_count(work.phi, work.prior)
+        step = tuple(index for index in work.missing if index < target_count)
         return [step[start : start + self._choices] for start in range(0, len(step), self._choices)]
 
-    def _ask(self, work: Work, indices: tuple[int, ...]) -> Ask:
-        seed = seed_of(self._config.seed, work.chunk_id, indices[0])
-        return Ask(work.question, work.prompt_text, work.prefix, len(indices), work.max_tokens, seed, work.cuts)
-
     async def _send(self, requests: list[_Request]) -> None:
-        """Reserve, write down, create."""
+        """Reserve, write down, create.
+
+        Raises:
+            BudgetReached: none of them is covered.
+            TeacherError: the provider refuses, or does not answer.
+        """
         key = uuid.uuid4().hex
-        ledger = self._commit.ledger
-        before = await self._commit.call(ledger.batches.attempts, list({request.row.chunk_id for request in requests}))
-        rows = {
-            r.row.request_id: BatchRow(
-                r.row.request_id, r.row.chunk_id, r.row.indices, before.get(r.row.chunk_id, 0) + 1
-            )
-            for r in requests
-        }
-        granted = await self._commit.call(
-            ledger.commit, [r.reservation for r in requests], [], (key, self._index, rows)
-        )
-        covered = [request for request, fits in zip(requests, granted, strict=True) if fits]
-        lines = [request.line for request in covered]
-        if not covered:
+        lines = [request.line for request in await self._intended(key, requests)]
+        if not lines:
             raise budget_reached()
         try:
             prepared = await self._batches.prepare(key, lines)
         except (Refused, Unsure) as error:
             await self._give_back(key)
             raise self._problem("does not take a batch", error) from error
-        await self._commit.call(ledger.batches.mark, key, "creating")
+        await self._mark(key, "creating")
         try:
             remote_id = await self._batches.create(key, prepared, lines)
         except Refused as error:
             await self._give_back(key)
             raise self._problem("does not take a batch", error) from error
         except Unsure as error:
-            (batch,) = [b for b in await self._commit.call(ledger.batches.open, self._index) if b.key == key]
+            (batch,) = [batch for batch in await self._open_batches() if batch.key == key]
             if not await self._found(batch):
                 # Not tried again by itself: each trial that is not seen to fail is charged.
                 raise self._problem("did not answer when a batch was created", error) from error
             return
-        await self._commit.call(ledger.batches.mark, key, "created", remote_id)
+        await self._mark(key, "created", remote_id)
+
+    async def _intended(self, key: str, requests: list[_Request]) -> list[_Request]:
+        """Reserve requests and write them down as rows of a batch, as many as the budget covers: those."""
+        ledger = self._commit.ledger
+        before = await self._commit.call(ledger.batches.attempts, list({r.row.chunk_id for r in requests}))
+        rows = {
+            r.row.request_id: replace(r.row, attempt=before.get(r.row.chunk_id, 0) + 1) for r in requests
+        }  # fmt: skip
+        batch = (key, self._context.round_index, rows)
+        granted = await self._commit.call(ledger.commit, [r.reservation for r in requests], [], batch)
+        return [request for request, fits in zip(requests, granted, strict=True) if fits]
+
+    async def _open_batches(self) -> list[Batch]:
+        return await self._commit.call(self._commit.ledger.batches.open, self._context.round_index)
+
+    async def _mark(self, key: str, state: BatchState, remote_id: str | None = None) -> None:
+        await self._commit.call(self._commit.ledger.batches.mark, key, state, remote_id)
 
     async def _found(self, batch: Batch) -> bool:
         """Look for a batch whose creation was not seen to end. If it is not there, nobody knows whether it will be: it
@@ -171,9 +164,9 @@ class BatchFlow:
             raise self._problem("does not list its batches", error) from error
         if found is None:
             await self._commit.call(ledger.commit, [], [Settlement(request_id, "unknown") for request_id in rows])
-            await self._commit.call(ledger.batches.mark, batch.key, "closed")
+            await self._mark(batch.key, "closed")
             return False
-        await self._commit.call(ledger.batches.mark, batch.key, "created", found)
+        await self._mark(batch.key, "created", found)
         return True
 
     # -- fetching
@@ -185,9 +178,8 @@ class BatchFlow:
             TeacherError: a batch failed or was cancelled, or the provider does not answer.
             Interrupted: `interrupt` was called.
         """
-        ledger = self._commit.ledger
         unsure = 0
-        while batches := await self._commit.call(ledger.batches.open, self._index):
+        while batches := await self._open_batches():
             waiting = 0
             try:
                 for batch in batches:
@@ -200,10 +192,10 @@ class BatchFlow:
             except Refused as error:
                 raise self._problem("refuses to show a batch", error) from error
             finally:
-                await drain(self._table, self._index, self._commit)
+                await self._context.outbox.drain()
             if waiting:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopped.wait(), self._config.poll_s)
+                    await asyncio.wait_for(self._stopped.wait(), self._context.config.poll_s)
                 if self._stopped.is_set():
                     raise Interrupted(
                         "Interrupted while the provider works on a batch.", "Run the same command again to fetch it."
@@ -223,7 +215,7 @@ class BatchFlow:
                 "Mend [teacher], and run the same command again.",
             )
         await self._fetch(batch.key, batch.remote_id, batch.intended_at)
-        await self._commit.call(self._commit.ledger.batches.mark, batch.key, "closed")
+        await self._mark(batch.key, "closed")
         if state.kind == "cancelled":
             raise TeacherError(
                 f"Batch {batch.remote_id} was cancelled; what was done before is kept.",
@@ -251,28 +243,20 @@ class BatchFlow:
         await self._commit.call(self._commit.ledger.commit, [], settlements)
 
     def _settlement(self, row: BatchRow, outcome: Outcome, prefix: str, since: float) -> Settlement:
-        receipt = Receipt(
-            row.chunk_id, row.request_id, time.time() - since, row.attempt, self._teacher.continuation
-        )  # fmt: skip
-        problem, known, again = outcome.problem, outcome.known, outcome.worth_retrying
-        if outcome.kind == "answered":
-            try:
-                answer = self._teacher.parse(outcome.body, Ask("", "", prefix, len(row.indices), 0))
-                if answer.rollouts:
-                    got = row.indices[: len(answer.rollouts)]
-                    self._choices = min(self._choices, len(got))
-                    self._watch.saw(answer.model)
-                    self._advance(len(got), "")
-                    nusd = 0 if answer.usage is None else self._rates.nusd(answer.usage)
-                    return billed(receipt, answer, got, nusd)
-                problem = "an answer without a choice"
-            except (ValueError, KeyError, TypeError) as error:
-                problem = f"unreadable answer: {error}"
-            known, again = False, True
-        if again and row.attempt < self._config.max_attempts:
-            return unbilled(receipt, known)
-        self._advance(len(row.indices), "")
-        return unbilled(receipt, known, row.indices, problem)
+        continuation = self._context.teacher.continuation
+        receipt = Receipt(row.chunk_id, row.request_id, time.time() - since, row.attempt, continuation)
+        result = self._context.read(outcome, Ask("", "", prefix, len(row.indices), 0))
+        if isinstance(result, Answer):
+            got = row.indices[: len(result.rollouts)]
+            self._choices = min(self._choices, len(got))
+            self._watch.saw(result.model)
+            self._context.advance(len(got), "")
+            nusd = 0 if result.usage is None else self._context.rates.nusd(result.usage)
+            return billed(receipt, result, got, nusd)
+        if result.worth_retrying and row.attempt < self._context.config.max_attempts:
+            return unbilled(receipt, result.known)
+        self._context.advance(len(row.indices), "")
+        return unbilled(receipt, result.known, row.indices, result.problem)
 
     async def _give_back(self, key: str) -> None:
         """End a batch of which nothing was done."""
@@ -282,6 +266,5 @@ class BatchFlow:
         await self._commit.call(ledger.batches.drop, key)
 
     def _problem(self, what: str, error: Exception) -> TeacherError:
-        return TeacherError(
-            f"The teacher at {self._teacher.base_urls[0]} {what} ({error}).", "Run the same command again to go on."
-        )
+        url = self._context.teacher.base_urls[0]
+        return TeacherError(f"The teacher at {url} {what} ({error}).", "Run the same command again to go on.")

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from ....store.ledger import Usage
 from ....store.sections import TeacherConfig
-from ..teacher import Answer, Ask, Continuation, Http, HttpRequest, Rollout
+from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
 from .common import (
     CONTINUE,
     api_key,
@@ -36,12 +36,15 @@ _VERSION = "2023-06-01"
 _PREFILLS = re.compile(r"claude-3|claude-(opus|sonnet|haiku)-4(-[0-5])?(-\d{8}|-latest)?$")
 """Models that continue a trailing assistant turn; later ones answer it with 400."""
 
+_MOST_CHOICES = 1
+"""The API has no `n`."""
+
 _LOOKBACK = 18
 """Blocks before a cache breakpoint in which the API looks for an earlier entry: 20, of which the question is one."""
 
 
 async def find(config: TeacherConfig, http: Http) -> "AnthropicTeacher":
-    """See `Dialect`."""
+    """See `Find`."""
     if config.continuation == "completion":
         raise cannot("anthropic", "complete raw text", "Set teacher.continuation to prefill, instruct or auto.")
     if config.temperature > 1:
@@ -65,7 +68,7 @@ def _error_type(body: Any) -> Any:
 class AnthropicTeacher:
     """`/messages` with the student's prefix as an open assistant turn, or with an instruction to continue it."""
 
-    most_choices: int | None = 1
+    most_choices: int | None = _MOST_CHOICES
     caches_after_first = True
 
     def __init__(self, config: TeacherConfig) -> None:
@@ -132,3 +135,10 @@ def _usage(usage: Mapping[str, Any]) -> Usage:
     read, written = count(usage, "cache_read_input_tokens"), count(usage, "cache_creation_input_tokens")
     prompt = count(usage, "input_tokens") + read + written
     return Usage(prompt, read, count(usage, "output_tokens"), cache_write_tokens=written)
+
+
+def _most_choices(model: str) -> int | None:
+    return _MOST_CHOICES
+
+
+DIALECT = Dialect(find, continuations=("prefill", "instruct"), most_choices=_most_choices, price_provider="anthropic")

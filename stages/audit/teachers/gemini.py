@@ -11,7 +11,7 @@ from typing import Any
 
 from ....store.ledger import Usage
 from ....store.sections import TeacherConfig
-from ..teacher import Answer, Ask, Continuation, Http, HttpRequest, Rollout
+from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
 from .common import (
     CONTINUE,
     api_key,
@@ -35,7 +35,7 @@ _PREFILLS = re.compile(r"gemini-(1\.5|2\.0|2\.5)-")
 """Models that continue a trailing model turn; later ones answer it with 400."""
 
 
-def most_candidates(model: str) -> int:
+def most_candidates(model: str) -> int | None:
     """How many continuations one request may ask for: later models answer more than one with 400 (js-genai#1609)."""
     return 8 if _PREFILLS.match(model) else 1
 
@@ -44,7 +44,7 @@ _FILTERED = {"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", 
 
 
 async def find(config: TeacherConfig, http: Http) -> "GeminiTeacher":
-    """See `Dialect`."""
+    """See `Find`."""
     if config.continuation == "completion":
         raise cannot("gemini", "complete raw text", "Set teacher.continuation to prefill, instruct or auto.")
     teacher = GeminiTeacher(config)
@@ -136,3 +136,6 @@ def _usage(usage: Mapping[str, Any]) -> Usage:
     # Thoughts are billed as output.
     completion = count(usage, "candidatesTokenCount") + count(usage, "thoughtsTokenCount")
     return Usage(count(usage, "promptTokenCount"), count(usage, "cachedContentTokenCount"), completion)
+
+
+DIALECT = Dialect(find, continuations=("prefill", "instruct"), most_choices=most_candidates, price_provider="google")

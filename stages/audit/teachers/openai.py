@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from ....store.errors import TeacherError
 from ....store.ledger import Usage
 from ....store.sections import TeacherConfig
-from ..teacher import Answer, Ask, Continuation, Http, HttpRequest, Rollout
+from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
 from .common import (
     CONTINUE,
     api_key,
@@ -63,7 +63,7 @@ HOSTS = {
 
 
 async def find(config: TeacherConfig, http: Http) -> "OpenAITeacher":
-    """See `Dialect`."""
+    """See `Find`."""
     urls = base_urls(config, _DEFAULT_URL)
     headers = _headers(config)
     for url in urls:
@@ -180,3 +180,6 @@ def _usage(usage: Mapping[str, Any]) -> Usage:
     details = usage.get("prompt_tokens_details")
     cached = count(mapping(details), "cached_tokens") if details else count(usage, "prompt_cache_hit_tokens")
     return Usage(count(usage, "prompt_tokens"), cached, count(usage, "completion_tokens"))
+
+
+DIALECT = Dialect(find)

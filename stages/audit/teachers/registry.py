@@ -1,8 +1,8 @@
 # pyright: strict
 """Which kinds of teacher there are: the built-in ones, and those that installed packages register.
 
-A package registers `kind = "its.module:find"` under the entry point group `omniopd.teachers`, where `find` is a
-`Dialect` of teacher.py.
+A package registers `kind = "its.module:DIALECT"` under the entry point group `omniopd.teachers`: a `Dialect` of
+teacher.py, or its function `find` alone, which makes one with the defaults.
 """
 
 import importlib
@@ -10,12 +10,12 @@ from importlib.metadata import entry_points
 from typing import cast
 
 from ....store.errors import ConfigError
-from ..teacher import Dialect
+from ..teacher import Dialect, Find
 
 GROUP = "omniopd.teachers"
 
 BUILT_IN = {"openai": ".openai", "anthropic": ".anthropic", "gemini": ".gemini"}
-"""Module of each kind; its `find` is the dialect."""
+"""Module of each kind; its `DIALECT` is the dialect."""
 
 
 def check_kind(kind: str) -> None:
@@ -24,6 +24,8 @@ def check_kind(kind: str) -> None:
     Raises:
         ConfigError: there is no such kind.
     """
+    if kind in BUILT_IN:  # no need to look through all that is installed
+        return
     known = {*BUILT_IN, *entry_points(group=GROUP).names}
     if kind not in known:
         raise ConfigError(
@@ -40,5 +42,6 @@ def find_dialect(kind: str) -> Dialect:
     """
     check_kind(kind)
     if kind in BUILT_IN:
-        return cast("Dialect", importlib.import_module(BUILT_IN[kind], __package__).find)
-    return cast("Dialect", entry_points(group=GROUP)[kind].load())
+        return cast("Dialect", importlib.import_module(BUILT_IN[kind], __package__).DIALECT)
+    found = cast("Dialect | Find", entry_points(group=GROUP)[kind].load())
+    return found if isinstance(found, Dialect) else Dialect(found)

@@ -33,7 +33,7 @@ def assert_every_rollout_is_there_once(run, n=4):
 
 
 def no_pauses(monkeypatch):
-    monkeypatch.setattr("omniopd.stages.audit.flow.pause_s", lambda attempt, retry_after: 0.0)
+    monkeypatch.setattr("omniopd.stages.audit.sender.pause_s", lambda attempt, retry_after: 0.0)
 
 
 def test_each_chunk_is_asked_once_with_its_prefix_and_all_rows_add_up_to_the_bill(run, teacher):
@@ -258,7 +258,7 @@ def test_a_server_without_completions_is_asked_to_continue_the_last_message(run,
 
 
 def test_parts_written_while_the_flow_runs_and_ends_hold_each_row_once(run, teacher, monkeypatch):
-    monkeypatch.setattr("omniopd.stages.audit.flow._SECONDS_BETWEEN_PARTS", 0.0)
+    monkeypatch.setattr("omniopd.stages.audit.outbox._SECONDS_BETWEEN_PARTS", 0.0)
     append = Table.append
 
     def slowly(table, rows):

@@ -39,7 +39,7 @@ def server(request, monkeypatch):
     for key in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"):
         monkeypatch.setenv(key, vendors.KEY)
     monkeypatch.setitem(openai.HOSTS, "127.0.0.1", openai.HOSTS["api.openai.com"])
-    monkeypatch.setattr(anthropic, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(anthropic, "_POLL_INTERVAL_S", 0.01)
     server = batch_vendors.BatchServer(CASES[request.param]())
     yield server
     server.stop()

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from omniopd.stages.audit.client import find_teacher, open_session, post
+from omniopd.stages.audit.forecast import continuations
 from omniopd.stages.audit.served_model import same_model
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.teacher import Ask, Reply
-from omniopd.stages.audit.teachers import openai
+from omniopd.stages.audit.teachers import anthropic, openai
 from omniopd.stages.audit.teachers.common import CONTINUE
 from omniopd.stages.audit.teachers.registry import BUILT_IN, find_dialect
 from omniopd.stages.generate.stage import generate
@@ -240,9 +241,12 @@ class Silent:
     async def get(self, url, headers):
         return Reply(200, {})
 
+    async def post(self, url, headers, body):
+        return Reply(200, {})
+
 
 async def _anthropic():
-    return await find_dialect("anthropic")(TeacherConfig(kind="anthropic", model="claude-haiku-4-5"), Silent())
+    return await find_dialect("anthropic").find(TeacherConfig(kind="anthropic", model="claude-haiku-4-5"), Silent())
 
 
 def test_deepseek_continues_an_answer_only_at_its_beta_address():
@@ -275,9 +279,27 @@ def test_an_unknown_kind_names_the_known_ones_and_packages_can_add_some(monkeypa
     assert set(BUILT_IN) == {"anthropic", "gemini", "openai"}
     from importlib.metadata import EntryPoint, EntryPoints
 
-    added = EntryPoints([EntryPoint("mine", f"{openai.__name__}:find", "omniopd.teachers")])
+    names = {"mine": f"{openai.__name__}:find", "theirs": f"{anthropic.__name__}:DIALECT"}
+    added = EntryPoints([EntryPoint(name, value, "omniopd.teachers") for name, value in names.items()])
     monkeypatch.setattr("omniopd.stages.audit.teachers.registry.entry_points", lambda group: added)
-    assert find_dialect("mine") is openai.find
+    assert find_dialect("mine").find is openai.find, "a function alone states nothing, and the defaults hold"
+    assert continuations("mine", "auto") == ("completion", "prefill", "instruct")
+    assert (find_dialect("mine").most_choices("m"), find_dialect("mine").price_provider) == (None, None)
+    assert find_dialect("theirs") is anthropic.DIALECT
+    assert continuations("theirs", "auto") == ("prefill", "instruct")
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [("anthropic", "claude-haiku-4-5"), ("gemini", "gemini-2.5-flash"), ("gemini", "gemini-3-flash"), ("openai", "m")],
+)
+def test_what_a_dialect_states_beforehand_is_what_its_teacher_does(kind, model):
+    dialect = find_dialect(kind)
+    for continuation in dialect.continuations:
+        config = TeacherConfig(kind=kind, model=model, base_url="http://127.0.0.1:1", continuation=continuation)
+        teacher = asyncio.run(dialect.find(config, Silent()))
+        assert teacher.continuation == continuation
+        assert teacher.most_choices == dialect.most_choices(model)
 
 
 def test_what_an_api_cannot_do_is_said_before_it_is_asked():

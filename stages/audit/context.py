@@ -1,0 +1,76 @@
+# pyright: strict
+"""What one round's audit works with, whether it asks request by request (flow.py) or by batches (batches/flow.py)."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from ...method.stopping import StoppingRule
+from ...store.errors import BudgetReached
+from ...store.ledger import Reservation, Usage
+from ...store.sections import TeacherConfig
+from ..progress import Advance
+from .client import Outcome
+from .group_commit import GroupCommit
+from .outbox import Outbox
+from .price import Rates
+from .teacher import Answer, Ask, Teacher
+from .todo import Work
+
+
+@dataclass(frozen=True)
+class AuditContext:
+    """One round's audit: whom to ask, how often, at what price, and where the answers go."""
+
+    outbox: Outbox
+    round_index: int
+    config: TeacherConfig
+    rule: StoppingRule
+    teacher: Teacher
+    rates: Rates
+    commit: GroupCommit
+    advance: Advance
+
+    @property
+    def most_choices(self) -> int:
+        """Continuations that one request may ask for."""
+        return min(self.rule.most, self.teacher.most_choices or self.rule.most)
+
+    def ask(self, work: Work, indices: tuple[int, ...]) -> Ask:
+        """Ask for some rollouts of a chunk."""
+        seed = seed_of(self.config.seed, work.chunk_id, indices[0])
+        return Ask(work.question, work.prompt_text, work.prefix, len(indices), work.max_tokens, seed, work.cuts)
+
+    def worst_case(self, work: Work, requests: Iterable[tuple[int, ...]]) -> tuple[int, int]:
+        """Most that requests for rollouts of a chunk can cost together: nano-dollars and tokens."""
+        usages = [self.teacher.worst_case(self.ask(work, indices)) for indices in requests]
+        return sum(map(self.rates.nusd, usages)), sum(usage.tokens for usage in usages)
+
+    def reservation(self, request_id: str, worst: Usage) -> Reservation:
+        """The worst case of one request, for the ledger."""
+        nusd = self.rates.nusd(worst)
+        return Reservation(request_id, self.round_index, self.config.model, nusd, worst.tokens, self.rates.source)
+
+    def read(self, outcome: Outcome, ask: Ask) -> Answer | Outcome:
+        """The answer in an outcome; where it cannot be read, nobody knows what the server did."""
+        if outcome.kind != "answered":
+            return outcome
+        try:
+            answer = self.teacher.parse(outcome.body, ask)
+        except (ValueError, KeyError, TypeError) as error:
+            return replace(outcome, kind="unknown", reason=f"unreadable answer: {error}")
+        return answer if answer.rollouts else replace(outcome, kind="unknown", reason="an answer without a choice")
+
+
+def seed_of(seed: int | None, chunk_id: str, first: int) -> int | None:
+    """Seed of a request, 31 bits: a chunk's requests must not all draw the same continuation."""
+    if seed is None:
+        return None
+    digest = hashlib.blake2b(f"{seed}|{chunk_id}|{first}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def budget_reached(left_out: str = "") -> BudgetReached:
+    """The error that says what nobody was asked for, such as "12 prompts"."""
+    rest = f" The {left_out} are left out." if left_out else ""
+    return BudgetReached(f"The teacher's budget is reached.{rest}", "Raise teacher.budget_* to audit more.")

@@ -1,0 +1,45 @@
+# pyright: strict
+"""Is it the prompt or the teacher? When retrying cannot help, the stage ends instead of failing chunk after chunk."""
+
+from collections.abc import Sequence
+
+from ...store.errors import TeacherError
+from .client import Outcome
+
+_REFUSED_BEFORE_GIVING_UP = 10
+"""Chunks that may be refused for good before the first request has succeeded."""
+_EXHAUSTED_BEFORE_GIVING_UP = 3
+"""Chunks in a row, without a success between, that may run out of attempts: then it is the teacher, not the prompt."""
+
+
+class TeacherHealth:
+    """What the requests so far say about the teacher itself."""
+
+    def __init__(self, base_urls: Sequence[str]) -> None:
+        self._url = ", ".join(base_urls)
+        self._succeeded = False
+        self._refused = 0
+        self._exhausted_in_a_row = 0
+
+    def answered(self) -> None:
+        self._succeeded, self._exhausted_in_a_row = True, 0
+
+    def gave_up(self, outcome: Outcome) -> TeacherError | None:
+        """A chunk is given up with this last outcome: the error that ends the stage, or None where the others may still
+        be answered."""
+        if outcome.status in (401, 403, 404):
+            return TeacherError(
+                f"The teacher at {self._url} refuses: {outcome.problem}.", "Check the key, the URL and the model id."
+            )
+        if outcome.worth_retrying:
+            self._exhausted_in_a_row += 1
+            if self._exhausted_in_a_row < _EXHAUSTED_BEFORE_GIVING_UP:
+                return None
+            return TeacherError(
+                f"The teacher at {self._url} has stopped answering ({outcome.problem}).",
+                "Run the same command again once it is back.",
+            )
+        self._refused += 1
+        if self._succeeded or self._refused < _REFUSED_BEFORE_GIVING_UP:
+            return None
+        return TeacherError(f"The teacher at {self._url} refuses every request: {outcome.problem}.", "Mend [teacher].")
