@@ -21,7 +21,7 @@ from torch import Tensor
 
 from omniopd.train.loss import Head, LossRows, fused_loss
 from omniopd.train.memory import loss_bytes
-from omniopd.train.objective import Objective
+from omniopd.train.objective import LossTerms
 
 BETA = 0.1
 
@@ -69,7 +69,7 @@ def child(kind: str, tokens: int, vocabulary: int, hidden: int, chunk: int, repe
             loss = naive(*tensors, rows)
         else:
             loss = fused_loss(
-                tensors[0], Head(tensors[1]), rows, Objective(forward_kl=BETA), reference_TH=tensors[2],
+                tensors[0], Head(tensors[1]), rows, LossTerms(forward_kl=BETA), reference_TH=tensors[2],
                 reference_head=Head(tensors[3]), chunk=chunk,
             ).loss  # fmt: skip
         loss.backward()

@@ -10,6 +10,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 
 from .errors import ConfigError
+from .objectives import REGISTERED
 from .sections import (
     DataConfig,
     EvalConfig,
@@ -40,7 +41,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read config.toml and lay `a.b=value` overrides on top.
 
     Raises:
-        ConfigError: no such file, no TOML, an unknown key, a value out of range.
+        ConfigError: no such file, no TOML, an unknown key, a value out of range, one that the objective needs and that
+            is not set, or one that it gives no meaning.
     """
     if not path.is_file():
         raise ConfigError(f"{path} does not exist.", f"Write one with `omniopd init {path.parent}`.")
@@ -49,42 +51,23 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}.", "Mend that line.") from error
     config = _validated(tree, overrides, f"Mend it in {path} or in --set.")
-    for section, key in _required(config):
-        if not getattr(getattr(config, section), key):
-            raise ConfigError(f"{section}.{key} is not set.", f"Set it in {path} or by --set {section}.{key}=....")
-    _check_objective(config)
+    objective = REGISTERED[config.train.objective]
+    for key in (*_REQUIRED, *objective.required):
+        if not _value(config, key):
+            raise ConfigError(f"{key} is not set.", f"Set it in {path} or by --set {key}=....")
+    for refusal in objective.refused:
+        if _value(config, refusal.key) == refusal.value:
+            raise ConfigError(refusal.problem, refusal.hint)
     return config
 
 
-def _required(config: Config) -> list[tuple[str, str]]:
-    """The keys without which a run cannot begin."""
-    teacher = [("teacher", "model")] if config.train.asks_for_text else []
-    return [("student", "model"), ("data", "prompts"), *teacher]
+_REQUIRED = ("student.model", "data.prompts")
+"""The keys without which no run can begin."""
 
 
-def _check_objective(config: Config) -> None:
-    """Refuse settings that the objective gives no meaning.
-
-    Raises:
-        ConfigError: which, and what to set instead.
-    """
-    objective = config.train.objective
-    if objective == "opd" and not config.train.teacher:
-        raise ConfigError(
-            "train.objective is opd, and train.teacher is not set.",
-            "Set train.teacher to the folder or hub id of the teacher's weights.",
-        )
-    if objective != "omniopd" and config.score.weights == "constant":
-        raise ConfigError(
-            f'score.weights = "constant" is the control of omniopd, and train.objective is {objective}.',
-            'Set score.weights = "teacher".',
-        )
-    if objective == "sft" and config.teacher.rollouts == "adaptive":
-        raise ConfigError(
-            "sft asks for whole answers, which tell nothing about how many more are wanted; teacher.rollouts is"
-            " adaptive.",
-            "Set teacher.rollouts to the number of answers to each prompt.",
-        )
+def _value(config: Config, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
 
 
 def default_config(overrides: Iterable[str]) -> Config:
@@ -196,7 +179,10 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
         "score": {"weights"},
     },
     "scores": {"score": {"phi", "unit", "embedding_model", "alpha"}},
-    "shards": {"score": {"phi", "unit", "embedding_model", "alpha", "weights", "min_rollouts"}},
+    "shards": {
+        "score": {"phi", "unit", "embedding_model", "alpha", "weights", "min_rollouts"},
+        "train": {"objective"},
+    },
     "policy": {
         "score": {"centre"},
         "train": {
@@ -207,14 +193,6 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
     },
     "rewards": {"score": {"grader"}, "data": {"answer"}},
 }  # fmt: skip
-
-
-_OTHER_THAN_OMNIOPD: dict[str, tuple[str, ...]] = {
-    "sft": ("trajectories", "chunks", "rollouts", "shards"),
-    "opd": ("chunks", "rollouts", "shards"),
-    "grpo": ("chunks", "rollouts", "shards"),
-}
-"""Tables that the baselines fill in their own way. Trajectories that are the student's are the same for all."""
 
 
 _ADAPTIVE: dict[str, set[str] | None] = {
@@ -233,6 +211,6 @@ def made_with(config: Config, table: str) -> dict[str, Any]:
     for section, keys in (item for group in groups for item in group.items()):
         values = getattr(config, section).model_dump(mode="json")
         out |= {f"{section}.{key}": value for key, value in values.items() if keys is None or key in keys}
-    if table in _OTHER_THAN_OMNIOPD.get(config.train.objective, ()):
+    if table in REGISTERED[config.train.objective].own_tables:
         out["train.objective"] = config.train.objective
     return out

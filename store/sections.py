@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .objectives import REGISTERED
+
 METRIC_NAMES = ("edit", "rouge1", "rougeL", "jaccard", "bleu1", "bleu2", "exact", "embedding")
 """The values of score.phi that the package brings itself."""
 
@@ -226,7 +228,7 @@ class ScoreConfig(Section):
 
 
 class TrainConfig(Section):
-    objective: Literal["omniopd", "sft", "opd", "grpo"] = "omniopd"
+    objective: str = "omniopd"
     """omniopd: Eq. 8. The paper's baselines: sft, likelihood of the teacher's whole answers (Eq. 1); opd, forward and
     reverse KL to a teacher whose weights are here, on the student's trajectories (Eq. 2); grpo, the student's own
     rewards, without a teacher. docs/baselines.md says what each stage does for them."""
@@ -294,10 +296,13 @@ class TrainConfig(Section):
     seed: int = 0
     """Seed of the order of trajectories."""
 
-    @property
-    def asks_for_text(self) -> bool:
-        """Whether the objective learns from what a teacher writes."""
-        return self.objective in ("omniopd", "sft")
+    @field_validator("objective")
+    @classmethod
+    def _objective_is_registered(cls, objective: str) -> str:
+        if objective not in REGISTERED:
+            *others, last = (repr(name) for name in REGISTERED)
+            raise ValueError(f"Input should be {', '.join(others)} or {last}")
+        return objective
 
 
 class EvalConfig(Section):

@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..eval.results import matrix, result
+from ..method.objectives.registry import objective_of
 from ..store.evals import EvalDir
 from ..store.layout import RoundDir, RunDir
 from ..store.ledger import NANO, read_totals
@@ -55,6 +56,7 @@ def row(study: Path, run: RunDir, arm: Arm, seed: int, rounds: int, folder: Eval
         rounds: After how many rounds `folder` evaluated the arm.
 
     Raises:
+        ConfigError: the run's config.toml is missing or wrong.
         InputError: the evaluation is not whole.
         TableError: a file is missing or damaged.
     """
@@ -82,7 +84,7 @@ def row(study: Path, run: RunDir, arm: Arm, seed: int, rounds: int, folder: Eval
         "teacher_usd": sum(cost.usd for cost in costs),
         "billed_tokens": sum(bill.charged_tokens for bill in bills),
         "billed_usd": sum(bill.charged_nusd for bill in bills) / NANO,
-        "trajectories": 0 if arm.changes.get("train.objective") == "sft" else _rows(rounds_, "trajectories"),
+        "trajectories": _rows(rounds_, "trajectories") if objective_of(run.config()).samples_student else 0,
         "sequences": _rows(rounds_, "shards"),
         "train_steps": sum(_steps(run, round_.index) for round_ in rounds_),
         "similarity": _mean(rounds_[-1], "scores", pl.col("k_sem") / pl.col("n")) if rounds else None,

@@ -18,9 +18,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ..method.objectives.record import Anchored
 from ..store.errors import InputError
 from .loss import LossRows
-from .objective import Anchored
 from .weights import BatchFacts
 
 _REMAKE = "Delete the round's shards and run `omniopd score` again."

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .memory import LOSS_BLOCK
-from .objective import Clipped, Objective, Truncated
+from .objective import Clipped, LossTerms, Truncated
 
 
 class LossRows(NamedTuple):
@@ -92,7 +92,7 @@ def fused_loss(
     hidden_TH: Tensor,
     head: Head,
     rows: LossRows,
-    objective: Objective,
+    terms: LossTerms,
     *,
     reference_TH: Tensor | None = None,
     reference_head: Head | None = None,
@@ -109,7 +109,7 @@ def fused_loss(
         hidden_TH: final hidden states of the policy, after the last norm; float64, float32 or bfloat16.
         head: the policy's output head.
         rows: which rows count; `rows.anchored_U` must be empty without a reference.
-        objective: the weights of the terms.
+        terms: their weights.
         reference_TH: final hidden states of the frozen model for the same tokens; its hidden size may be another.
         reference_head: the frozen model's output head, split as `head` is.
         chunk: rows of logits held at a time.
@@ -122,9 +122,7 @@ def fused_loss(
         if len(rows.anchored_U):
             raise ValueError("anchored rows need the reference's hidden states and head")
         reference_TH, reference_head = hidden_TH.detach(), head
-    outputs: Any = _FusedLoss.apply(
-        hidden_TH, head.weight_VH, head, rows, reference_TH, reference_head, objective, chunk
-    )
+    outputs: Any = _FusedLoss.apply(hidden_TH, head.weight_VH, head, rows, reference_TH, reference_head, terms, chunk)
     return LossOutput(*outputs)
 
 
@@ -138,7 +136,7 @@ class _FusedLoss(torch.autograd.Function):
         rows: LossRows,
         reference_TH: Tensor,
         reference_head: Head,
-        objective: Objective,
+        terms: LossTerms,
         chunk: int,
     ) -> tuple[Tensor, ...]:
         dtype = torch.promote_types(hidden_TH.dtype, torch.float32)
@@ -163,7 +161,7 @@ class _FusedLoss(torch.autograd.Function):
             logp_R, negentropy_R = head.summed(torch.stack([logp_R, _into_probs(logp_RV)]))
             ratio_R = torch.exp(logp_R - rows.behaviour_A[part])
             logp_A[part], entropy_A[part], ratio_A[part] = logp_R, -negentropy_R, ratio_R
-            loss_A[part], scale_R, clipped_A[part] = weighted(objective, rows.weight_A[part], ratio_R, logp_R)
+            loss_A[part], scale_R, clipped_A[part] = weighted(terms, rows.weight_A[part], ratio_R, logp_R)
             # d/dlogits of -log pi(y) is pi - onehot(y); the buffer of pi becomes it.
             dlogits_RV = logp_RV.mul_(scale_R[:, None])
             dlogits_RV.scatter_add_(1, local_R[:, None], -(scale_R * here_R)[:, None])
@@ -174,17 +172,17 @@ class _FusedLoss(torch.autograd.Function):
             hidden_RH = hidden_TH[index_R]
             refp_RV = reference_head.logprobs(reference_TH[index_R], reference_RV[: len(index_R)])
             logp_RV = head.logprobs(hidden_RH, policy_RV[: len(index_R)])
-            if objective.reverse_kl:
+            if terms.reverse_kl:
                 kl_U[part], reverse_kl_U[part] = head.summed(_divergences(logp_RV, refp_RV))
-                dlogits_RV = _into_mixed_gradient(logp_RV, refp_RV, reverse_kl_U[part], objective)
+                dlogits_RV = _into_mixed_gradient(logp_RV, refp_RV, reverse_kl_U[part], terms)
             else:
                 kl_U[part] = head.summed(_into_difference(logp_RV, refp_RV))
                 # d/dlogits of KL(pi_ref || pi) is pi - pi_ref.
-                dlogits_RV = logp_RV.mul_(objective.forward_kl)
+                dlogits_RV = logp_RV.mul_(terms.forward_kl)
             gradients.add(index_R, hidden_RH, dlogits_RV)
 
         chunk_loss = loss_A.sum()
-        loss = chunk_loss + objective.forward_kl * kl_U.sum() + objective.reverse_kl * reverse_kl_U.sum()
+        loss = chunk_loss + terms.forward_kl * kl_U.sum() + terms.reverse_kl * reverse_kl_U.sum()
         details = (chunk_loss, logp_A, entropy_A, ratio_A, clipped_A, kl_U, reverse_kl_U)
         ctx.gradients = gradients
         ctx.mark_non_differentiable(*details)
@@ -199,9 +197,9 @@ class _FusedLoss(torch.autograd.Function):
         return (*gradients.hand_out(grad_outputs[0]), *[None] * 6)
 
 
-def weighted(objective: Objective, weight_R: Tensor, ratio_R: Tensor, logp_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def weighted(terms: LossTerms, weight_R: Tensor, ratio_R: Tensor, logp_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The first term of an objective for each row: f, minus its derivative by log pi(y), and whether it was clipped."""
-    ratio = objective.ratio
+    ratio = terms.ratio
     if isinstance(ratio, Clipped):
         kept_R = torch.where(weight_R > 0, ratio_R <= 1 + ratio.high, ratio_R >= 1 - ratio.low)
         bounded_R = ratio_R.clamp(1 - ratio.low, 1 + ratio.high)
@@ -271,15 +269,15 @@ def _divergences(logp_RV: Tensor, reference_RV: Tensor) -> Tensor:
     return total_2R
 
 
-def _into_mixed_gradient(logp_RV: Tensor, reference_RV: Tensor, reverse_R: Tensor, objective: Objective) -> Tensor:
+def _into_mixed_gradient(logp_RV: Tensor, reference_RV: Tensor, reverse_R: Tensor, terms: LossTerms) -> Tensor:
     """Turn log pi into the gradient of both divergences by the logits, in place; log pi_ref is used up.
 
     d/dlogits of KL(pi || pi_ref) is pi (log pi - log pi_ref - KL(pi || pi_ref)).
     """
     for block_RV, ref_RV in zip(logp_RV.split(LOSS_BLOCK, 1), reference_RV.split(LOSS_BLOCK, 1), strict=True):
         probs_RV = block_RV.exp()
-        block_RV.sub_(ref_RV).sub_(reverse_R[:, None]).mul_(objective.reverse_kl).add_(objective.forward_kl)
-        block_RV.mul_(probs_RV).sub_(ref_RV.exp_(), alpha=objective.forward_kl)
+        block_RV.sub_(ref_RV).sub_(reverse_R[:, None]).mul_(terms.reverse_kl).add_(terms.forward_kl)
+        block_RV.mul_(probs_RV).sub_(ref_RV.exp_(), alpha=terms.forward_kl)
     return logp_RV
 
 

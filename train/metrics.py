@@ -18,7 +18,7 @@ from ..store.schema import TableSpec
 from ..store.table import Table
 
 if TYPE_CHECKING:
-    from .objective import Objective
+    from .objective import LossTerms
     from .step import StepSums
     from .weights import BatchFacts
 
@@ -113,12 +113,12 @@ TRAIN_METRICS = TableSpec(
 
 
 def step_metrics(
-    step: int, facts: "BatchFacts", sums: "StepSums", batch: BatchReport, objective: "Objective", *, sampled: bool,
+    step: int, facts: "BatchFacts", sums: "StepSums", batch: BatchReport, terms: "LossTerms", *, sampled: bool,
     norm: float, lr: float, updated: bool,
 ) -> StepMetrics:  # fmt: skip
     """Turn the sums of a step into its row. `sampled`: the student wrote the sequences, with log-probs."""
     audited, anchored = facts.audited_tokens, facts.anchored_tokens
-    forward, reverse = objective.forward_kl, objective.reverse_kl
+    forward, reverse = terms.forward_kl, terms.reverse_kl
 
     def mean(total: float, count: int) -> float | None:
         return _finite(total / count) if count else None

@@ -1,5 +1,5 @@
 # pyright: strict
-"""What each training objective sums over rows, as the fused loss takes it. Pure, and cheap to import.
+"""What the loss of each training objective sums over rows, as the fused loss takes it. Pure, and cheap to import.
 
     loss = sum_A f(w, rho, log pi(y))  +  forward sum_U KL(q || pi)  +  reverse sum_U KL(pi || q)
 
@@ -9,15 +9,14 @@ over weighted rows A and anchored rows U, with q the frozen model:
     sft      Eq. 1         A the teacher's answer, w = 1           U nothing
     opd      Eq. 2, §5.1   A nothing                               U the response, q the teacher
     grpo     2402.03300    A the response, w = advantage           U the response, q the initial student
+
+Which rows and which frozen model these are is said by the objective's record (method/objectives/).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from ..store.sections import TrainConfig
-
-Anchored = Literal["unaudited", "response"]
-"""Which tokens are held to a frozen model: those of the response that are not audited, or all of them."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Clipped:
 
 
 @dataclass(frozen=True)
-class Objective:
+class LossTerms:
     """The weights of the terms; all zero but the first for plain likelihood."""
 
     ratio: Truncated | Clipped | None = None
@@ -45,29 +44,47 @@ class Objective:
     reverse_kl: float = 0.0
 
 
-def objective_of(train: TrainConfig, *, on_policy: bool) -> Objective:
-    """The objective of a step.
+TermsOf = Callable[[TrainConfig, bool], LossTerms]
+"""The [train] section, and whether the policy is the one that sampled the batch, to the terms of a step."""
+
+_TERMS: dict[str, TermsOf] = {}
+
+
+def terms_for(objective: str) -> Callable[[TermsOf], TermsOf]:
+    """Decorator: the function has the terms of this objective."""
+
+    def register(terms_of: TermsOf) -> TermsOf:
+        _TERMS[objective] = terms_of
+        return terms_of
+
+    return register
+
+
+def loss_terms(train: TrainConfig, *, on_policy: bool) -> LossTerms:
+    """The terms of a step.
 
     Args:
         train: the [train] section.
         on_policy: the policy is the one that sampled the batch, so that Eq. 8 needs no importance weight.
     """
-    if train.objective == "sft":
-        return Objective()
-    if train.objective == "opd":
-        return Objective(forward_kl=train.forward_kl, reverse_kl=1 - train.forward_kl)
-    if train.objective == "grpo":
-        return Objective(Clipped(train.clip_low, train.clip_high), forward_kl=train.beta)
-    return Objective(None if on_policy else Truncated(train.importance_cap), forward_kl=train.beta)
+    return _TERMS[train.objective](train, on_policy)
 
 
-def anchored_tokens(train: TrainConfig) -> Anchored:
-    """The tokens that the divergences of an objective are summed over, where there is a frozen model."""
-    return "unaudited" if train.objective == "omniopd" else "response"
+@terms_for("omniopd")
+def _omniopd(train: TrainConfig, on_policy: bool) -> LossTerms:
+    return LossTerms(None if on_policy else Truncated(train.importance_cap), forward_kl=train.beta)
 
 
-def frozen_model(train: TrainConfig) -> Literal["initial", "teacher"] | None:
-    """Which frozen model the objective needs beside the policy: q of its divergences."""
-    if train.objective == "opd":
-        return "teacher"
-    return "initial" if train.objective != "sft" and train.beta > 0 else None
+@terms_for("sft")
+def _sft(train: TrainConfig, on_policy: bool) -> LossTerms:
+    return LossTerms()
+
+
+@terms_for("opd")
+def _opd(train: TrainConfig, on_policy: bool) -> LossTerms:
+    return LossTerms(forward_kl=train.forward_kl, reverse_kl=1 - train.forward_kl)
+
+
+@terms_for("grpo")
+def _grpo(train: TrainConfig, on_policy: bool) -> LossTerms:
+    return LossTerms(Clipped(train.clip_low, train.clip_high), forward_kl=train.beta)

@@ -18,7 +18,7 @@ from .data import MicroBatch
 from .loss import LossOutput, LossRows, fused_loss
 from .mcore import parallel_state as mpu
 from .model import Student
-from .objective import Objective
+from .objective import LossTerms
 from .optimizer import make_optimizer
 from .weights import BatchFacts
 
@@ -73,13 +73,13 @@ class Learner:
         self.optimizer = make_optimizer(self.ddp, config)
         self._schedule = mcore.get_forward_backward_func()
 
-    def gradients(self, batches: Sequence[MicroBatch], facts: BatchFacts, objective: Objective) -> StepSums:
+    def gradients(self, batches: Sequence[MicroBatch], facts: BatchFacts, terms: LossTerms) -> StepSums:
         """Form the objective's gradient over a global batch, normalised and summed over all ranks. Collective.
 
         Args:
             batches: this data-parallel rank's micro-batches.
             facts: of the whole global batch.
-            objective: the weights of its terms.
+            terms: the weights of its terms.
         """
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -92,7 +92,7 @@ class Learner:
 
             def loss(hidden_SBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 with without_stand_ins():
-                    out = self._loss(hidden_SBH, reference_TH, batch.rows, objective)
+                    out = self._loss(hidden_SBH, reference_TH, batch.rows, terms)
                 # The normaliser is known from the masks, so Megatron's own division (by a count) gets nothing to do.
                 nothing = torch.zeros((), dtype=torch.int, device=self.device)
                 return out.loss / facts.normaliser, nothing, _sums(out, batch.rows)
@@ -102,14 +102,12 @@ class Learner:
         sums = self._run(forward, self._with_reference(batches), self.ddp, len(batches), forward_only=False)
         return self._add_up(sums)
 
-    def _loss(
-        self, hidden_SBH: Tensor, reference_TH: Tensor | None, rows: LossRows, objective: Objective
-    ) -> LossOutput:
+    def _loss(self, hidden_SBH: Tensor, reference_TH: Tensor | None, rows: LossRows, terms: LossTerms) -> LossOutput:
         return fused_loss(
             self.policy.rows(hidden_SBH),
             self.policy.head(),
             rows,
-            objective,
+            terms,
             reference_TH=reference_TH,
             reference_head=None if self.reference is None else self.reference.head(),
             chunk=self.config.loss_rows,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ..method.objectives.registry import objective_of
 from ..store.config import Config, made_with
 from ..store.errors import InputError, Interrupted
 from ..store.layout import RoundDir, RunDir
@@ -36,7 +37,7 @@ from .hf_weights import WeightFiles
 from .memory import check_memory, training_need
 from .metrics import BatchReport, MetricsLog, StepMetrics, step_metrics
 from .model import Student, build
-from .objective import anchored_tokens, frozen_model, objective_of
+from .objective import loss_terms
 from .parallel import any_rank, few_threads, least_memory, model_parallel, on_first_rank, share, world
 from .policy_folder import publish, write_policy
 from .result import Progress, TrainResult, count_steps, result_of
@@ -151,7 +152,7 @@ def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
     check_tokenizer(arch, initial)
     if policy != initial:
         _checked(policy, arch)
-    which = frozen_model(config.train)
+    which = objective_of(config).frozen_model(config.train)
     if which == "teacher":
         teacher = resolve_model(config.train.teacher)
         teacher_arch = _checked(teacher, read_architecture(teacher, "teacher"))
@@ -252,23 +253,24 @@ def _steps(
     learner: Learner, data: _Data, config: Config, position: Position
 ) -> Iterator[tuple[Position, StepMetrics, int]]:
     """Do the steps of a round from `position` on, yielding (position after the step, its metrics, steps in all)."""
-    train, shards = config.train, data.shards
+    train, shards, objective = config.train, data.shards, objective_of(config)
     plan = plan_steps(
         len(shards), global_batch=train.global_batch, epochs=train.epochs, seed=train.seed, steps=train.steps
     )
-    anchored = anchored_tokens(train)
     for step in range(position.step, len(plan)):
         start = time.perf_counter()
         tokens = shards.tokens_of(plan[step])
         facts = batch_facts(
             shards.loss_weight[tokens], shards.audited[tokens], shards.response[tokens],
-            centre=config.score.centre if train.objective == "omniopd" else "none", normalise=train.normalise,
-            anchored=anchored,
+            centre=config.score.centre if objective.may_centre else "none", normalise=train.normalise,
+            anchored=objective.anchored,
         )  # fmt: skip
         mine = share(train)
-        batches = micro_batches(shards, plan[step], facts, mine, micro_batch=train.micro_batch, anchored=anchored)
-        objective = objective_of(train, on_policy=step == 0 and not train.off_policy)
-        sums = learner.gradients(batches, facts, objective)
+        batches = micro_batches(
+            shards, plan[step], facts, mine, micro_batch=train.micro_batch, anchored=objective.anchored
+        )
+        terms = loss_terms(train, on_policy=step == 0 and not train.off_policy)
+        sums = learner.gradients(batches, facts, terms)
         lr = train.lr * min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else train.lr
         norm, updated = learner.update(sums, lr)
         position = Position(step + 1, position.skipped + (not updated))
@@ -282,7 +284,7 @@ def _steps(
             tokens=len(tokens),
         )
         metrics = step_metrics(
-            step, facts, sums, batch, objective, sampled=train.objective != "sft", norm=norm, lr=lr, updated=updated
+            step, facts, sums, batch, terms, sampled=objective.samples_student, norm=norm, lr=lr, updated=updated
         )
         yield position, metrics, len(plan)
 

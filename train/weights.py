@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from .objective import Anchored
+from ..method.objectives.record import Anchored
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..method.objectives.registry import objective_of
 from ..stages.audit.forecast import Forecast, Shape, continuations, forecast
 from ..stages.audit.price import find_rates
 from ..stages.audit.teacher import max_tokens_for
@@ -42,7 +43,7 @@ class Plan:
     trajectories: int
     prompt_length: float
     length: float
-    """Of a response; of the teacher's answer with train.objective = "sft"."""
+    """Of a response; of the teacher's answer where it is asked for whole ones."""
     measured: bool
     """Whether that length was measured on an earlier round, or is the limit."""
     shape: Shape | None
@@ -60,7 +61,7 @@ def plan(run: RunDir, config: Config) -> Plan:
     tokenizer = load_tokenizer(resolve_model(config.student.model))
     prompts = render(questions[:_PROMPTS_READ], config.data, tokenizer)
     prompt_length = float(np.mean([len(prompt.ids) for prompt in prompts]))
-    measured = _measured_answer(run) if config.train.objective == "sft" else _measured_response(run)
+    measured = _measured_answer(run) if objective_of(config).asks == "answers" else _measured_response(run)
     return predict(config, len(questions), prompt_length, measured)
 
 
@@ -69,21 +70,22 @@ def predict(config: Config, prompts: int, prompt_length: float, measured: float 
 
     Args:
         prompt_length: mean, student tokens.
-        measured: mean length of a response, or of the teacher's answer (sft), where it is known; else the limit counts.
+        measured: mean length of a response, or of the teacher's answer, where it is known; else the limit counts.
     """
-    sft = config.train.objective == "sft"
-    limit = max_tokens_for(config, 0) if sft else config.generate.max_new_tokens
+    objective = objective_of(config)
+    answers = objective.asks == "answers"
+    limit = max_tokens_for(config, 0) if answers else config.generate.max_new_tokens
     length = limit if measured is None else measured
     trajectories = prompts * samples_of(config)
     shape = None
-    if sft:
+    if answers:
         # The whole prompt is the prefix, and the whole answer what is asked for.
         read = round(trajectories * prompt_length)
         shape = Shape(trajectories, read, read, round(trajectories * length))
-    elif config.train.objective == "omniopd" and config.score.weights == "teacher":
+    elif objective.asks == "chunks" and config.score.weights == "teacher":
         shape = _chunks(config, trajectories, prompt_length, length)
-    sequences = trajectories * (config.teacher.most_rollouts if sft else 1)
-    generated = 0 if sft else round(trajectories * length)
+    sequences = trajectories * (config.teacher.most_rollouts if answers else 1)
+    generated = round(trajectories * length) if objective.samples_student else 0
     student = _student(config, generated, sequences, prompt_length + length)
     return Plan(prompts, trajectories, prompt_length, length, measured is not None, shape, student)
 
@@ -106,10 +108,8 @@ def _student(config: Config, generated: int, sequences: int, length: float) -> S
     trained = train.epochs * sequences
     if train.steps is not None and train.steps < steps:
         steps, trained = train.steps, min(trained, train.steps * train.global_batch)
-    if train.objective == "opd":
-        frozen = train.teacher
-    else:
-        frozen = "the initial student" if train.objective != "sft" and train.beta > 0 else ""
+    model = objective_of(config).frozen_model(train)
+    frozen = "" if model is None else {"initial": "the initial student", "teacher": train.teacher}[model]
     return Student(generated, round(trained * length), steps, frozen)
 
 
@@ -139,7 +139,7 @@ def forecasts(plan: Plan, config: Config) -> list[Forecast]:
     if plan.shape is None:
         return []
     rates = find_rates(config.teacher)
-    if config.train.objective == "sft":
+    if objective_of(config).asks == "answers":
         # Nothing is continued, so no way to do it costs more than another.
         answers = [forecast(plan.shape, config, rates, mode, "completion") for mode in ("live", "batch")]
         return [replace(one, continuation="answer") for one in answers]
@@ -160,7 +160,8 @@ def describe(plan: Plan, config: Config) -> str:
 
 
 def _size(plan: Plan, config: Config) -> str:
-    what, stage = ("answer", "audited") if config.train.objective == "sft" else ("response", "generated")
+    answers = objective_of(config).asks == "answers"
+    what, stage = ("answer", "audited") if answers else ("response", "generated")
     length = "measured" if plan.measured else f"the limit: an upper bound until a round has been {stage}"
     return (
         f"One round: {plan.prompts} prompts x {samples_of(config)} = {plan.trajectories} trajectories,"
@@ -173,7 +174,7 @@ def _teacher(plan: Plan, config: Config) -> list[str]:
         return ["  teacher  is not asked"]
     most = "at most " if config.teacher.rollouts == "adaptive" else ""
     n = config.teacher.most_rollouts
-    if config.train.objective == "sft":
+    if objective_of(config).asks == "answers":
         asked = f"  answers  {most}{n} for each of {plan.shape.chunks:,} trajectories = {plan.shape.chunks * n:,}"
     else:
         asked = (

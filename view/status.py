@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from ..method.objectives.record import Answers
+from ..method.objectives.registry import objective_of
 from ..stages.audit.forecast import Forecast
 from ..store.config import Config
 from ..store.journal import StageRun
@@ -149,7 +151,7 @@ def _generate(round_: RoundDir) -> StageStatus:
 
 
 def _audit(round_: RoundDir, config: Config, statuses: Counter[str]) -> StageStatus:
-    asks = config.score.weights == "teacher" and config.train.asks_for_text
+    asks = config.score.weights == "teacher" and objective_of(config).asks != "nobody"
     expected = round_.chunks.manifest.rows * config.teacher.most_rollouts if asks else 0
     failed = sum(count for status, count in statuses.items() if status not in ANSWERED)
     runs = round_.stage_runs("audit")
@@ -157,7 +159,7 @@ def _audit(round_: RoundDir, config: Config, statuses: Counter[str]) -> StageSta
 
 
 def _score(round_: RoundDir, config: Config, statuses: Counter[str]) -> StageStatus:
-    if config.train.objective == "sft":
+    if isinstance(objective_of(config).learns, Answers):
         expected = statuses["ok"] if round_.rollouts.complete else None
     else:
         expected = round_.trajectories.manifest.rows if round_.trajectories.complete else None

@@ -8,6 +8,7 @@ and what follows for GPUs. Nothing is run, and nothing here was measured.
 
 from dataclasses import dataclass
 
+from omniopd.method.objectives.registry import objective_of
 from omniopd.stages.audit.forecast import Forecast
 from omniopd.stages.audit.teachers.anthropic import AnthropicTeacher
 from omniopd.stages.audit.teachers.gemini import GeminiTeacher
@@ -57,7 +58,8 @@ def cost(name: str) -> Cost:
     """Price a recipe."""
     config = Config.model_validate(recipe(name))
     prompts = min(PROMPTS[config.data.prompts], config.data.per_round or PROMPTS[config.data.prompts])
-    length = ANSWER if config.train.objective == "sft" else RESPONSE
+    objective = objective_of(config)
+    length = ANSWER if objective.asks == "answers" else RESPONSE
     plan = predict(config, prompts, PROMPT, length)
     rounds, student = config.run.rounds, plan.student
     asked = [one for one in forecasts(plan, config) if one.continuation in ("answer", _continuation(config))]
@@ -68,7 +70,7 @@ def cost(name: str) -> Cost:
     frozen = 2 * size if student.frozen == "the initial student" else 0
     train_h = _hours((passes * size + frozen) * student.trained, READING)
     teacher_h = 0.0
-    if config.train.objective == "opd":
+    if objective.frozen == "teacher":
         teacher_h = _hours(2 * PARAMETERS[config.train.teacher] * student.trained, READING)
     elif asked and config.teacher.model in PARAMETERS:
         live, teacher = asked[0], 2 * PARAMETERS[config.teacher.model]

@@ -5,6 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 from ...method.boundaries import clean_start_table
+from ...method.objectives.registry import objective_of
 from ...store.config import Config, made_with
 from ...store.errors import InputError
 from ...store.layout import RoundDir, RunDir
@@ -60,7 +61,7 @@ class ChunkWriter:
         return manifest.complete
 
     def _rows(self, batch: pa.RecordBatch) -> pa.Table:
-        if self._config.train.objective == "sft":
+        if objective_of(self._config).asks == "answers":
             return whole_answers(batch)
         return chunks_of(batch, self._config.select, *self._tokenizer())
 

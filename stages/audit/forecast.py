@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from ...method.objectives.registry import objective_of
 from ...method.stopping import adaptive_checkpoints
 from ...store.config import Config
 from ...store.ledger import NANO, Usage
@@ -63,8 +64,8 @@ def forecast(
     choices = min(n, find_dialect(config.teacher.kind).most_choices(config.teacher.model) or n)
     checkpoints = adaptive_checkpoints(n) if config.teacher.rollouts == "adaptive" else (n,)
     each = sum(-(-(checkpoint - before) // choices) for before, checkpoint in pairwise((0, *checkpoints)))
-    # A whole answer (sft) continues nothing, so there is nothing to say about it.
-    tells = continuation == "instruct" and config.train.objective != "sft"
+    # A whole answer continues nothing, so there is nothing to say about it.
+    tells = continuation == "instruct" and objective_of(config).asks == "chunks"
     told = len(CONTINUE) // _BYTES_A_TOKEN if tells else 0
     prompt = each * (shape.prefix_tokens + told * shape.chunks)
     # Requests of a batch run in any order, so none can count on what another has left in the cache.

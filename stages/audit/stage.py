@@ -12,6 +12,7 @@ import aiohttp
 import polars as pl
 import uvloop
 
+from ...method.objectives.registry import objective_of
 from ...method.stopping import stopping_rule
 from ...store.config import Config, made_with
 from ...store.errors import BudgetReached
@@ -40,7 +41,7 @@ OpenTodo = Callable[[], contextlib.AbstractContextManager[Todo]]
 def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
     """Select a round's chunks and get the rollouts that are missing. Returns a line about the tables.
 
-    With train.objective = "sft" a chunk is a whole answer; opd and grpo have no chunks.
+    A chunk may be a whole answer (sft), and there are none where the objective asks nobody (opd, grpo).
 
     Args:
         follow: Begin with the trajectories that are there, and go on until `generate` has finished.
@@ -54,7 +55,7 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
     if not follow:
         round_.trajectories.require(f"omniopd generate {run.path} --round {index}")
     with round_.lock("audit"):
-        if not config.train.asks_for_text:
+        if objective_of(config).asks == "nobody":
             for table in (round_.chunks, round_.rollouts):
                 table.begin(made_with(config, table.spec.name))
                 table.finish()
@@ -184,8 +185,8 @@ async def _ask_within_budget(
             left = context.commit.ledger.left
             covered = missing if left == Budget() else todo.affordable(left, flow.worst_case)
             if covered == 0:
-                sft = config.train.objective == "sft"
-                raise budget_reached(f"{missing} prompts" if sft else f"{missing} chunks of the lowest entropy")
+                answers = objective_of(config).asks == "answers"
+                raise budget_reached(f"{missing} prompts" if answers else f"{missing} chunks of the lowest entropy")
             await flow.run(todo.most_uncertain(covered))
         if covered == missing and isinstance(flow, Flow):
             return
@@ -218,7 +219,7 @@ def summary(round_: RoundDir, config: Config) -> str:
     """One line about a round's rollouts."""
     frame = pl.DataFrame(round_.rollouts.read(["status", "cost_usd", "prompt_tokens", "completion_tokens"]))
     by_status = dict(sorted(frame["status"].value_counts().iter_rows()))
-    chunks = f"{round_.chunks.manifest.rows} {'prompts' if config.train.objective == 'sft' else 'chunks'}"
+    chunks = f"{round_.chunks.manifest.rows} {'prompts' if objective_of(config).asks == 'answers' else 'chunks'}"
     expected = round_.chunks.manifest.rows * config.teacher.most_rollouts
     most = "at most " if config.teacher.rollouts == "adaptive" else ""
     states = ", ".join(f"{count} {status}" for status, count in by_status.items()) or "none"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from ...method.objectives.registry import objective_of
 from ...store.config import Config
 from ...store.ledger import Usage
 from ...store.sections import TeacherConfig
@@ -141,8 +142,7 @@ class Dialect:
 
 def max_tokens_for(config: Config, chunk_tokens: int) -> int:
     """Teacher tokens to ask for: tokenizers differ, so a chunk of C student tokens may be longer in the teacher's.
-    What is too long is cut to the chunk's length when it is scored. A whole answer (sft) may be as long as a
-    response."""
-    if config.train.objective == "sft":
+    What is too long is cut to the chunk's length when it is scored. A whole answer may be as long as a response."""
+    if objective_of(config).asks == "answers":
         return config.teacher.max_tokens or config.generate.max_new_tokens
     return config.teacher.max_tokens or chunk_tokens + chunk_tokens // 2 + 8

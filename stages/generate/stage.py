@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...method.objectives.record import Objective
+from ...method.objectives.registry import objective_of
 from ...store.config import Config, made_with
 from ...store.errors import InputError
 from ...store.layout import RunDir
@@ -31,19 +33,22 @@ _SHOWN = 60
 def generate(run: RunDir, index: int, config: Config, worker: Worker = ALONE) -> str:
     """Sample the trajectories of a round that are not there yet. Returns a line about the table.
 
-    With train.objective = "sft" nothing is sampled: a trajectory is a prompt, which the teacher is to answer.
+    Where the objective does not sample the student (sft), a trajectory is a prompt, which the teacher is to answer.
 
     Args:
         worker: The share that this worker fills. Prompts are dealt out in turn, so that the samples of a prompt stay
             together and share its prefix.
 
     Raises:
-        InputError: the prompts or the model cannot be used, or there is nothing to grade responses against (grpo).
+        InputError: the prompts or the model cannot be used, or a prompt has too few samples or nothing to grade
+            them against (grpo).
         ConfigChangedError: the table was begun with other settings.
     """
     round_ = run.round(index)
     problems = read_problems(config.data)
-    if config.train.objective == "grpo":
+    objective = objective_of(config)
+    check_samples(objective, config)
+    if objective.graded:
         check_gradable(problems, config)
     questions = questions_of_round(list(problems), config.data, index)
     folder = resolve_model(run.policy_for(index, config))
@@ -66,7 +71,7 @@ def generate(run: RunDir, index: int, config: Config, worker: Worker = ALONE) ->
         missing = [Request(id_, prompt.ids) for id_, (prompt, _) in wanted.items() if id_ not in present]
         answers = {user_message(question, config.data): problems[question] for question in questions}
         rows = Rows(wanted, answers, {"round": index, "policy": policy})
-        if missing and config.train.objective == "sft":
+        if missing and not objective.samples_student:
             for start in range(0, len(missing), config.generate.part_rows):
                 part = missing[start : start + config.generate.part_rows]
                 table.append([rows.prompt_alone(request.trajectory_id) for request in part])
@@ -85,25 +90,35 @@ def generate(run: RunDir, index: int, config: Config, worker: Worker = ALONE) ->
 
 
 def samples_of(config: Config) -> int:
-    """Trajectories for each prompt; with sft it is the teacher who answers several times (teacher.rollouts)."""
-    return 1 if config.train.objective == "sft" else config.generate.samples_per_prompt
+    """Trajectories for each prompt; where the student is not sampled it is the teacher who answers several times
+    (teacher.rollouts)."""
+    return config.generate.samples_per_prompt if objective_of(config).samples_student else 1
+
+
+def check_samples(objective: Objective, config: Config) -> None:
+    """Refuse fewer samples of a prompt than the objective can compare.
+
+    Raises:
+        InputError: how many there are to be, and how many are needed.
+    """
+    samples = config.generate.samples_per_prompt
+    if samples < objective.least_samples:
+        raise InputError(
+            f"{objective.name} compares the samples of a prompt, and generate.samples_per_prompt is {samples}.",
+            f"Set generate.samples_per_prompt to {objective.least_samples} or more; 8 is usual.",
+        )
 
 
 def check_gradable(problems: Mapping[str, str], config: Config) -> None:
-    """Refuse what grpo could not learn from.
+    """Refuse prompts whose responses could not be rewarded.
 
     Raises:
-        InputError: no answers, a question without one, or a single sample a prompt.
+        InputError: no answers, or a question without one.
     """
     if config.data.answer is None:
         raise InputError(
-            "grpo grades responses against the data set's answers, and data.answer is not set.",
+            f"{config.train.objective} grades responses against the data set's answers, and data.answer is not set.",
             "Set data.answer to the column with the answers, or the tests.",
-        )
-    if config.generate.samples_per_prompt < 2:
-        raise InputError(
-            "grpo compares the samples of a prompt, and generate.samples_per_prompt is 1.",
-            "Set generate.samples_per_prompt to 2 or more; 8 is usual.",
         )
     every_round = config.data.model_copy(update={"per_round": None})
     missing = [question for question in questions_of_round(list(problems), every_round, 0) if not problems[question]]

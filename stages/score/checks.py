@@ -2,6 +2,8 @@
 
 import duckdb
 
+from ...method.objectives.record import Answers, Objective
+from ...method.objectives.registry import get, names
 from ...store.errors import TableError
 from ...store.layout import RoundDir
 
@@ -34,7 +36,7 @@ _INPUTS = {
     ),
 }
 
-_OUTSIDE = {
+_SPANS = {
     "chunks that reach outside their response": (
         "SELECT count(*) FROM chunks JOIN trajectories USING (trajectory_id)"
         ' WHERE (0 <= start AND start < "end" AND "end" <= len(response_ids)) IS NOT TRUE'
@@ -44,34 +46,19 @@ _OUTSIDE = {
         " ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS clash FROM chunks) WHERE clash"
     ),
 }
-_CHUNKS = {"chunks, which only omniopd and sft have": "SELECT count(*) FROM chunks"}
-_INPUTS_OF = {
-    "omniopd": _OUTSIDE,
-    "sft": {
-        "prompts without exactly one whole answer to ask for": (
-            "SELECT count(*) FROM trajectories LEFT JOIN"
-            ' (SELECT trajectory_id, count(*) AS rows, bool_and(start = 0 AND "end" = 0) AS whole'
-            " FROM chunks GROUP BY trajectory_id) USING (trajectory_id)"
-            " WHERE (rows = 1 AND whole) IS NOT TRUE"
-        ),
-    },
-    "opd": _CHUNKS,
-    "grpo": _CHUNKS
-    | {
-        "trajectories without an answer to grade them against": (
-            "SELECT count(*) FROM trajectories WHERE answer IS NULL"
-        ),
-    },
+_WHOLE_ANSWERS = {
+    "prompts without exactly one whole answer to ask for": (
+        "SELECT count(*) FROM trajectories LEFT JOIN"
+        ' (SELECT trajectory_id, count(*) AS rows, bool_and(start = 0 AND "end" = 0) AS whole'
+        " FROM chunks GROUP BY trajectory_id) USING (trajectory_id)"
+        " WHERE (rows = 1 AND whole) IS NOT TRUE"
+    ),
+}
+_REFERENCES = {
+    "trajectories without an answer to grade them against": "SELECT count(*) FROM trajectories WHERE answer IS NULL",
 }
 
-_ANSWER_SHARDS = {
-    "answers without exactly one shard": (
-        "SELECT count(*) FROM"
-        " (SELECT trajectory_id, rollout_index, true AS answered"
-        " FROM rollouts JOIN chunks USING (chunk_id) WHERE status = 'ok')"
-        " FULL JOIN (SELECT trajectory_id, rollout_index, count(*) AS rows FROM shards GROUP BY ALL) AS s"
-        " USING (trajectory_id, rollout_index) WHERE answered IS NULL OR rows IS DISTINCT FROM 1"
-    ),
+_PROMPT_FIRST = {
     "shards that do not begin with their prompt": (
         "SELECT count(*) FROM"
         " (SELECT trajectory_id, hash(input_ids[:list_position(response_mask, true) - 1]) AS ids FROM shards) AS s"
@@ -102,25 +89,43 @@ _REWARDS = {
 }
 
 
-def check_inputs(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: str) -> None:
+def check_inputs(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: Objective) -> None:
     """Refuse trajectories, chunks and rollouts that would be averaged wrongly without anyone noticing.
 
     Raises:
         TableError: how many rows of which kind.
     """
-    _refuse(db, round_, _INPUTS | _INPUTS_OF[objective], "Look at them with `omniopd sql`, and fix the table.")
+    asked = {"chunks": _SPANS, "answers": _WHOLE_ANSWERS, "nobody": _no_chunks()}[objective.asks]
+    checks = _INPUTS | asked | (_REFERENCES if objective.graded else {})
+    _refuse(db, round_, checks, "Look at them with `omniopd sql`, and fix the table.")
 
 
-def check_shards(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: str) -> None:
-    """Refuse shards that are about other tokens than the trajectories, or the teacher's answers (sft).
+def check_shards(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: Objective) -> None:
+    """Refuse shards that are about other tokens than the trajectories, or than the teacher's answers.
 
     Raises:
         TableError: how many.
     """
-    checks = _ANSWER_SHARDS if objective == "sft" else _TRAJECTORY_SHARDS
-    if objective == "grpo":
+    learns = objective.learns
+    checks = _answer_shards(learns) | _PROMPT_FIRST if isinstance(learns, Answers) else _TRAJECTORY_SHARDS
+    if objective.graded:
         _refuse(db, round_, _REWARDS, f"Delete {round_.rewards.folder} and run `omniopd score` again.")
     _refuse(db, round_, checks, f"Delete {round_.shards.folder} and run `omniopd score` again.")
+
+
+def _no_chunks() -> dict[str, str]:
+    asking = " and ".join(name for name in names() if get(name).asks != "nobody")
+    return {f"chunks, which only {asking} have": "SELECT count(*) FROM chunks"}
+
+
+def _answer_shards(answers: Answers) -> dict[str, str]:
+    return {
+        "answers without exactly one shard": (
+            f"SELECT count(*) FROM (SELECT trajectory_id, rollout_index, true AS answered FROM ({answers.sql}))"
+            " FULL JOIN (SELECT trajectory_id, rollout_index, count(*) AS rows FROM shards GROUP BY ALL) AS s"
+            " USING (trajectory_id, rollout_index) WHERE answered IS NULL OR rows IS DISTINCT FROM 1"
+        ),
+    }
 
 
 def _refuse(db: duckdb.DuckDBPyConnection, round_: RoundDir, checks: dict[str, str], hint: str) -> None:

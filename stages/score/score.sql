@@ -1,5 +1,5 @@
--- From rollouts to weights (Eq. 3-5) to training sequences, and what the baselines make of them. The $names are keys of
--- [score]; phi(chunk, rollout) is the similarity that similarity.py computes for whole columns, and
+-- From rollouts to weights (Eq. 3-5), and from weighted spans to training sequences; which spans there are is said by the
+-- objective (method/objectives/). The $names are keys of [score]; phi(chunk, rollout) is the similarity that similarity.py computes for whole columns, and
 -- beta_quantile(p, a, b) that of a beta distribution.
 
 -- name: similarities
@@ -43,49 +43,23 @@ SELECT
 FROM evidence;
 
 -- name: runs
--- Chunks do not overlap, so a response is a sequence of gap, chunk, gap, chunk, ..., tail.
+-- Spans do not overlap, so a response is a sequence of gap, span, gap, span, ..., tail.
 CREATE TABLE runs AS
-WITH audited AS (
-    SELECT
-        trajectory_id, start, "end", lag("end", 1, 0) OVER trajectory AS gap_start,
-        CASE WHEN $weights = 'constant' THEN 1 ELSE pi_teacher END AS weight
-    FROM chunks JOIN scores USING (chunk_id)
-    WHERE n >= $min_rollouts OR $weights = 'constant'
+WITH placed AS (
+    SELECT trajectory_id, start, "end", weight, lag("end", 1, 0) OVER trajectory AS gap_start
+    FROM spans
     WINDOW trajectory AS (PARTITION BY trajectory_id ORDER BY start)
 )
 SELECT
     trajectory_id,
     max("end") AS tail_start,
     list({gap: start - gap_start, length: "end" - start, weight: weight::FLOAT} ORDER BY start) AS runs
-FROM audited
+FROM placed
 GROUP BY trajectory_id;
-
--- name: no runs
--- opd: all of the response is compared with the teacher's distribution, and nothing has a weight.
-CREATE TABLE runs AS
-SELECT trajectory_id, 0 AS tail_start, [{gap: 0, length: 0, weight: 0::FLOAT}] AS runs FROM trajectories WHERE false;
-
--- name: rewarded runs
--- grpo: the whole response, with its advantage.
-CREATE TABLE runs AS
-SELECT
-    trajectory_id,
-    len(response_ids) AS tail_start,
-    [{gap: 0, length: len(response_ids), weight: advantage::FLOAT}] AS runs
-FROM trajectories JOIN rewards USING (trajectory_id);
 
 -- name: responses
 -- All samples of a prompt follow each other.
 SELECT trajectory_id, round, prompt_id, response_text, answer FROM trajectories ORDER BY prompt_id, trajectory_id;
-
--- name: answers
--- What sft learns from. `ended`: the teacher came to an end by itself, as OpenAI's dialect, Anthropic and Gemini say it.
-SELECT
-    trajectory_id, rollout_index, prompt_ids, text,
-    coalesce(lower(rollouts.finish_reason) IN ('stop', 'end_turn', 'stop_sequence'), false) AS ended
-FROM rollouts JOIN chunks USING (chunk_id) JOIN trajectories USING (trajectory_id)
-WHERE status = 'ok'
-ORDER BY trajectory_id, rollout_index;
 
 -- name: trajectories
 -- In an order that does not depend on how often `generate` was interrupted.

@@ -1,11 +1,14 @@
 """The statements of score.sql, and answers of DuckDB a part at a time."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+
+from ...store.sections import ScoreConfig
 
 TOKENS_A_PART = 1 << 22
 """Bounds the shards that are built and written together; each is a few lists as long as its trajectory."""
@@ -17,6 +20,12 @@ def statements() -> dict[str, str]:
     text = Path(__file__).with_name("score.sql").read_text(encoding="utf-8")
     named = (part.partition("\n") for part in text.split("-- name: ")[1:])
     return {name.strip(): body for name, _, body in named}
+
+
+def values_of(query: str, score: ScoreConfig) -> dict[str, Any]:
+    """The keys of [score] that a statement names."""
+    values = score.model_dump()
+    return {name: values[name] for name in re.findall(r"\$(\w+)", query)}
 
 
 def parts(db: duckdb.DuckDBPyConnection, query: str, values: Mapping[str, Any], rows: int) -> Iterator[pa.Table]:

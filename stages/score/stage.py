@@ -1,12 +1,12 @@
 """`omniopd score`: what the teacher said, or a grader, in; the shards table out. DuckDB runs score.sql.
 
-omniopd weighs chunks (the scores table); the baselines make their training sequences of the teacher's whole answers
-(sft), of the trajectories alone (opd), or of graded trajectories (the rewards table, grpo). docs/baselines.md.
+Check the inputs, fill the table that weights come from, build the training sequences, check them. What the sequences
+are made of is said by the objective: method/objectives/.
 """
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import duckdb
@@ -16,6 +16,8 @@ from duckdb.func import ARROW, SPECIAL
 from duckdb.sqltypes import DOUBLE, VARCHAR
 
 from ...graders.find import make_grader
+from ...method.objectives.record import Answers
+from ...method.objectives.registry import objective_of
 from ...method.similarity.metrics import find_metric, make_encoder, similarities
 from ...store.config import Config, made_with
 from ...store.errors import InputError
@@ -26,11 +28,11 @@ from ...store.table import Table
 from .answers import answer_shards
 from .checks import check_inputs, check_shards
 from .rewards import reward_parts
-from .sql import SHARDS_A_PART, TOKENS_A_PART, parts, statements
+from .sql import parts, statements, values_of
 from .summary import summary
+from .trajectories import trajectory_shards
 
 _SCORES_A_PART = 1 << 18
-_BATCH_ROWS = 512
 
 
 def score(run: RunDir, index: int, config: Config) -> str:
@@ -50,19 +52,19 @@ def score(run: RunDir, index: int, config: Config) -> str:
         round_.rollouts.require(f"omniopd audit {run.path} --round {index}"),
     )
     content = {f"input.{t.spec.name}": [part.sha256 for part in t.manifest.parts] for t in inputs}
-    objective = config.train.objective
+    objective = objective_of(config)
     with round_.lock("score"), contextlib.closing(connect([round_])) as db:
         limit(db, config.score.memory_gb, config.score.threads, run.spill)
         check_inputs(db, round_, objective)
         settings = made_with(config, "shards") | content | _weigh(db, round_, config, content)
         if not _is_current(round_.shards, settings):
-            if objective == "sft":
+            if isinstance(objective.learns, Answers):
                 folder = resolve_model(run.policy_for(index, config))
                 tokenizer = load_tokenizer(folder)
-                sequences = answer_shards(db, tokenizer, end_of_turn(folder, tokenizer, config))
+                stop_id = end_of_turn(folder, tokenizer, config)
+                sequences = answer_shards(db, objective.learns, tokenizer, stop_id)
             else:
-                _write_runs(db, config)
-                sequences = _shard_parts(db)
+                sequences = trajectory_shards(db, objective.learns, config.score)
             round_.shards.replace(sequences, settings)
             create_view(db, round_.shards.spec, round_.shards.files())
         check_shards(db, round_, objective)
@@ -72,14 +74,21 @@ def score(run: RunDir, index: int, config: Config) -> str:
 
 def _weigh(db: duckdb.DuckDBPyConnection, round_: RoundDir, config: Config, content: dict[str, Any]) -> dict[str, Any]:
     """Fill the table that the weights come from, where the objective has one. Returns what names its content."""
-    if config.train.objective == "omniopd":
-        scores = round_.scores_of(config.score)
-        if not _is_current(scores, settings := made_with(config, "scores") | content):
-            _write_scores(db, scores, config, settings)
-        create_view(db, scores.spec, scores.files())
-        return {"scores": scores.folder.name}
-    if config.train.objective != "grpo":
+    objective = objective_of(config)
+    if objective.weights_from is None:
         return {}
+    return {"scores": _scored, "rewards": _graded}[objective.weights_from](db, round_, config, content)
+
+
+def _scored(db: duckdb.DuckDBPyConnection, round_: RoundDir, config: Config, content: dict[str, Any]) -> dict[str, Any]:
+    scores = round_.scores_of(config.score)
+    if not _is_current(scores, settings := made_with(config, "scores") | content):
+        _write_scores(db, scores, config, settings)
+    create_view(db, scores.spec, scores.files())
+    return {"scores": scores.folder.name}
+
+
+def _graded(db: duckdb.DuckDBPyConnection, round_: RoundDir, config: Config, content: dict[str, Any]) -> dict[str, Any]:
     rewards = round_.rewards
     with contextlib.closing(make_grader(config.score.grader)) as grader:
         settings = made_with(config, "rewards") | content | {f"grader.{k}": v for k, v in grader.settings.items()}
@@ -112,35 +121,13 @@ def _write_scores(db: duckdb.DuckDBPyConnection, scores: Table, config: Config, 
         "beta_quantile", beta_quantile, [DOUBLE, DOUBLE, DOUBLE], DOUBLE, type=ARROW, null_handling=SPECIAL
     )
     db.execute(sql["similarities"])
-    values = _only(config, "phi", "unit", "alpha")
+    values = values_of(sql["scores"], config.score)
     try:
         scores.replace(parts(db, sql["scores"], values, _SCORES_A_PART), settings)
     except duckdb.Error:
         if problems:
             raise problems[0] from None
         raise
-
-
-def _write_runs(db: duckdb.DuckDBPyConnection, config: Config) -> None:
-    """The table of weighed spans that the trajectories' shards are made of."""
-    sql = statements()
-    if config.train.objective == "omniopd":
-        db.execute(sql["runs"], _only(config, "min_rollouts", "weights"))
-    else:
-        db.execute(sql["rewarded runs" if config.train.objective == "grpo" else "no runs"])
-
-
-def _shard_parts(db: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
-    sql = statements()
-    db.execute("CREATE MACRO filled(value, n) AS list_resize([value], n, value)")
-    longest = "SELECT coalesce(max(len(prompt_ids) + len(response_ids)), 1) FROM trajectories"
-    ((tokens,),) = db.execute(longest).fetchall()
-    rows = max(1, min(SHARDS_A_PART, TOKENS_A_PART // max(tokens, 1)))
-    with contextlib.closing(db.cursor()) as cursor:
-        for batch in parts(db, sql["trajectories"], {}, rows):
-            # DuckDB computes one record batch a thread.
-            cursor.register("batch", pa.Table.from_batches(batch.combine_chunks().to_batches(_BATCH_ROWS)))
-            yield cursor.sql(sql["shards"]).to_arrow_table()
 
 
 def beta_quantile(p: pa.ChunkedArray, a: pa.ChunkedArray, b: pa.ChunkedArray) -> pa.Array:
@@ -152,11 +139,6 @@ def beta_quantile(p: pa.ChunkedArray, a: pa.ChunkedArray, b: pa.ChunkedArray) ->
     quantile_C = betaincinv(a_C, b_C, p_C)
     quantile_C = np.where(b_C == 0, 1.0, np.where(a_C == 0, 0.0, quantile_C))
     return pa.array(quantile_C, mask=(a_C == 0) & (b_C == 0))
-
-
-def _only(config: Config, *names: str) -> Mapping[str, Any]:
-    values = config.score.model_dump()
-    return {name: values[name] for name in names}
 
 
 def _drop_outdated(round_: RoundDir, content: Mapping[str, Any]) -> None:

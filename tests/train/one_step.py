@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
+from omniopd.method.objectives.registry import get
 from omniopd.store.schema import SHARDS
 from omniopd.store.sections import TrainConfig
 from omniopd.train import hf_model
@@ -26,7 +27,7 @@ from omniopd.train.hf_model import hf_gradients, load_weights, write_weights
 from omniopd.train.hf_weights import WeightFiles
 from omniopd.train.mcore import parallel_state as mpu
 from omniopd.train.model import Student, build
-from omniopd.train.objective import anchored_tokens, frozen_model, objective_of
+from omniopd.train.objective import loss_terms
 from omniopd.train.parallel import model_parallel, share, world
 from omniopd.train.step import Learner
 from omniopd.train.weights import batch_facts
@@ -34,7 +35,7 @@ from omniopd.train.weights import batch_facts
 
 def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device, written: Path) -> dict[str, Any]:
     """The sums and the gradient of a batch of all rows; the policy goes through Megatron into a new folder."""
-    arch = read_architecture(job["student"])
+    arch, objective = read_architecture(job["student"]), get(train.objective)
     check_layout(arch, train, dist.get_world_size())
 
     def student(folder: Path) -> Student:
@@ -48,19 +49,19 @@ def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device, writ
         written.mkdir()
     dist.barrier()
     write_weights(policy, written)
-    learner = Learner(policy, student(job["student"]) if frozen_model(train) else None, train, device)
+    learner = Learner(policy, student(job["student"]) if objective.frozen_model(train) else None, train, device)
     with tempfile.TemporaryDirectory() as flat:
         lay_out(pa.Table.from_pylist(job["rows"], schema=SHARDS.schema).to_batches(), arch.vocabulary, Path(flat, "x"))
         shards = map_sequences(Path(flat, "x"))
     facts = batch_facts(
         shards.loss_weight, shards.audited, shards.response, centre=job["centre"], normalise=train.normalise,
-        anchored=anchored_tokens(train),
+        anchored=objective.anchored,
     )  # fmt: skip
     everything = torch.arange(len(shards)).numpy()
     batches = micro_batches(
-        shards, everything, facts, share(train), micro_batch=train.micro_batch, anchored=anchored_tokens(train)
+        shards, everything, facts, share(train), micro_batch=train.micro_batch, anchored=objective.anchored
     )
-    sums = learner.gradients(batches, facts, objective_of(train, on_policy=False))
+    sums = learner.gradients(batches, facts, loss_terms(train, on_policy=False))
     stages: list[Any] = [None] * train.pipeline_parallel
     dist.all_gather_object(stages, hf_gradients(learner.policy), group=mpu.get_pipeline_model_parallel_group())
     # Pipeline stages that share an embedding hold its whole gradient each.

@@ -16,7 +16,7 @@ from omniopd.store.layout import RunDir
 from omniopd.store.sections import TrainConfig
 from omniopd.train.loss import Head, LossOutput, LossRows, fused_loss
 from omniopd.train.metrics import MetricsLog
-from omniopd.train.objective import objective_of
+from omniopd.train.objective import loss_terms
 from omniopd.train.trainer import train_round
 
 B, S, H, V = 3, 11, 12, 40
@@ -60,7 +60,7 @@ class Models:
     def fused(self, rows: LossRows, **train: Any) -> LossOutput:
         return fused_loss(
             self.hidden_BSH.flatten(0, 1), Head(self.weight_VH), rows,
-            objective_of(TrainConfig(**train), on_policy=False), reference_TH=self.frozen_BSH.flatten(0, 1),
+            loss_terms(TrainConfig(**train), on_policy=False), reference_TH=self.frozen_BSH.flatten(0, 1),
             reference_head=Head(self.frozen_VH), chunk=5,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from omniopd.train import loss as loss_module
 from omniopd.train.loss import Head, LossRows, fused_loss
-from omniopd.train.objective import Clipped, Objective, Truncated
+from omniopd.train.objective import Clipped, LossTerms, Truncated
 
 
 class Case(NamedTuple):
@@ -20,7 +20,7 @@ class Case(NamedTuple):
     reference_TH: Tensor
     reference_VH: Tensor
     rows: LossRows
-    objective: Objective
+    terms: LossTerms
     chunk: int
     block: int = 16384
 
@@ -45,7 +45,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
     return Case(
         normal(tokens, hidden), normal(vocabulary, hidden), normal(tokens, hidden), normal(vocabulary, hidden), rows,
-        objective=Objective(
+        terms=LossTerms(
             draw(st.sampled_from([None, Truncated(1.0), Truncated(2.0), Truncated(1e9), Clipped(0.2, 0.3)])),
             draw(st.sampled_from([0.0, 0.1, 3.0])),
             draw(st.sampled_from([0.0, 0.0, 0.5])),
@@ -62,21 +62,21 @@ def written_out(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
     rows = case.rows
     logp_A = logp_TV[rows.audited_A, rows.target_A]
     ratio_A = (logp_A.detach() - rows.behaviour_A).exp()
-    first_A, clipped_A = first_term(case.objective, rows.weight_A, (logp_A - rows.behaviour_A).exp(), logp_A)
+    first_A, clipped_A = first_term(case.terms, rows.weight_A, (logp_A - rows.behaviour_A).exp(), logp_A)
     kl_U = (reference_TV.exp() * (reference_TV - logp_TV)).sum(-1)[rows.anchored_U]
     reverse_kl_U = (logp_TV.exp() * (logp_TV - reference_TV)).sum(-1)[rows.anchored_U]
     entropy_A = -(logp_TV.exp() * logp_TV).sum(-1)[rows.audited_A]
-    loss = first_A.sum() + case.objective.forward_kl * kl_U.sum() + case.objective.reverse_kl * reverse_kl_U.sum()
+    loss = first_A.sum() + case.terms.forward_kl * kl_U.sum() + case.terms.reverse_kl * reverse_kl_U.sum()
     details = {
         "chunk_loss": first_A.sum(), "logp_A": logp_A, "ratio_A": ratio_A, "kl_U": kl_U, "entropy_A": entropy_A,
-        "clipped_A": clipped_A, "reverse_kl_U": reverse_kl_U * bool(case.objective.reverse_kl),
+        "clipped_A": clipped_A, "reverse_kl_U": reverse_kl_U * bool(case.terms.reverse_kl),
     }  # fmt: skip
     return loss, details
 
 
-def first_term(objective: Objective, weight_A: Tensor, ratio_A: Tensor, logp_A: Tensor) -> tuple[Tensor, Tensor]:
+def first_term(terms: LossTerms, weight_A: Tensor, ratio_A: Tensor, logp_A: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted term as the papers have it, and where the ratio was cut."""
-    ratio = objective.ratio
+    ratio = terms.ratio
     if isinstance(ratio, Clipped):
         bounded_A = ratio_A.clamp(1 - ratio.low, 1 + ratio.high)
         cut_A = (weight_A * bounded_A < weight_A * ratio_A).detach()
@@ -90,7 +90,7 @@ def first_term(objective: Objective, weight_A: Tensor, ratio_A: Tensor, logp_A: 
 def fused(case: Case) -> Any:
     with mock.patch.object(loss_module, "LOSS_BLOCK", case.block):
         return fused_loss(
-            case.hidden_TH, Head(case.weight_VH), case.rows, case.objective, reference_TH=case.reference_TH,
+            case.hidden_TH, Head(case.weight_VH), case.rows, case.terms, reference_TH=case.reference_TH,
             reference_head=Head(case.reference_VH), chunk=case.chunk,
         )  # fmt: skip
 
@@ -128,7 +128,7 @@ def example(dtype: torch.dtype = torch.float64) -> Case:
         torch.arange(30, 55),
     )
     models = [0.3 * normal(*shape) for shape in ((tokens, hidden), (vocabulary, hidden)) * 2]
-    return Case(*(tensor.to(dtype) for tensor in models), rows, Objective(Truncated(2.0), 0.5), 7)
+    return Case(*(tensor.to(dtype) for tensor in models), rows, LossTerms(Truncated(2.0), 0.5), 7)
 
 
 def test_rows_without_weight_get_no_gradient_and_do_not_matter() -> None:
@@ -142,7 +142,7 @@ def test_rows_without_weight_get_no_gradient_and_do_not_matter() -> None:
 
 @pytest.mark.parametrize("reverse_kl", [0.0, 0.5])
 def test_bfloat16_inputs_are_accumulated_in_float32(reverse_kl: float) -> None:
-    case = example(torch.bfloat16)._replace(objective=Objective(Truncated(2.0), 0.5, reverse_kl))
+    case = example(torch.bfloat16)._replace(terms=LossTerms(Truncated(2.0), 0.5, reverse_kl))
     exact = case._replace(**{name: getattr(case, name).double() for name in case._fields[:4]})
     for each in (case, exact):
         each.hidden_TH.requires_grad_()
@@ -168,4 +168,4 @@ def test_a_second_backward_pass_is_refused() -> None:
 def test_anchored_rows_without_a_reference_are_refused() -> None:
     case = example()
     with pytest.raises(ValueError, match="need the reference"):
-        fused_loss(case.hidden_TH, Head(case.weight_VH), case.rows, Objective(forward_kl=0.1))
+        fused_loss(case.hidden_TH, Head(case.weight_VH), case.rows, LossTerms(forward_kl=0.1))

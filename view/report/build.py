@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ...method.objectives.registry import objective_of
 from ...store import files
 from ...store.config import Config
 from ...store.errors import InputError
@@ -56,7 +57,8 @@ def _page(run: RunDir, config: Config, most_trajectories: int) -> str:
         students, audits, steps = figures.students(db), figures.audits(db), figures.training(db)
         accuracy = figures.accuracy(run)
         sections = _sections(run, students, audits, steps, accuracy, figures.distributions(db), figures.rewards(db))
-        if config.train.objective != "omniopd":
+        if objective_of(config).weights_from != "scores":
+            # What is empty now stays so: it is about chunks and their weights.
             sections = [section for section in sections if section["charts"] != _NOTHING]
         worst, best = (_cards(db, best=best) for best in (False, True))
         trajectories = block(db, most_trajectories, find_decoder(run, config))
@@ -72,8 +74,8 @@ def _page(run: RunDir, config: Config, most_trajectories: int) -> str:
     return environment.get_template("page.html.j2").render(
         policy=policy, css=Markup(css), script=Markup(script), library=Markup(library), specs=Markup(_as_script(specs)),
         name=figures.bundle_name(run.path), student=_model_name(config.student.model), teacher=_teacher_name(config),
-        tiles=_tiles(status, students, audits, accuracy), settings=_settings(config), sections=sections,
-        costs=figures.costs(students, audits, config.teacher.most_rollouts),
+        tiles=_tiles(status, students, audits, accuracy), settings=objective_of(config).shown(config),
+        sections=sections, costs=figures.costs(students, audits, config.teacher.most_rollouts),
         priced=status.spend.prices not in ([], ["unknown"]), decode_to_prefill=figures.DECODE_TO_PREFILL,
         worst=worst, best=best, block=trajectories, heat=HEAT, version=version("omniopd"),
         made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
@@ -221,29 +223,10 @@ def _model_name(model: str) -> str:
 
 
 def _teacher_name(config: Config) -> str:
-    objective = config.train.objective
-    if objective == "grpo":
+    objective = objective_of(config)
+    if objective.graded:
         return f"rewards of {config.score.grader}"
-    return _model_name(config.train.teacher) if objective == "opd" else config.teacher.model
-
-
-def _settings(config: Config) -> list[tuple[str, str]]:
-    select, score, train = config.select, config.score, config.train
-    shared = [("objective", train.objective), ("lr", f"{train.lr:g}"), ("batch", f"{train.global_batch}")]
-    if train.objective == "sft":
-        return [*shared, ("answers N", f"{config.teacher.rollouts}")]
-    if train.objective == "opd":
-        return [*shared, ("weight of the forward KL", f"{train.forward_kl:g}")]
-    if train.objective == "grpo":
-        samples = f"{config.generate.samples_per_prompt}"
-        clip = f"-{train.clip_low:g}, +{train.clip_high:g}"
-        return [*shared, ("samples", samples), ("grader", score.grader), ("clip", clip), ("β", f"{train.beta:g}")]
-    return [
-        ("chunks M", f"{select.chunks}"), ("tokens C", f"{select.chunk_tokens}"),
-        ("rollouts N", f"{config.teacher.rollouts}"), ("φ", f"{score.phi} on {score.unit}s"),
-        ("α", f"{score.alpha:g}"), ("centring", score.centre), ("β", f"{train.beta:g}"), ("lr", f"{train.lr:g}"),
-        ("batch", f"{train.global_batch}"), ("weights", score.weights),
-    ]  # fmt: skip
+    return _model_name(config.train.teacher) if objective.frozen == "teacher" else config.teacher.model
 
 
 def _cards(db: "duckdb.DuckDBPyConnection", *, best: bool) -> list[figures.Row]:
