@@ -1,39 +1,39 @@
-"""kill -9 in the middle of each stage, then the same command again: nothing lost, nothing doubled, nothing paid twice.
+"""kill -9 in the middle of each stage, then the stage again: nothing lost, nothing doubled, nothing paid twice.
 
-The reference is a run that nobody disturbed. Real processes, the real command line, the shipped student.
+The reference is a run that nobody disturbed. What is killed is a real process of the real command line.
 """
 
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
+from omniopd.stages.audit.stage import audit
+from omniopd.stages.generate.stage import generate
+from omniopd.stages.score.stage import score
 from omniopd.store.ledger import read_totals
+from omniopd.train.trainer import train_round
+from support.processes import Command
 
-
-def command(run, stage):
-    return [sys.executable, "-m", "omniopd", stage, str(run.path)]
+STAGES = {"generate": generate, "audit": audit, "score": score, "train": train_round}
 
 
 def finish(run, stage):
-    result = subprocess.run(command(run, stage), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    STAGES[stage](run, 0, run.config())
 
 
 def kill_when(run, stage, condition):
     """Start a stage and kill it -9 as soon as the condition holds; it must not have finished by then."""
-    process = subprocess.Popen(command(run, stage), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Command(stage, run.path)
     deadline = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None, f"{stage} ended before it could be killed"
+        assert process.running, f"{stage} ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    assert process.wait(10) == -signal.SIGKILL
+    assert process.wait(10).returncode == -signal.SIGKILL
 
 
 def rows_of(table):
@@ -41,19 +41,24 @@ def rows_of(table):
 
 
 @pytest.fixture
-def make_both(make_run, teacher):
-    """An undisturbed run and one to be disturbed, of equal configs."""
+def make_both(make_run, teacher, generated):
+    """An undisturbed run and one to be disturbed, of equal configs, with the stages before `stage` done."""
 
-    def make(**sections):
+    def make(stage, **sections):
         sections.setdefault("teacher", {}).setdefault("base_url", teacher.base_url)
-        return [make_run(name=name, questions=48, **sections) for name in ("calm", "killed")]
+        runs = [make_run(name=name, questions=48, **sections) for name in ("calm", "killed")]
+        before = list(STAGES)[: list(STAGES).index(stage)]
+        for run in runs:
+            for name in before:
+                generated(run) if name == "generate" else finish(run, name)
+        return runs
 
     return make
 
 
-def test_generate(make_both):
-    calm, killed = make_both()
-    finish(calm, "generate")
+def test_generate(make_both, generated):
+    calm, killed = make_both("generate")
+    generated(calm)
     table = killed.round(0).trajectories
     kill_when(killed, "generate", lambda: table.manifest.rows >= 8)
     kept = table.existing_keys()
@@ -68,19 +73,21 @@ def test_generate(make_both):
     ]
 
 
-@pytest.mark.parametrize("killed_at", [1, 20, 75])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("killed_at", [pytest.param(1, marks=SLOW), 20, pytest.param(75, marks=SLOW)])
 def test_audit(make_both, teacher, killed_at):
     """One request at a time, killed while the server works on one: exactly that one is asked again."""
-    _, killed = make_both(teacher={"max_concurrency": 1})
-    finish(killed, "generate")
+    _, killed = make_both("audit", teacher={"max_concurrency": 1})
 
     def behave(body, number):
         if number == killed_at:
             os.kill(process.pid, signal.SIGKILL)
 
     teacher.behave = behave
-    process = subprocess.Popen(command(killed, "audit"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert process.wait(120) == -signal.SIGKILL
+    process = Command("audit", killed.path)
+    assert process.wait().returncode == -signal.SIGKILL
     finish(killed, "audit")
 
     chunks = killed.round(0).chunks.read(["chunk_id"])["chunk_id"].to_pylist()
@@ -93,10 +100,10 @@ def test_audit(make_both, teacher, killed_at):
     assert (totals.requests, totals.unknown, totals.reserved_tokens) == (len(prompts), 1, 0)
 
 
+@SLOW
 def test_audit_under_concurrency(make_both, teacher):
     """Whatever the server answered before the kill and the ledger has is never asked again."""
-    _, killed = make_both(teacher={"max_concurrency": 16})
-    finish(killed, "generate")
+    _, killed = make_both("audit", teacher={"max_concurrency": 16})
     kill_when(killed, "audit", lambda: teacher.requests >= 40)
     time.sleep(0.2)
     before = teacher.requests
@@ -110,11 +117,8 @@ def test_audit_under_concurrency(make_both, teacher):
     assert before < chunks
 
 
-def test_score(make_both, teacher):
-    calm, killed = make_both()
-    for run in (calm, killed):
-        finish(run, "generate")
-        finish(run, "audit")
+def test_score(make_both):
+    calm, killed = make_both("score")
     finish(calm, "score")
     kill_when(killed, "score", lambda: killed.round(0).all_scores)
     finish(killed, "score")
@@ -124,11 +128,8 @@ def test_score(make_both, teacher):
         assert len(list(disturbed.folder.glob("part-*"))) == len(disturbed.manifest.parts)
 
 
-def test_train(make_both, teacher):
-    calm, killed = make_both()
-    for run in (calm, killed):
-        for stage in ("generate", "audit", "score"):
-            finish(run, stage)
+def test_train(make_both):
+    calm, killed = make_both("train")
     finish(calm, "train")
     metrics = killed.metrics / "train-round=000.jsonl"
     kill_when(killed, "train", lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
