@@ -238,7 +238,7 @@ def report(
     """
     from .view.report.build import write_report
 
-    _say(write_report(RunDir(run), _config(run, []), out or run / "report.html", trajectories))
+    _say(write_report(RunDir(run), _config(run, []), out or RunDir(run).report, trajectories))
 
 
 @app.command()

@@ -143,12 +143,38 @@ class RunDir:
         return self.path / "ledger.sqlite"
 
     @property
+    def resolved_config(self) -> Path:
+        """What ran last, with every default and override."""
+        return self.path / "config.resolved.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics"
+
+    def train_steps(self, index: int) -> Path:
+        """JSON lines, one appended after every optimizer step of a round."""
+        return self.metrics / f"train-round={index:03d}.jsonl"
+
+    def train_metrics(self, index: int) -> Path:
+        """Folder of the table that these lines become once the round is trained."""
+        return self.metrics / f"train-round={index:03d}"
 
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    def train_log(self, index: int) -> Path:
+        """What the trainer processes of a round print."""
+        return self.logs / f"train-round={index:03d}.log"
+
+    @property
+    def spill(self) -> Path:
+        """Where DuckDB puts what does not fit into memory."""
+        return self.path / ".spill"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
 
     def round(self, index: int) -> RoundDir:
         return RoundDir(self.path, index)
@@ -164,7 +190,7 @@ class RunDir:
 
     def record(self, config: Config) -> None:
         """Write down what actually runs. Keys are never in the config, only the names of their variables."""
-        files.write_text(self.path / "config.resolved.json", config.model_dump_json(indent=1) + "\n")
+        files.write_text(self.resolved_config, config.model_dump_json(indent=1) + "\n")
 
     def policy_for(self, index: int, config: Config) -> str:
         """Model that samples round `index`: the initial student, then what the round before trained."""

@@ -151,11 +151,11 @@ def _train_metrics(db: duckdb.DuckDBPyConnection, run: RunDir) -> None:
 
 def _metrics_of(run: RunDir, index: int) -> pa.Table | None:
     """A round's steps, with a column for the round: the table of a finished round, else the lines so far."""
-    parts = list((run.metrics / f"train-round={index:03d}").glob("*.parquet"))
+    parts = list(run.train_metrics(index).glob("*.parquet"))
     if parts:
         rows = pa.concat_tables([pq.read_table(part) for part in parts], promote_options="permissive")
     else:
-        lines = read_json_lines(run.metrics / f"train-round={index:03d}.jsonl")
+        lines = read_json_lines(run.train_steps(index))
         if not lines:
             return None
         rows = pa.Table.from_pylist(lines)

@@ -101,7 +101,7 @@ def _rows(rounds: Sequence[RoundDir], table: str) -> int:
 
 
 def _steps(run: RunDir, index: int) -> int:
-    path = run.metrics / f"train-round={index:03d}.jsonl"
+    path = run.train_steps(index)
     return len(path.read_bytes().splitlines()) if path.is_file() else 0
 
 

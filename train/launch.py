@@ -59,7 +59,7 @@ def launch(
 
 def _torchrun(run: RunDir, index: int, config: Config, overrides: Sequence[str], progress: Progress | None) -> None:
     run.logs.mkdir(parents=True, exist_ok=True)
-    log = run.logs / f"train-round={index:03d}.log"
+    log = run.train_log(index)
     with tempfile.TemporaryDirectory() as scratch, log.open("ab") as output:
         error_file = Path(scratch) / "error.json"
         process = subprocess.Popen(

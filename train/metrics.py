@@ -76,35 +76,35 @@ TRAIN_METRICS = TableSpec(
     pa.schema(
         [
             _column("step", pa.int32(), "step of the round, from 0"),
-            _column("loss", pa.float64(), "the objective, normalised: what was differentiated"),
+            _column("loss", pa.float64(), "the objective, normalized: what was differentiated"),
             _column("chunk_loss_sum", pa.float64(), "the chunk term, summed over audited tokens", "nats"),
-            _column("chunk_loss", pa.float64(), "the chunk term an audited token", "nats"),
+            _column("chunk_loss", pa.float64(), "the chunk term per audited token", "nats"),
             _column("kl_sum", pa.float64(), "KL(ref || policy) summed over anchored tokens, without beta", "nats"),
             _column(
-                "kl_mean", pa.float64(), "KL(ref || policy) an anchored token; null without a frozen model", "nats"
+                "kl_mean", pa.float64(), "KL(ref || policy) per anchored token; null without a frozen model", "nats"
             ),
             _column(
-                "reverse_kl_mean", pa.float64(), "KL(policy || teacher) an anchored token (opd), else null", "nats"
+                "reverse_kl_mean", pa.float64(), "KL(policy || teacher) per anchored token (opd), else null", "nats"
             ),
             _column("audited_tokens", pa.int64(), "audited tokens of the global batch", "tokens"),
             _column("unaudited_tokens", pa.int64(), "other response tokens of the global batch", "tokens"),
-            _column("mean_weight", pa.float64(), "mean pi_teacher over audited tokens, before centring"),
+            _column("mean_weight", pa.float64(), "mean pi_teacher over audited tokens, before centering"),
             _column("audited_nll", pa.float64(), "mean -log pi(y) over audited tokens", "nats"),
             _column("audited_entropy", pa.float64(), "mean entropy of the policy at audited tokens", "nats"),
             _column(
-                "behaviour_gap", pa.float64(), "mean |log pi(y) - behaviour log-prob|; 0 on-policy, null in sft", "nats"
+                "behaviour_gap", pa.float64(), "mean |log pi(y) - behavior log-prob|; 0 on-policy, null in sft", "nats"
             ),
             _column("clipped_share", pa.float64(), "share of audited tokens whose ratio was capped or clipped"),
             _column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
             _column("lr", pa.float64(), "learning rate of the step"),
             _column("seconds", pa.float64(), "wall time of the step", "s"),
-            _column("tokens_per_s", pa.float64(), "tokens of the global batch, prompts included, a second", "1/s"),
-            _column("padding", pa.float64(), "share of the positions computed that pad shorter sequences"),
+            _column("tokens_per_s", pa.float64(), "tokens of the global batch, prompts included, per second", "1/s"),
+            _column("padding", pa.float64(), "share of the computed positions that are padding"),
             _column("phi", pa.float64(), "mean similarity of the batch's chunks to the teacher's continuations"),
             _column("reward", pa.float64(), "mean reward of the batch's trajectories (grpo), else null"),
-            _column("repetition", pa.float64(), "mean share of a response that its longest repeated sequence makes up"),
+            _column("repetition", pa.float64(), "mean share of a response covered by its longest repeated sequence"),
             _column("response_tokens", pa.float64(), "mean length of a response", "tokens"),
-            _column("skipped", pa.bool_(), "loss or gradient was not finite, and the weights stayed as they were"),
+            _column("skipped", pa.bool_(), "loss or gradient was not finite, and the weights were not updated"),
         ]
     ),
     ("step",),
@@ -159,8 +159,8 @@ class MetricsLog:
     """The metrics of one round. Rank 0 alone writes."""
 
     def __init__(self, run: RunDir, index: int) -> None:
-        self.path = run.metrics / f"train-round={index:03d}.jsonl"
-        self.table = Table(run.metrics / f"train-round={index:03d}", TRAIN_METRICS)
+        self.path = run.train_steps(index)
+        self.table = Table(run.train_metrics(index), TRAIN_METRICS)
 
     def rows(self) -> list[dict[str, Any]]:
         """The steps logged so far; a line that a crash cut short does not count."""

@@ -182,7 +182,7 @@ def _of_table(
 
 
 def _train(run: RunDir, round_: RoundDir) -> StageStatus:
-    steps = read_json_lines(run.metrics / f"train-round={round_.index:03d}.jsonl")
+    steps = read_json_lines(run.train_steps(round_.index))
     runs = round_.stage_runs("train")
     latest = _latest(runs)
     done = round_.policy.is_dir()

@@ -90,7 +90,7 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config, selection: Chunk
         await drain(table, round_.index, commit, lambda chunk_ids: keys_present(round_, chunk_ids))
         if selection.complete:
             _predict(ledger, round_, config, rates, teacher)
-        todo = functools.partial(open_todo, round_, config, rule, run.path / ".spill")
+        todo = functools.partial(open_todo, round_, config, rule, run.spill)
         total = round_.chunks.manifest.rows * rule.most if selection.complete else None
         with progress("audit", total, table.manifest.rows) as advance:
             async with open_session(config.teacher, teacher.headers) as session:

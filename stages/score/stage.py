@@ -52,7 +52,7 @@ def score(run: RunDir, index: int, config: Config) -> str:
     content = {f"input.{t.spec.name}": [part.sha256 for part in t.manifest.parts] for t in inputs}
     objective = config.train.objective
     with round_.lock("score"), contextlib.closing(connect([round_])) as db:
-        limit(db, config.score.memory_gb, config.score.threads, run.path / ".spill")
+        limit(db, config.score.memory_gb, config.score.threads, run.spill)
         check_inputs(db, round_, objective)
         settings = made_with(config, "shards") | content | _weigh(db, round_, config, content)
         if not _is_current(round_.shards, settings):

@@ -122,8 +122,8 @@ HOLD = """
 import sys
 from pathlib import Path
 from omniopd.store.layout import RoundDir
-from omniopd.store.worker import Shard
-with RoundDir(Path(sys.argv[1]), 0).lock("generate", Shard(int(sys.argv[2]), int(sys.argv[3]))):
+from omniopd.store.worker import Worker
+with RoundDir(Path(sys.argv[1]), 0).lock("generate", Worker(int(sys.argv[2]), int(sys.argv[3]))):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -14,7 +14,7 @@ from omniopd.store.worker import Worker
 
 
 @pytest.mark.parametrize(
-    ("given", "environment", "shard"),
+    ("given", "environment", "worker"),
     [
         ("", {}, Worker()),
         ("1/3", {"RANK": "0", "WORLD_SIZE": "2"}, Worker(1, 3)),
