@@ -291,7 +291,12 @@ def test_one_process_cannot_be_split(run: RunDir, config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "distributed"), [("tensor_parallel", False), ("pipeline_parallel", False), ("context_parallel", True)]
+    ("layout", "distributed"),
+    [
+        ("tensor_parallel", False),
+        pytest.param("pipeline_parallel", False, marks=pytest.mark.slow),
+        pytest.param("context_parallel", True, marks=pytest.mark.slow),
+    ],
 )
 def test_a_round_begun_by_one_process_is_ended_by_two_as_one_would_have(
     tmp_path: Path, students: Callable[[str], Path], layout: str, distributed: bool
@@ -322,6 +327,7 @@ def test_a_round_begun_by_one_process_is_ended_by_two_as_one_would_have(
     assert torch.equal(parameter, two[name])
 
 
+@pytest.mark.slow
 def test_an_error_of_launched_processes_comes_back_as_it_was(run: RunDir, config: Config) -> None:
     kit.write_toml(run, config)
     kit.write_round(run, 0, config, [])
@@ -330,6 +336,7 @@ def test_an_error_of_launched_processes_comes_back_as_it_was(run: RunDir, config
         launch(run, 0, run.config(tuple(overrides)), overrides)
 
 
+@pytest.mark.slow
 def test_a_launched_process_that_dies_is_one_line_and_names_the_log(
     run: RunDir, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
