@@ -1,6 +1,6 @@
-"""kill -9 in the middle of each stage, then the stage again: nothing lost, nothing doubled, nothing paid twice.
+"""kill -9 in the middle of each stage, then the same command again: nothing lost, nothing doubled, nothing paid twice.
 
-The reference is a run that nobody disturbed. What is killed is a real process of the real command line.
+The reference is a run that nobody disturbed. The command is a real process; what comes before it is done in this one.
 """
 
 import json
@@ -15,13 +15,9 @@ from omniopd.stages.generate.stage import generate
 from omniopd.stages.score.stage import score
 from omniopd.store.ledger import read_totals
 from omniopd.train.trainer import train_round
-from support.processes import Command
+from support.processes import Command, finish
 
 STAGES = {"generate": generate, "audit": audit, "score": score, "train": train_round}
-
-
-def finish(run, stage):
-    STAGES[stage](run, 0, run.config())
 
 
 def kill_when(run, stage, condition):
@@ -50,7 +46,7 @@ def make_both(make_run, teacher, generated):
         before = list(STAGES)[: list(STAGES).index(stage)]
         for run in runs:
             for name in before:
-                generated(run) if name == "generate" else finish(run, name)
+                generated(run) if name == "generate" else STAGES[name](run, 0, run.config())
         return runs
 
     return make
@@ -64,7 +60,7 @@ def test_generate(make_both, generated):
     kept = table.existing_keys()
     assert 8 <= len(kept) < 48
     parts = table.manifest.parts
-    finish(killed, "generate")
+    finish("generate", killed.path)
     assert table.manifest.parts[: len(parts)] == parts, "committed parts are not written again"
     assert table.complete
     same = ("trajectory_id", "response_ids", "finish_reason", "prompt_id")
@@ -88,7 +84,7 @@ def test_audit(make_both, teacher, killed_at):
     teacher.behave = behave
     process = Command("audit", killed.path)
     assert process.wait().returncode == -signal.SIGKILL
-    finish(killed, "audit")
+    finish("audit", killed.path)
 
     chunks = killed.round(0).chunks.read(["chunk_id"])["chunk_id"].to_pylist()
     keys = [(row["chunk_id"], row["rollout_index"]) for row in rows_of(killed.round(0).rollouts)]
@@ -107,7 +103,7 @@ def test_audit_under_concurrency(make_both, teacher):
     kill_when(killed, "audit", lambda: teacher.requests >= 40)
     time.sleep(0.2)
     before = teacher.requests
-    finish(killed, "audit")
+    finish("audit", killed.path)
     chunks = killed.round(0).chunks.manifest.rows
     keys = [(row["chunk_id"], row["rollout_index"]) for row in rows_of(killed.round(0).rollouts)]
     assert len(keys) == len(set(keys)) == 4 * chunks
@@ -119,9 +115,9 @@ def test_audit_under_concurrency(make_both, teacher):
 
 def test_score(make_both):
     calm, killed = make_both("score")
-    finish(calm, "score")
+    score(calm, 0, calm.config())
     kill_when(killed, "score", lambda: killed.round(0).all_scores)
-    finish(killed, "score")
+    finish("score", killed.path)
     for name in ("scores", "shards"):
         disturbed, reference = getattr(killed.round(0), name), getattr(calm.round(0), name)
         assert rows_of(disturbed) == rows_of(reference)
@@ -130,11 +126,11 @@ def test_score(make_both):
 
 def test_train(make_both):
     calm, killed = make_both("train")
-    finish(calm, "train")
+    train_round(calm, 0, calm.config())
     metrics = killed.metrics / "train-round=000.jsonl"
     kill_when(killed, "train", lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
     assert not killed.round(0).policy.exists()
-    finish(killed, "train")
+    finish("train", killed.path)
     name = "model.safetensors"
     assert (killed.round(0).policy / name).read_bytes() == (calm.round(0).policy / name).read_bytes()
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
