@@ -136,6 +136,7 @@ def test_fewer_rollouts_are_the_first_ones_of_the_reference_arm_as_if_asked_alon
     )
 
 
+@pytest.mark.slow
 def test_a_study_killed_in_the_middle_ends_with_the_same_table_and_asks_nothing_twice(make_study, base_url):
     calm, killed = make_study("calm"), make_study("killed")
     for study in (calm, killed):
