@@ -3,20 +3,21 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .store.config import Config, commented_toml
 from .store.errors import Interrupted, OmniopdError, UsageError
 from .store.layout import RunDir
 from .study.cli import study
+
+if TYPE_CHECKING:
+    from .store.config import Config
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     help="Distil a teacher that returns only text into a small student, on the student's own trajectories.",
     epilog="Start with [bold]omniopd demo[/], or [bold]omniopd init runs/first[/], then plan, then run.",
 )
@@ -56,6 +57,7 @@ def init(
     Example: omniopd init runs/haiku --recipe table1/qwen3-4b/claude-haiku-4.5/omniopd
     """
     from .store import recipes
+    from .store.config import commented_toml
 
     target = RunDir(run).config_toml
     if target.exists():
@@ -101,8 +103,8 @@ def generate(
 
     share = which_worker(shard, os.environ)
     # One worker writes down what runs, so that several do not replace the same file.
-    config = _begin(run, set_) if share.index == 0 else _config(run, set_)
-    _say(generate(RunDir(run), _which(run, round_), config, share))
+    config = _recorded_config(run, set_) if share.index == 0 else _config(run, set_)
+    _say(generate(RunDir(run), _round_index(run, round_), config, share))
 
 
 @app.command()
@@ -118,8 +120,8 @@ def audit(
     """
     from .stages.audit.stage import audit
 
-    config = _begin(run, set_)
-    _say(audit(RunDir(run), _which(run, round_), config, follow))
+    config = _recorded_config(run, set_)
+    _say(audit(RunDir(run), _round_index(run, round_), config, follow))
 
 
 @app.command()
@@ -130,8 +132,8 @@ def score(run: Run, round_: Round = None, set_: Set = []) -> None:
     """
     from .stages.score.stage import score
 
-    config = _begin(run, set_)
-    _say(score(RunDir(run), _which(run, round_), config))
+    config = _recorded_config(run, set_)
+    _say(score(RunDir(run), _round_index(run, round_), config))
 
 
 @app.command()
@@ -142,8 +144,8 @@ def train(run: Run, round_: Round = None, set_: Set = []) -> None:
     """
     from .run import train_stage
 
-    config = _begin(run, set_)
-    _say(train_stage(RunDir(run), _which(run, round_), config, set_))
+    config = _recorded_config(run, set_)
+    _say(train_stage(RunDir(run), _round_index(run, round_), config, set_))
 
 
 @app.command("run")
@@ -157,7 +159,7 @@ def run_(
     from .run import run_rounds
 
     overrides = set_ if rounds is None else [*set_, f"run.rounds={rounds}"]
-    config = _begin(run, overrides)
+    config = _recorded_config(run, overrides)
     run_rounds(RunDir(run), config, overrides, _say)
     _say(f"policy of the last round: {RunDir(run).round(config.run.rounds - 1).policy}")
 
@@ -370,11 +372,11 @@ def _say(line: Any) -> None:
     typer.echo(str(line))
 
 
-def _config(run: Path, overrides: list[str]) -> Config:
+def _config(run: Path, overrides: list[str]) -> "Config":
     return RunDir(run).config(tuple(overrides))
 
 
-def _begin(run: Path, overrides: list[str]) -> Config:
+def _recorded_config(run: Path, overrides: list[str]) -> "Config":
     """The config of a command that writes; what runs is written down."""
     from .stages.audit.teachers.registry import check_kind
 
@@ -384,7 +386,7 @@ def _begin(run: Path, overrides: list[str]) -> Config:
     return config
 
 
-def _which(run: Path, given: int | None) -> int:
+def _round_index(run: Path, given: int | None) -> int:
     """The round that was asked for, or the first whose policy does not exist."""
     if given is not None:
         return given

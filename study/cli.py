@@ -1,13 +1,15 @@
 """`omniopd study`: what the estimator is worth on a run, and many runs side by side."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..store.config import Config
 from ..store.layout import RunDir
 from ..store.studies import StudyDir
+
+if TYPE_CHECKING:
+    from ..store.config import Config
 
 study = typer.Typer(no_args_is_help=True, help="Compare methods and settings over seeds; or study a run's estimator.")
 
@@ -152,7 +154,7 @@ def study_alpha(
     _say(study_alpha(RunDir(run), round_, _config(run, set_), teacher))
 
 
-def _config(folder: Path, overrides: list[str]) -> Config:
+def _config(folder: Path, overrides: list[str]) -> "Config":
     return RunDir(folder).config(tuple(overrides))
 
 

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict
 
 from ..stages.audit.forecast import Forecast
 from ..store.config import Config
+from ..store.files import read_json_lines
 from ..store.journal import StageRun
 from ..store.layout import RoundDir, RunDir
 from ..store.ledger import NANO, Totals, read_forecast, read_price_sources, read_totals
-from ..store.reader import read_json_lines
 from ..store.table import Table
 
 STAGES = ("generate", "audit", "score", "train")
