@@ -1,5 +1,6 @@
 """The command line. It parses, calls one function, and prints; heavy imports happen inside the commands."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -32,8 +33,21 @@ Round = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        _say(f"omniopd {version('omniopd')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     if debug:
         os.environ["OMNIOPD_DEBUG"] = "1"
 
@@ -271,20 +285,10 @@ def eval_(
         str,
         typer.Option(
             help="math500, aime24, aime25, amc23, olympiadbench; apps, codecontests, taco, codeforces; or FILE."
+            " Short for --set eval.benchmark=...",
+            show_default=False,
         ),
     ] = "",
-    samples: Annotated[int, typer.Option(min=1, help="Responses to each question.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response, tokens.")] = 32768,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus, in (0, 1].")] = 1.0,
-    template: Annotated[
-        str | None, typer.Option(help="User message, with {question}; unset: the run's, or the paper's.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
-    grader: Annotated[
-        list[str], typer.Option(help="math_verify, dapo_regex or tests; unset: all that fit. Repeatable.")
-    ] = [],
     after: Annotated[
         int | None, typer.Option(min=0, help="Of a run: after so many rounds, 0 is the initial student; unset: all.")
     ] = None,
@@ -297,14 +301,17 @@ def eval_(
 ) -> None:
     """Measure a model on a benchmark: Pass@1 and pass@k with intervals, length, truncation, repetition.
 
-    Goes on where it was stopped. FILE is .jsonl, .parquet or .csv with the columns question and answer (or tests, for
-    programs, which run in a sandbox); docs/evaluation.md has the details.
+    Samples, length, temperature, template, seed and graders are keys of
+    \\[eval], in a run's config.toml or by --set. Goes on where it was stopped.
+
+    FILE is .jsonl, .parquet or .csv with the columns question and answer
+    (or tests, for programs, which run in a sandbox): docs/evaluation.md.
 
     Examples:
 
     omniopd eval Qwen/Qwen3-1.7B --benchmark math500
 
-    omniopd eval runs/first --after 0 --benchmark aime24.jsonl --samples 4 --set generate.batch_size=32
+    omniopd eval runs/first --after 0 --benchmark aime24.jsonl --set eval.samples=4
 
     omniopd eval --compare runs/first/eval/after=003/math500 runs/first/eval/after=000/math500
     """
@@ -316,18 +323,17 @@ def eval_(
 
         _say(describe_comparison(compare_(EvalDir(compare[0]), EvalDir(compare[1]))))
         return
-    if model is None or not benchmark:
-        raise UsageError("MODEL and --benchmark are needed.", "Example: omniopd eval runs/first --benchmark math500.")
+    if model is None:
+        raise UsageError("MODEL is needed.", "Example: omniopd eval runs/first --benchmark math500.")
     from .eval.results import result
-    from .eval.settings import EvalSettings, find_target
+    from .eval.settings import eval_config, find_target
     from .eval.stage import evaluate
     from .stages.generate.workers import which_worker
 
-    settings = EvalSettings(
-        benchmark, samples, max_new_tokens, temperature, top_p, template, seed, engine, tuple(grader)
-    )
+    target = find_target(model, after)
+    overrides = [*set_, f"eval.benchmark={json.dumps(benchmark)}"] if benchmark else set_
     share = which_worker(shard, os.environ)
-    folder, whole = evaluate(find_target(model, after), settings, set_, out, share)
+    folder, whole = evaluate(target, eval_config(target, overrides), out, share)
     if whole:
         _say(describe(result(folder)))
     else:
@@ -337,7 +343,7 @@ def eval_(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the runs go.")] = Path("runs/demo"),
-    rounds: Annotated[int, typer.Option(min=1)] = 6,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in all.")] = 6,
     seed: Annotated[int, typer.Option(help="Of prompts, sampling and held-out problems.")] = 0,
 ) -> None:
     """Improve a small student that ships with the package: no download, no GPU, no key.

@@ -7,7 +7,7 @@ The docstring under each field is what `omniopd init` writes beside it, so this 
 import importlib.metadata
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 METRIC_NAMES = ("edit", "rouge1", "rougeL", "jaccard", "bleu1", "bleu2", "exact", "embedding")
 """The values of score.phi that the package brings itself."""
@@ -18,6 +18,12 @@ METRIC_GROUP = "omniopd.metrics"
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _with_place(template: str) -> str:
+    if "{question}" not in template:
+        raise ValueError("template has no {question}: put it where the question's text belongs")
+    return template
 
 
 class StudentConfig(Section):
@@ -59,11 +65,10 @@ class DataConfig(Section):
     seed: int = 0
     """Seed of the shuffle."""
 
-    @model_validator(mode="after")
-    def _template_has_a_place_for_the_question(self) -> "DataConfig":
-        if "{question}" not in self.template:
-            raise ValueError("template has no {question}: put it where the question's text belongs")
-        return self
+    @field_validator("template")
+    @classmethod
+    def _template_has_a_place_for_the_question(cls, template: str) -> str:
+        return _with_place(template)
 
 
 class GenerateConfig(Section):
@@ -313,11 +318,17 @@ class EvalConfig(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus of the sampling distribution."""
     template: str | None = None
-    """Text of the user message, with {question}; unset: data.template for a run, the paper's for another model."""
+    """Text of the user message, with {question}; unset: data.template for a run, and for another model the paper's
+    (Table 7)."""
     seed: int = 0
     """Seed of the sampling."""
     graders: tuple[Literal["math_verify", "dapo_regex", "tests"], ...] = ()
     """Who decides what is right; unset: all that fit the benchmark."""
+
+    @field_validator("template")
+    @classmethod
+    def _template_has_a_place_for_the_question(cls, template: str | None) -> str | None:
+        return None if template is None else _with_place(template)
 
 
 class RunConfig(Section):

@@ -159,7 +159,7 @@ class Table:
         schema = self.spec.schema
         wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         parts = [_read_part(path, wanted) for path in self.files()]
-        return pa.concat_tables(parts) if parts else wanted.empty_table()
+        return pa.concat_tables(parts) if parts else pa.Table.from_batches([], wanted)
 
     def batches(
         self, rows: int, columns: Sequence[str] | None = None, skip: Collection[str] = ()

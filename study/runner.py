@@ -23,6 +23,7 @@ from ..store.errors import BudgetReached, ConfigChangedError, OmniopdError, Usag
 from ..store.evals import EvalDir, eval_of_run
 from ..store.layout import RunDir
 from ..store.schema import TABLES
+from ..store.sections import EvalConfig
 from ..store.studies import StudyDir
 from .arms import REFERENCE, Arm, Choice, Equal, Kind, arm_values
 
@@ -104,10 +105,12 @@ def run_study(study: StudyDir, kind: Kind, base: Config, choice: Choice, options
 def _check(base: Config, arms: Sequence[Arm], options: StudyOptions) -> str:
     """What would be noticed only after hours. Returns the benchmark's name."""
     from ..eval.benchmarks import load_benchmark
+    from ..eval.settings import check_settings
     from ..eval.stage import choose_graders
     from ..stages.audit.price import find_rates
     from ..stages.audit.teachers.registry import check_kind
 
+    check_settings(_eval_section(base, options))
     benchmark = load_benchmark(options.benchmark)
     choose_graders((options.grader,), benchmark)
     check_kind(base.teacher.kind)
@@ -229,16 +232,25 @@ def _equal_budget(task: _Task, index: int) -> list[str]:
 
 
 def _evaluate(task: _Task, rounds: int) -> None:
-    from ..eval.settings import EvalSettings, find_target
+    from ..eval.settings import find_target
     from ..eval.stage import evaluate
 
-    options = task.options
-    longest = options.max_new_tokens or task.base.generate.max_new_tokens
     # The seed of the sampling is the task's: the arms of a seed answer from the same random numbers.
-    settings = EvalSettings(
-        options.benchmark, options.samples, longest, options.temperature, seed=task.seed, graders=(options.grader,)
+    settings = _eval_section(task.base, task.options).model_copy(update={"seed": task.seed})
+    config = task.run.config().model_copy(update={"eval": settings})
+    evaluate(find_target(str(task.run.path), rounds), config)
+
+
+def _eval_section(base: Config, options: StudyOptions) -> EvalConfig:
+    return EvalConfig.model_validate(
+        {
+            "benchmark": options.benchmark,
+            "samples": options.samples,
+            "max_new_tokens": options.max_new_tokens or base.generate.max_new_tokens,
+            "temperature": options.temperature,
+            "graders": (options.grader,),
+        }
     )
-    evaluate(find_target(str(task.run.path), rounds), settings)
 
 
 # -- all tasks
