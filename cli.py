@@ -1,22 +1,24 @@
 """The command line. It parses, calls one function, and prints; heavy imports happen inside the commands."""
 
+import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .store.config import Config, commented_toml
 from .store.errors import Interrupted, OmniopdError, UsageError
 from .store.layout import RunDir
 from .study.cli import study
+
+if TYPE_CHECKING:
+    from .store.config import Config
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     help="Distil a teacher that returns only text into a small student, on the student's own trajectories.",
     epilog="Start with [bold]omniopd demo[/], or [bold]omniopd init runs/first[/], then plan, then run.",
 )
@@ -31,8 +33,21 @@ Round = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        _say(f"omniopd {version('omniopd')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     if debug:
         os.environ["OMNIOPD_DEBUG"] = "1"
 
@@ -56,6 +71,7 @@ def init(
     Example: omniopd init runs/haiku --recipe table1/qwen3-4b/claude-haiku-4.5/omniopd
     """
     from .store import recipes
+    from .store.config import commented_toml
 
     target = RunDir(run).config_toml
     if target.exists():
@@ -101,8 +117,8 @@ def generate(
 
     share = which_worker(shard, os.environ)
     # One worker writes down what runs, so that several do not replace the same file.
-    config = _begin(run, set_) if share.index == 0 else _config(run, set_)
-    _say(generate(RunDir(run), _which(run, round_), config, share))
+    config = _recorded_config(run, set_) if share.index == 0 else _config(run, set_)
+    _say(generate(RunDir(run), _round_index(run, round_), config, share))
 
 
 @app.command()
@@ -118,8 +134,8 @@ def audit(
     """
     from .stages.audit.stage import audit
 
-    config = _begin(run, set_)
-    _say(audit(RunDir(run), _which(run, round_), config, follow))
+    config = _recorded_config(run, set_)
+    _say(audit(RunDir(run), _round_index(run, round_), config, follow))
 
 
 @app.command()
@@ -130,8 +146,8 @@ def score(run: Run, round_: Round = None, set_: Set = []) -> None:
     """
     from .stages.score.stage import score
 
-    config = _begin(run, set_)
-    _say(score(RunDir(run), _which(run, round_), config))
+    config = _recorded_config(run, set_)
+    _say(score(RunDir(run), _round_index(run, round_), config))
 
 
 @app.command()
@@ -142,8 +158,8 @@ def train(run: Run, round_: Round = None, set_: Set = []) -> None:
     """
     from .run import train_stage
 
-    config = _begin(run, set_)
-    _say(train_stage(RunDir(run), _which(run, round_), config, set_))
+    config = _recorded_config(run, set_)
+    _say(train_stage(RunDir(run), _round_index(run, round_), config, set_))
 
 
 @app.command("run")
@@ -157,7 +173,7 @@ def run_(
     from .run import run_rounds
 
     overrides = set_ if rounds is None else [*set_, f"run.rounds={rounds}"]
-    config = _begin(run, overrides)
+    config = _recorded_config(run, overrides)
     run_rounds(RunDir(run), config, overrides, _say)
     _say(f"policy of the last round: {RunDir(run).round(config.run.rounds - 1).policy}")
 
@@ -269,20 +285,10 @@ def eval_(
         str,
         typer.Option(
             help="math500, aime24, aime25, amc23, olympiadbench; apps, codecontests, taco, codeforces; or FILE."
+            " Short for --set eval.benchmark=...",
+            show_default=False,
         ),
     ] = "",
-    samples: Annotated[int, typer.Option(min=1, help="Responses to each question.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response, tokens.")] = 32768,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus, in (0, 1].")] = 1.0,
-    template: Annotated[
-        str | None, typer.Option(help="User message, with {question}; unset: the run's, or the paper's.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
-    grader: Annotated[
-        list[str], typer.Option(help="math_verify, dapo_regex or tests; unset: all that fit. Repeatable.")
-    ] = [],
     after: Annotated[
         int | None, typer.Option(min=0, help="Of a run: after so many rounds, 0 is the initial student; unset: all.")
     ] = None,
@@ -295,14 +301,17 @@ def eval_(
 ) -> None:
     """Measure a model on a benchmark: Pass@1 and pass@k with intervals, length, truncation, repetition.
 
-    Goes on where it was stopped. FILE is .jsonl, .parquet or .csv with the columns question and answer (or tests, for
-    programs, which run in a sandbox); docs/evaluation.md has the details.
+    Samples, length, temperature, template, seed and graders are keys of
+    \\[eval], in a run's config.toml or by --set. Goes on where it was stopped.
+
+    FILE is .jsonl, .parquet or .csv with the columns question and answer
+    (or tests, for programs, which run in a sandbox): docs/evaluation.md.
 
     Examples:
 
     omniopd eval Qwen/Qwen3-1.7B --benchmark math500
 
-    omniopd eval runs/first --after 0 --benchmark aime24.jsonl --samples 4 --set generate.batch_size=32
+    omniopd eval runs/first --after 0 --benchmark aime24.jsonl --set eval.samples=4
 
     omniopd eval --compare runs/first/eval/after=003/math500 runs/first/eval/after=000/math500
     """
@@ -314,18 +323,17 @@ def eval_(
 
         _say(describe_comparison(compare_(EvalDir(compare[0]), EvalDir(compare[1]))))
         return
-    if model is None or not benchmark:
-        raise UsageError("MODEL and --benchmark are needed.", "Example: omniopd eval runs/first --benchmark math500.")
+    if model is None:
+        raise UsageError("MODEL is needed.", "Example: omniopd eval runs/first --benchmark math500.")
     from .eval.results import result
-    from .eval.settings import EvalSettings, find_target
+    from .eval.settings import eval_config, find_target
     from .eval.stage import evaluate
     from .stages.generate.workers import which_worker
 
-    settings = EvalSettings(
-        benchmark, samples, max_new_tokens, temperature, top_p, template, seed, engine, tuple(grader)
-    )
+    target = find_target(model, after)
+    overrides = [*set_, f"eval.benchmark={json.dumps(benchmark)}"] if benchmark else set_
     share = which_worker(shard, os.environ)
-    folder, whole = evaluate(find_target(model, after), settings, set_, out, share)
+    folder, whole = evaluate(target, eval_config(target, overrides), out, share)
     if whole:
         _say(describe(result(folder)))
     else:
@@ -335,7 +343,7 @@ def eval_(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the runs go.")] = Path("runs/demo"),
-    rounds: Annotated[int, typer.Option(min=1)] = 6,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in all.")] = 6,
     seed: Annotated[int, typer.Option(help="Of prompts, sampling and held-out problems.")] = 0,
 ) -> None:
     """Improve a small student that ships with the package: no download, no GPU, no key.
@@ -370,11 +378,11 @@ def _say(line: Any) -> None:
     typer.echo(str(line))
 
 
-def _config(run: Path, overrides: list[str]) -> Config:
+def _config(run: Path, overrides: list[str]) -> "Config":
     return RunDir(run).config(tuple(overrides))
 
 
-def _begin(run: Path, overrides: list[str]) -> Config:
+def _recorded_config(run: Path, overrides: list[str]) -> "Config":
     """The config of a command that writes; what runs is written down."""
     from .stages.audit.teachers.registry import check_kind
 
@@ -384,7 +392,7 @@ def _begin(run: Path, overrides: list[str]) -> Config:
     return config
 
 
-def _which(run: Path, given: int | None) -> int:
+def _round_index(run: Path, given: int | None) -> int:
     """The round that was asked for, or the first whose policy does not exist."""
     if given is not None:
         return given

@@ -59,12 +59,16 @@ def demo(path: Path, rounds: int, seed: int, say: Say) -> Demo:
         say(f"{'Pass@1 before, at T = 1 and greedy:':<50} {_line(before)}")
         # A run that is resumed has another server's port in its config.
         overrides = [f"teacher.base_url={base_url}"]
+        config = main.config(tuple(overrides))
+        main.record(config)
         for index in range(rounds):
-            run_round(main, index, main.config(tuple(overrides)), overrides, say)
+            run_round(main, index, config, overrides, say)
     # The controls ask no teacher. Constant weights are zero once they are centred, so theirs are not.
     constant: dict[str, object] = {"weights": "constant", "centre": "none"}
     _prepare(replayed, rounds, seed, "", {"score": constant, "train": {"off_policy": True}})
     _prepare(own, rounds, seed, "", {"score": constant})
+    for control in (replayed, own):
+        control.record(control.config())
     say("training the controls")
     for index in range(rounds):
         _replay_round(main, replayed, index)

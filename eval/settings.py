@@ -1,8 +1,7 @@
 """How a model is evaluated, and which model that is."""
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,43 +10,19 @@ from ..store.errors import UsageError
 from ..store.evals import EvalDir, eval_of_run
 from ..store.layout import RunDir
 from ..store.recipes import recipe
+from ..store.sections import EvalConfig
 
 GREEDY = 1e-6
 """A temperature at which the likeliest token has all the mass."""
 
-_OPTIONS = {
-    "generate.samples_per_prompt": "--samples",
-    "generate.max_new_tokens": "--max-new-tokens",
-    "generate.temperature": "--temperature",
-    "generate.top_p": "--top-p",
-    "generate.seed": "--seed",
+_READ_INSTEAD = {
+    "generate.samples_per_prompt": "eval.samples",
+    "generate.max_new_tokens": "eval.max_new_tokens",
+    "generate.temperature": "eval.temperature",
+    "generate.top_p": "eval.top_p",
+    "generate.seed": "eval.seed",
 }
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """The options of `omniopd eval`. The defaults are the paper's (§5.1, §5.2)."""
-
-    benchmark: str
-    samples: int = 16
-    """Responses to each question."""
-    max_new_tokens: int = 32768
-    """Longest response, tokens; the model's context may be shorter."""
-    temperature: float = 1.0
-    """0 takes the likeliest token each time."""
-    top_p: float = 1.0
-    template: str | None = None
-    """Text of the user message, with {question}; None: the run's, and outside of a run the paper's (Table 7)."""
-    seed: int = 0
-    engine: str = "auto"
-    graders: tuple[str, ...] = ()
-    """None: all that fit the benchmark."""
-
-    def __post_init__(self) -> None:
-        if self.temperature == 0 and self.samples > 1:
-            raise UsageError(
-                "At --temperature 0 all samples of a question are the same.", "Add --samples 1, or raise it."
-            )
+"""What the trajectories are sampled with, and what a benchmark's responses are."""
 
 
 @dataclass(frozen=True)
@@ -85,44 +60,67 @@ def find_target(model: str, rounds: int | None) -> Target:
     return Target(model)
 
 
-def make_config(target: Target, settings: EvalSettings, code: bool, overrides: Sequence[str]) -> Config:
-    """A config for the engine and the prompts: the run's or the defaults, then --set, then the options.
-
-    Args:
-        code: Whether the questions ask for programs.
+def eval_config(target: Target, overrides: Sequence[str]) -> Config:
+    """The run's config, or the defaults for a model outside of a run, with --set on top.
 
     Raises:
         ConfigError: an unknown key or a value out of range.
-        UsageError: --set names what an option says.
+        UsageError: --set names a key that sampling for a benchmark does not read; or see `check_settings`.
     """
-    options: dict[str, object] = {
-        "generate.samples_per_prompt": settings.samples,
-        "generate.max_new_tokens": settings.max_new_tokens,
-        "generate.temperature": settings.temperature or GREEDY,
-        "generate.top_p": settings.top_p,
-        "generate.seed": settings.seed,
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in _READ_INSTEAD:
+            raise UsageError(f"eval does not read {key}.", f"Use --set {_READ_INSTEAD[key]}=...")
+    config = default_config(overrides) if target.run is None else target.run.config(tuple(overrides))
+    check_settings(config.eval)
+    return config
+
+
+def check_settings(settings: EvalConfig) -> None:
+    """Refuse settings under which nothing can be measured.
+
+    Raises:
+        UsageError: no benchmark; or several samples of the likeliest response.
+    """
+    if not settings.benchmark:
+        raise UsageError("No benchmark is set.", "Add --benchmark math500, or set eval.benchmark.")
+    if settings.temperature == 0 and settings.samples > 1:
+        raise UsageError(
+            f"At eval.temperature = 0 all {settings.samples} samples of a question are the same.",
+            "Set eval.samples to 1, or raise eval.temperature.",
+        )
+
+
+def sampling_config(config: Config, target: Target, code: bool) -> Config:
+    """The config for engine and prompts: that of the run, with eval's settings in the place of generate's.
+
+    Args:
+        code: Whether the questions ask for programs.
+    """
+    settings = config.eval
+    generate = {
+        "samples_per_prompt": settings.samples,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature or GREEDY,
+        "top_p": settings.top_p,
+        "seed": settings.seed,
     }
-    for key in options:
-        if any(override.partition("=")[0].strip() == key for override in overrides):
-            raise UsageError(f"--set {key} has an option of its own here.", f"Use {_OPTIONS[key]}.")
-    if settings.template is not None:
-        options["data.template"] = settings.template
-    if settings.engine != "auto":
-        options["student.engine"] = settings.engine
-    default = {} if target.run is not None else {"data.template": _papers_template(code)}
-    all_ = [*_assignments(default), *overrides, *_assignments(options)]
-    config = default_config(all_) if target.run is None else target.run.config(tuple(all_))
     # Every question counts, however long it is.
-    return config.model_copy(update={"data": config.data.model_copy(update={"max_prompt_tokens": None})})
+    data = {"template": _template(config, target, code), "max_prompt_tokens": None}
+    return config.model_copy(
+        update={
+            "generate": config.generate.model_copy(update=generate),
+            "data": config.data.model_copy(update=data),
+        }
+    )
 
 
-def _papers_template(code: bool) -> str:
+def _template(config: Config, target: Target, code: bool) -> str:
+    if config.eval.template is not None:
+        return config.eval.template
+    if target.run is not None or "template" in config.data.model_fields_set:
+        return config.data.template
     return str(recipe("prime-code" if code else "dapo-math-17k")["data"]["template"])
-
-
-def _assignments(values: Mapping[str, object]) -> list[str]:
-    """As --set has them: TOML's numbers and strings are written as JSON's."""
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
 
 def default_folder(target: Target, benchmark: str, policy: str) -> EvalDir:

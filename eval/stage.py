@@ -24,7 +24,7 @@ from ..store.model import load_tokenizer, resolve_model, stop_ids, weights_hash
 from ..store.table import Table
 from ..store.worker import ALONE, Worker
 from .benchmarks import Benchmark, Question, load_benchmark
-from .settings import EvalSettings, Target, default_folder, make_config
+from .settings import Target, default_folder, sampling_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,14 +38,15 @@ _FITTING = {False: ("math_verify", "dapo_regex"), True: ("tests",)}
 
 def evaluate(
     target: Target,
-    settings: EvalSettings,
-    overrides: Sequence[str] = (),
+    config: Config,
     out: Path | None = None,
     worker: Worker = ALONE,
 ) -> tuple[EvalDir, bool]:
     """Sample what is missing, then grade what is missing. Returns where the results are, and whether they are whole.
 
     Args:
+        config: Its section `eval` says what is asked, how, and who grades; `student` and `generate` have the engine's
+            settings, and `data` the chat template's.
         worker: The share of the questions that this worker answers; the last one to finish grades.
 
     Raises:
@@ -53,15 +54,16 @@ def evaluate(
         InputError: benchmark, model or grader cannot be used.
         ConfigChangedError: the results were begun with other settings.
     """
-    benchmark = load_benchmark(settings.benchmark)
+    benchmark = load_benchmark(config.eval.benchmark)
     # Before anything is sampled: a grader that cannot work would be noticed hours later.
-    with contextlib.closing(_Graders(choose_graders(settings.graders, benchmark))) as graders:
-        config = make_config(target, settings, benchmark.code, overrides)
+    with contextlib.closing(_Graders(choose_graders(config.eval.graders, benchmark))) as graders:
         folder = resolve_model(target.model)
         policy = weights_hash(folder)
         results = default_folder(target, benchmark.name, policy) if out is None else EvalDir(out)
         with results.lock("respond", worker):
-            _respond(results.responses(worker), benchmark, config, folder, policy)
+            _respond(
+                results.responses(worker), benchmark, sampling_config(config, target, benchmark.code), folder, policy
+            )
         if not results.responses().complete:
             return results, False
         with results.lock("grade"):

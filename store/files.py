@@ -4,11 +4,12 @@
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .errors import BusyError
 
@@ -46,6 +47,11 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     replace_durably(temporary, path)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a file that may be growing; [] where there is none."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.is_file() else []
 
 
 def sha256(path: Path) -> str:

@@ -1,17 +1,20 @@
-"""Where things are in a run directory."""
+"""Where things are in a run directory. Importing it is cheap: pydantic, like Arrow, comes with what needs it."""
 
 import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import files, journal
-from .config import Config, load_config
-from .journal import StageRun, read_stage_run
+from . import files
 from .schema import CHUNKS, REWARDS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES, TableSpec
-from .sections import ScoreConfig
 from .table import Table
 from .worker import ALONE, Worker
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .journal import StageRun
+    from .sections import ScoreConfig
 
 _PATIENCE_S = 10.0
 """How long a worker waits for others that are starting."""
@@ -49,7 +52,7 @@ class RoundDir:
         """The scores that the shards were made of; empty until there are shards."""
         return Table(self.path / "scores" / self.shards.manifest.made_with.get("scores", ""), SCORES)
 
-    def scores_of(self, score: ScoreConfig) -> Table:
+    def scores_of(self, score: "ScoreConfig") -> Table:
         """The scores under one phi, unit and alpha: a folder each, so that they stand side by side."""
         return Table(self.path / "scores" / f"{score.phi}-{score.unit}-alpha={score.alpha}", SCORES)
 
@@ -94,10 +97,14 @@ class RoundDir:
 
     def expect(self, stage: str, rows: int, worker: Worker = ALONE) -> None:
         """Say, while holding the lock, how many rows or steps a stage (or its worker) comes to in all."""
+        from . import journal
+
         journal.expect(_journal_of(self.path, stage, worker), rows)
 
-    def stage_runs(self, stage: str) -> list[StageRun]:
+    def stage_runs(self, stage: str) -> "list[StageRun]":
         """The latest run of a stage, or of each of its workers; [] where none was recorded."""
+        from .journal import read_stage_run
+
         paths = sorted(self.path.glob(f".{stage}.*run.json"))
         runs = [(Worker.of_file(path.name).count, run) for path in paths if (run := read_stage_run(path)) is not None]
         # The stage may have been run before in more or fewer workers.
@@ -107,6 +114,8 @@ class RoundDir:
 
 @contextlib.contextmanager
 def _stage_lock(folder: Path, stage: str, worker: Worker) -> Generator[None]:
+    from . import journal
+
     what = f"`{stage}` on {folder}"
     with contextlib.ExitStack() as held:
         # Workers hold this one only while they look around, so a worker waits for it a little.
@@ -184,14 +193,16 @@ class RunDir:
         folders = sorted(self.path.glob("round=[0-9][0-9][0-9]"))
         return [self.round(int(folder.name.removeprefix("round="))) for folder in folders]
 
-    def config(self, overrides: tuple[str, ...] = ()) -> Config:
+    def config(self, overrides: tuple[str, ...] = ()) -> "Config":
         """What the user wrote in config.toml, with overrides on top."""
+        from .config import load_config
+
         return load_config(self.config_toml, overrides)
 
-    def record(self, config: Config) -> None:
+    def record(self, config: "Config") -> None:
         """Write down what actually runs. Keys are never in the config, only the names of their variables."""
         files.write_text(self.resolved_config, config.model_dump_json(indent=1) + "\n")
 
-    def policy_for(self, index: int, config: Config) -> str:
+    def policy_for(self, index: int, config: "Config") -> str:
         """Model that samples round `index`: the initial student, then what the round before trained."""
         return config.student.model if index == 0 else str(self.round(index - 1).policy)

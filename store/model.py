@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """One of these a tokenizer of transformers has."""
 
+TOKENIZER_CLASSES = {
+    ("llama", "GPT2Tokenizer"): "GPT2Tokenizer",
+    ("llama", "LlamaTokenizer"): "LlamaTokenizer",
+    ("llama", "PreTrainedTokenizer"): "PreTrainedTokenizerFast",
+    ("llama", "TokenizersBackend"): "PreTrainedTokenizerFast",
+    ("qwen2", "Qwen2Tokenizer"): "Qwen2Tokenizer",
+    ("qwen3", "PreTrainedTokenizer"): "PreTrainedTokenizerFast",
+    ("qwen3", "Qwen2Tokenizer"): "Qwen2Tokenizer",
+    ("qwen3", "TokenizersBackend"): "PreTrainedTokenizerFast",
+}
+"""The class that AutoTokenizer takes for the models that the trainer takes, by config.json's model_type and
+tokenizer_config.json's tokenizer_class without "Fast" at its end."""
+
 _MESSAGE = "message"
 
 
@@ -68,19 +81,16 @@ def say_precision(config_json: Path, dtype: str) -> None:
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model folder.
+    """The tokenizer of a model folder, as AutoTokenizer makes it.
 
     Raises:
         InputError: there is none, or it has more tokens than the model.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         # transformers would make an empty one.
         raise InputError(f"{folder} has no tokenizer.", "Save it there too: tokenizer.save_pretrained(folder).")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        vocab_size = AutoConfig.from_pretrained(folder).vocab_size
+        tokenizer, vocab_size = _load_known(folder) or _load_auto(folder)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -92,6 +102,29 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
             "Use the tokenizer that belongs to the weights, or resize the embeddings.",
         )
     return tokenizer
+
+
+def _load_known(folder: Path) -> "tuple[PreTrainedTokenizerBase, int] | None":
+    """Tokenizer and vocabulary size of a usual folder of the models that the trainer takes; None of any other folder.
+
+    AutoTokenizer would find the same class, and imports torch and scikit-learn to do so: 7 s of CPU.
+    """
+    paths = folder / "tokenizer.json", folder / "tokenizer_config.json", folder / "config.json"
+    if not all(path.is_file() for path in paths):
+        return None
+    about, model = (json.loads(path.read_text(encoding="utf-8")) for path in paths[1:])
+    key = model.get("model_type"), str(about.get("tokenizer_class")).removesuffix("Fast")
+    if key not in TOKENIZER_CLASSES or "auto_map" in about or "vocab_size" not in model:
+        return None
+    import transformers
+
+    return getattr(transformers, TOKENIZER_CLASSES[key]).from_pretrained(folder), model["vocab_size"]
+
+
+def _load_auto(folder: Path) -> "tuple[PreTrainedTokenizerBase, int]":
+    from transformers import AutoConfig, AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder).vocab_size
 
 
 def end_of_turn(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: Config) -> int | None:

@@ -4,14 +4,11 @@ The database has no access to files at all. Its views read Arrow data sets that 
 however it is written, can change the run or read another file (docs/decisions/0013).
 """
 
-from pathlib import Path
-from typing import Any
-
 import duckdb
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .files import read_json_lines
 from .layout import RunDir
 from .schema import ALL_SCORES, TABLES, TableSpec
 from .sql import comment, connect, create_view, doc_and_unit
@@ -162,8 +159,3 @@ def _metrics_of(run: RunDir, index: int) -> pa.Table | None:
     round_ = pa.field("round", pa.int32(), metadata={"doc": "round of the run, from 0"})
     rest = rows.drop_columns([name for name in rows.column_names if name == "round"])
     return rest.add_column(0, round_, pa.array([index] * rows.num_rows, pa.int32()))
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a file that may be growing; [] where there is none."""
-    return [orjson.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.is_file() else []

@@ -1,11 +1,28 @@
 """Every table of a run, declared once. Docs and units travel in the Parquet field metadata and in the SQL views."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SCHEMA_VERSION = 1
 """Raised when an old reader would misread a new table; a column added as nullable does not raise it."""
+
+ArrowType = Literal[
+    "bool", "int32", "int64", "float32", "float64", "string", "list<int32>", "list<float32>", "list<bool>"
+]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table."""
+
+    name: str
+    type: ArrowType
+    doc: str
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -14,45 +31,59 @@ class TableSpec:
 
     name: str
     doc: str
-    schema: pa.Schema
+    columns: tuple[Column, ...]
     key: tuple[str, ...]
     rows_per_group: int
 
+    @cached_property
+    def schema(self) -> "pa.Schema":
+        """The columns as Arrow has them. Made when it is asked for: what only looks at manifests needs no pyarrow."""
+        import pyarrow as pa
 
-def _column(name: str, type_: pa.DataType, doc: str, unit: str = "") -> pa.Field:
-    metadata = {"doc": doc, "unit": unit} if unit else {"doc": doc}
-    return pa.field(name, type_, metadata=metadata)
+        return pa.schema(
+            [
+                pa.field(
+                    column.name,
+                    _arrow_type(column.type),
+                    metadata={"doc": column.doc} | ({"unit": column.unit} if column.unit else {}),
+                )
+                for column in self.columns
+            ]
+        )
 
 
-_i32, _i64, _f32, _f64, _str = pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.string()
-_ids, _floats, _bools = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.bool_())
+def _arrow_type(name: str) -> "pa.DataType":
+    import pyarrow as pa
 
-_trajectory_id = _column("trajectory_id", _str, "stable hash of policy, prompt, sample index and seed")
-_chunk_id = _column("chunk_id", _str, "stable hash of trajectory, start and end")
-_round = _column("round", _i32, "round of the run, from 0")
+    if name.startswith("list<"):
+        return pa.list_(_arrow_type(name.removeprefix("list<").removesuffix(">")))
+    return pa.type_for_alias(name)
+
+
+_trajectory_id = Column("trajectory_id", "string", "stable hash of policy, prompt, sample index and seed")
+_chunk_id = Column("chunk_id", "string", "stable hash of trajectory, start and end")
+_round = Column("round", "int32", "round of the run, from 0")
 
 TRAJECTORIES = TableSpec(
     "trajectories",
     "student responses, with the entropy and log-prob of every token",
-    pa.schema(
-        [
-            _trajectory_id,
-            _round,
-            _column("prompt_id", _str, "hash of the question"),
-            _column("sample_index", _i32, "which sample of this prompt"),
-            _column("question", _str, "the user message: the template filled with the question"),
-            _column("prompt_text", _str, "the prompt as the student read it, chat template included"),
-            _column("prompt_ids", _ids, "student tokens of the prompt"),
-            _column("response_text", _str, "the response without its stop token"),
-            _column("response_ids", _ids, "student tokens of the response, stop token included"),
-            _column("logprobs", _floats, "log-prob of each response token at temperature 1", "nats"),
-            _column("entropies", _floats, "entropy over the full vocabulary at each response token (Eq. 6)", "nats"),
-            _column("finish_reason", _str, "stop | length; none: a prompt that only the teacher answers (sft)"),
-            _column("policy", _str, "hash of the weights that sampled it"),
-            _column("entropy_source", _str, "engine, version, way (decode | rescore) and precision of the entropies"),
-            _column("repetition", _f32, "share of the response that its longest repeated token sequence makes up"),
-            _column("answer", _str, "the data set's reference answer or tests; null unless data.answer names a column"),
-        ]
+    (
+        _trajectory_id,
+        _round,
+        Column("prompt_id", "string", "hash of the question"),
+        Column("sample_index", "int32", "which sample of this prompt"),
+        Column("question", "string", "the user message: the template filled with the question"),
+        Column("prompt_text", "string", "the prompt as the student read it, chat template included"),
+        Column("prompt_ids", "list<int32>", "student tokens of the prompt"),
+        Column("response_text", "string", "the response without its stop token"),
+        Column("response_ids", "list<int32>", "student tokens of the response, stop token included"),
+        Column("logprobs", "list<float32>", "log-prob of each response token at temperature 1", "nats"),
+        Column("entropies", "list<float32>", "entropy over the full vocabulary at each response token (Eq. 6)", "nats"),
+        Column("finish_reason", "string", "stop | length; none: a prompt that only the teacher answers (sft)"),
+        Column("policy", "string", "hash of the weights that sampled it"),
+        Column("entropy_source", "string", "engine, version, way (decode | rescore) and precision of the entropies"),
+        Column("repetition", "float32", "share of the response that its longest repeated token sequence makes up"),
+        Column("answer", "string", "the data set's reference answer or tests; null unless data.answer names a column"),
     ),
     ("trajectory_id",),
     8192,
@@ -61,20 +92,18 @@ TRAJECTORIES = TableSpec(
 CHUNKS = TableSpec(
     "chunks",
     "audited chunks: M windows of C tokens around the entropy peaks of a trajectory (Eq. 7); sft: one a prompt, empty",
-    pa.schema(
-        [
-            _chunk_id,
-            _trajectory_id,
-            _round,
-            _column("rank", _i32, "0 = highest score (select.strategy) of the trajectory"),
-            _column("anchor", _i32, "token index of the entropy peak in the response", "tokens"),
-            _column("start", _i32, "first token of the chunk in the response", "tokens"),
-            _column("end", _i32, "one past the last token of the chunk", "tokens"),
-            _column("anchor_entropy", _f32, "entropy at the anchor", "nats"),
-            _column("prior", _f64, "the student's length-normalised probability of the chunk (Eq. 4)"),
-            _column("prefix_text", _str, "the response before the chunk; the teacher continues it"),
-            _column("chunk_text", _str, "what the student wrote"),
-        ]
+    (
+        _chunk_id,
+        _trajectory_id,
+        _round,
+        Column("rank", "int32", "0 = highest score (select.strategy) of the trajectory"),
+        Column("anchor", "int32", "token index of the entropy peak in the response", "tokens"),
+        Column("start", "int32", "first token of the chunk in the response", "tokens"),
+        Column("end", "int32", "one past the last token of the chunk", "tokens"),
+        Column("anchor_entropy", "float32", "entropy at the anchor", "nats"),
+        Column("prior", "float64", "the student's length-normalised probability of the chunk (Eq. 4)"),
+        Column("prefix_text", "string", "the response before the chunk; the teacher continues it"),
+        Column("chunk_text", "string", "what the student wrote"),
     ),
     ("chunk_id",),
     16384,
@@ -83,24 +112,22 @@ CHUNKS = TableSpec(
 ROLLOUTS = TableSpec(
     "rollouts",
     "teacher continuations of a chunk's prefix, failed ones too",
-    pa.schema(
-        [
-            _chunk_id,
-            _column("rollout_index", _i32, "0 to N-1"),
-            _column("teacher", _str, "id of the model that answered"),
-            _column("text", _str, "the continuation; null unless status is ok or empty"),
-            _column("status", _str, "ok | refused | filtered | empty | failed"),
-            _column("finish_reason", _str, "as the server said"),
-            _column("prompt_tokens", _i32, "this rollout's share of the request's prompt tokens", "teacher tokens"),
-            _column("cached_tokens", _i32, "of these, read from the server's cache", "teacher tokens"),
-            _column("cache_write_tokens", _i32, "of these, written to the server's cache", "teacher tokens"),
-            _column("completion_tokens", _i32, "this rollout's share of the completion tokens", "teacher tokens"),
-            _column("cost_usd", _f64, "this rollout's share of the request's price", "USD"),
-            _column("latency_s", _f32, "from sending the request to its last byte", "s"),
-            _column("attempts", _i32, "requests sent until this one"),
-            _column("continuation", _str, "completion | prefill | instruct"),
-            _column("request_id", _str, "key of the request in ledger.sqlite"),
-        ]
+    (
+        _chunk_id,
+        Column("rollout_index", "int32", "0 to N-1"),
+        Column("teacher", "string", "id of the model that answered"),
+        Column("text", "string", "the continuation; null unless status is ok or empty"),
+        Column("status", "string", "ok | refused | filtered | empty | failed"),
+        Column("finish_reason", "string", "as the server said"),
+        Column("prompt_tokens", "int32", "this rollout's share of the request's prompt tokens", "teacher tokens"),
+        Column("cached_tokens", "int32", "of these, read from the server's cache", "teacher tokens"),
+        Column("cache_write_tokens", "int32", "of these, written to the server's cache", "teacher tokens"),
+        Column("completion_tokens", "int32", "this rollout's share of the completion tokens", "teacher tokens"),
+        Column("cost_usd", "float64", "this rollout's share of the request's price", "USD"),
+        Column("latency_s", "float32", "from sending the request to its last byte", "s"),
+        Column("attempts", "int32", "requests sent until this one"),
+        Column("continuation", "string", "completion | prefill | instruct"),
+        Column("request_id", "string", "key of the request in ledger.sqlite"),
     ),
     ("chunk_id", "rollout_index"),
     16384,
@@ -109,21 +136,19 @@ ROLLOUTS = TableSpec(
 SCORES = TableSpec(
     "scores",
     "one weight a chunk, under the settings that the shards were made with",
-    pa.schema(
-        [
-            _chunk_id,
-            _column("phi", _str, "similarity metric"),
-            _column("unit", _str, "what the metric counts: word | char | digit | token"),
-            _column("alpha", _f64, "prior strength"),
-            _column("k_sem", _f64, "sum of the similarities (Eq. 3)"),
-            _column("n", _i32, "usable rollouts"),
-            _column("prior", _f64, "as in chunks (Eq. 4)"),
-            _column("pi_freq", _f64, "k_sem / n"),
-            _column("pi_teacher", _f64, "(k_sem + alpha prior) / (n + alpha) (Eq. 5)"),
-            _column("phi_var", _f64, "sample variance of the similarities; null for n < 2"),
-            _column("pi_low", _f64, "2.5 % quantile of the posterior whose mean is pi_teacher"),
-            _column("pi_high", _f64, "97.5 % quantile of the posterior"),
-        ]
+    (
+        _chunk_id,
+        Column("phi", "string", "similarity metric"),
+        Column("unit", "string", "what the metric counts: word | char | digit | token"),
+        Column("alpha", "float64", "prior strength"),
+        Column("k_sem", "float64", "sum of the similarities (Eq. 3)"),
+        Column("n", "int32", "usable rollouts"),
+        Column("prior", "float64", "as in chunks (Eq. 4)"),
+        Column("pi_freq", "float64", "k_sem / n"),
+        Column("pi_teacher", "float64", "(k_sem + alpha prior) / (n + alpha) (Eq. 5)"),
+        Column("phi_var", "float64", "sample variance of the similarities; null for n < 2"),
+        Column("pi_low", "float64", "2.5 % quantile of the posterior whose mean is pi_teacher"),
+        Column("pi_high", "float64", "97.5 % quantile of the posterior"),
     ),
     ("chunk_id",),
     65536,
@@ -139,16 +164,14 @@ ALL_SCORES = replace(
 SHARDS = TableSpec(
     "shards",
     "training sequences: position i of every list is about token i of input_ids",
-    pa.schema(
-        [
-            _trajectory_id,
-            _column("input_ids", _ids, "prompt and response"),
-            _column("loss_weight", _floats, "pi_teacher on audited tokens, else 0; sft: 1; grpo: the advantage"),
-            _column("audited", _bools, "token lies in an audited chunk"),
-            _column("response_mask", _bools, "token belongs to the response"),
-            _column("behaviour_logprobs", _floats, "log-prob when it was sampled; 0 on the prompt", "nats"),
-            _column("rollout_index", _i32, "which of the teacher's answers it is (sft); null for the student's own"),
-        ]
+    (
+        _trajectory_id,
+        Column("input_ids", "list<int32>", "prompt and response"),
+        Column("loss_weight", "list<float32>", "pi_teacher on audited tokens, else 0; sft: 1; grpo: the advantage"),
+        Column("audited", "list<bool>", "token lies in an audited chunk"),
+        Column("response_mask", "list<bool>", "token belongs to the response"),
+        Column("behaviour_logprobs", "list<float32>", "log-prob when it was sampled; 0 on the prompt", "nats"),
+        Column("rollout_index", "int32", "which of the teacher's answers it is (sft); null for the student's own"),
     ),
     ("trajectory_id", "rollout_index"),
     8192,
@@ -157,16 +180,14 @@ SHARDS = TableSpec(
 REWARDS = TableSpec(
     "rewards",
     "what a grader says of each trajectory (grpo)",
-    pa.schema(
-        [
-            _trajectory_id,
-            _round,
-            _column("grader", _str, "math_verify | dapo_regex | tests"),
-            _column("reward", _f32, "1 right, 0 wrong"),
-            _column("advantage", _f32, "the reward less the mean of the prompt's samples, over their deviation"),
-            _column("reason", _str, "right | wrong | no_answer | timeout | memory | output | threads | error"),
-            _column("extracted", _str, "the answer, or the program, as the grader read it"),
-        ]
+    (
+        _trajectory_id,
+        _round,
+        Column("grader", "string", "math_verify | dapo_regex | tests"),
+        Column("reward", "float32", "1 right, 0 wrong"),
+        Column("advantage", "float32", "the reward less the mean of the prompt's samples, over their deviation"),
+        Column("reason", "string", "right | wrong | no_answer | timeout | memory | output | threads | error"),
+        Column("extracted", "string", "the answer, or the program, as the grader read it"),
     ),
     ("trajectory_id",),
     16384,
@@ -175,14 +196,12 @@ REWARDS = TableSpec(
 TRUTH = TableSpec(
     "truth",
     "a white-box teacher's probability of each chunk",
-    pa.schema(
-        [
-            _chunk_id,
-            _column("logprob", _f64, "log-probability of the chunk's text, given all before it", "nats"),
-            _column("tokens", _i32, "tokens of the chunk", "teacher tokens"),
-            _column("straddled", pa.bool_(), "the chunk begins inside what would be one token of the teacher"),
-            _column("pi_true", _f64, "length-normalised probability: exp(logprob / tokens)"),
-        ]
+    (
+        _chunk_id,
+        Column("logprob", "float64", "log-probability of the chunk's text, given all before it", "nats"),
+        Column("tokens", "int32", "tokens of the chunk", "teacher tokens"),
+        Column("straddled", "bool", "the chunk begins inside what would be one token of the teacher"),
+        Column("pi_true", "float64", "length-normalised probability: exp(logprob / tokens)"),
     ),
     ("chunk_id",),
     65536,
@@ -200,18 +219,16 @@ _interval_docs = {
 ESTIMATOR_STUDY = TableSpec(
     "estimator",
     "the estimators beside the truth (Table 3); NaN where a correlation is not defined",
-    pa.schema(
-        [
-            _column("phi", _str, "similarity metric"),
-            _column("unit", _str, "what the metric counts"),
-            _column("alpha", _f64, "prior strength"),
-            _column("n", _i32, "rollouts a chunk"),
-            *(
-                _column(name + end, _f64, doc + suffix)
-                for name, doc in _interval_docs.items()
-                for end, suffix in (("", ""), ("_low", ", 2.5 % percentile"), ("_high", ", 97.5 % percentile"))
-            ),
-        ]
+    (
+        Column("phi", "string", "similarity metric"),
+        Column("unit", "string", "what the metric counts"),
+        Column("alpha", "float64", "prior strength"),
+        Column("n", "int32", "rollouts a chunk"),
+        *(
+            Column(name + end, "float64", doc + suffix)
+            for name, doc in _interval_docs.items()
+            for end, suffix in (("", ""), ("_low", ", 2.5 % percentile"), ("_high", ", 97.5 % percentile"))
+        ),
     ),
     ("phi", "n"),
     65536,
@@ -222,60 +239,56 @@ _alone = ", of all rounds, as if no arm had shared them"
 ARM_STUDY = TableSpec(
     "arm_study",
     "one row for each arm, seed and number of rounds after which it was evaluated",
-    pa.schema(
-        [
-            _column("arm", _str, "name in the study; 'student before' is the initial student"),
-            _column("changes", _str, "JSON object: config keys in which the arm differs from the study's config.toml"),
-            _column("folder", _str, "run directory, from the study's"),
-            _column("seed", _i32, "added to every seed of the config"),
-            _column("rounds", _i32, "rounds of training before the evaluation"),
-            _column("benchmark", _str, "name of the benchmark"),
-            _column("grader", _str, "math_verify | dapo_regex | tests"),
-            _column("questions", _i32, "questions of the benchmark"),
-            _column("samples", _i32, "responses to each question"),
-            _column("pass_at_1", _f64, "share of right responses"),
-            _column("response_tokens", _f64, "mean length of the responses", "student tokens"),
-            _column("truncated", _f64, "share of responses that were cut off at the limit"),
-            _column("repetition", _f64, "mean share of a response that its longest repeated sequence makes up"),
-            _column("teacher_prompt_tokens", _i64, "prompt tokens of the rollouts" + _alone, "teacher tokens"),
-            _column("teacher_completion_tokens", _i64, "completion tokens of the rollouts" + _alone, "teacher tokens"),
-            _column("teacher_usd", _f64, "price of the rollouts" + _alone, "USD"),
-            _column("billed_tokens", _i64, "tokens charged by the ledger of this run, all rounds", "teacher tokens"),
-            _column("billed_usd", _f64, "charged by the ledger of this run, all rounds", "USD"),
-            _column("trajectories", _i64, "trajectories that the student sampled, all rounds; 0 for sft"),
-            _column("sequences", _i64, "training sequences, all rounds"),
-            _column("train_steps", _i64, "optimizer steps, all rounds"),
-            _column("similarity", _f64, "mean k_sem / n of the last round; null where nothing is compared"),
-            _column("reward", _f64, "mean reward of the last round; null but for grpo"),
-            _column("generate_s", _f64, "wall time, all rounds; 0 where all was borrowed", "s"),
-            _column("audit_s", _f64, "wall time, all rounds", "s"),
-            _column("score_s", _f64, "wall time, all rounds", "s"),
-            _column("train_s", _f64, "wall time, all rounds", "s"),
-        ]
+    (
+        Column("arm", "string", "name in the study; 'student before' is the initial student"),
+        Column("changes", "string", "JSON object: config keys in which the arm differs from the study's config.toml"),
+        Column("folder", "string", "run directory, from the study's"),
+        Column("seed", "int32", "added to every seed of the config"),
+        Column("rounds", "int32", "rounds of training before the evaluation"),
+        Column("benchmark", "string", "name of the benchmark"),
+        Column("grader", "string", "math_verify | dapo_regex | tests"),
+        Column("questions", "int32", "questions of the benchmark"),
+        Column("samples", "int32", "responses to each question"),
+        Column("pass_at_1", "float64", "share of right responses"),
+        Column("response_tokens", "float64", "mean length of the responses", "student tokens"),
+        Column("truncated", "float64", "share of responses that were cut off at the limit"),
+        Column("repetition", "float64", "mean share of a response that its longest repeated sequence makes up"),
+        Column("teacher_prompt_tokens", "int64", "prompt tokens of the rollouts" + _alone, "teacher tokens"),
+        Column("teacher_completion_tokens", "int64", "completion tokens of the rollouts" + _alone, "teacher tokens"),
+        Column("teacher_usd", "float64", "price of the rollouts" + _alone, "USD"),
+        Column("billed_tokens", "int64", "tokens charged by the ledger of this run, all rounds", "teacher tokens"),
+        Column("billed_usd", "float64", "charged by the ledger of this run, all rounds", "USD"),
+        Column("trajectories", "int64", "trajectories that the student sampled, all rounds; 0 for sft"),
+        Column("sequences", "int64", "training sequences, all rounds"),
+        Column("train_steps", "int64", "optimizer steps, all rounds"),
+        Column("similarity", "float64", "mean k_sem / n of the last round; null where nothing is compared"),
+        Column("reward", "float64", "mean reward of the last round; null but for grpo"),
+        Column("generate_s", "float64", "wall time, all rounds; 0 where all was borrowed", "s"),
+        Column("audit_s", "float64", "wall time, all rounds", "s"),
+        Column("score_s", "float64", "wall time, all rounds", "s"),
+        Column("train_s", "float64", "wall time, all rounds", "s"),
     ),
     ("arm", "seed", "rounds"),
     65536,
 )
 
-_question_id = _column("question_id", _str, "the benchmark's id of the question, or a hash of its text")
-_sample_index = _column("sample_index", _i32, "which sample of this question, from 0")
+_question_id = Column("question_id", "string", "the benchmark's id of the question, or a hash of its text")
+_sample_index = Column("sample_index", "int32", "which sample of this question, from 0")
 
 EVAL_RESPONSES = TableSpec(
     "eval_responses",
     "what a model answered to the questions of a benchmark",
-    pa.schema(
-        [
-            _question_id,
-            _sample_index,
-            _column("question", _str, "the question, without the template"),
-            _column("prompt_text", _str, "the prompt as the model read it, chat template included"),
-            _column("response_text", _str, "the response without its stop token"),
-            _column("response_tokens", _i32, "length of the response, stop token included", "tokens"),
-            _column("finish_reason", _str, "stop | length"),
-            _column("repetition", _f32, "share of the response that its longest repeated token sequence makes up"),
-            _column("policy", _str, "hash of the weights that sampled it"),
-            _column("engine", _str, "engine, version and precision"),
-        ]
+    (
+        _question_id,
+        _sample_index,
+        Column("question", "string", "the question, without the template"),
+        Column("prompt_text", "string", "the prompt as the model read it, chat template included"),
+        Column("response_text", "string", "the response without its stop token"),
+        Column("response_tokens", "int32", "length of the response, stop token included", "tokens"),
+        Column("finish_reason", "string", "stop | length"),
+        Column("repetition", "float32", "share of the response that its longest repeated token sequence makes up"),
+        Column("policy", "string", "hash of the weights that sampled it"),
+        Column("engine", "string", "engine, version and precision"),
     ),
     ("question_id", "sample_index"),
     4096,
@@ -284,18 +297,16 @@ EVAL_RESPONSES = TableSpec(
 EVAL_VERDICTS = TableSpec(
     "eval_verdicts",
     "what a grader says of each response",
-    pa.schema(
-        [
-            _question_id,
-            _sample_index,
-            _column("grader", _str, "math_verify | dapo_regex | tests"),
-            _column("correct", pa.bool_(), "the response is right"),
-            _column("reason", _str, "right | wrong | no_answer | timeout | memory | output | threads | error"),
-            _column("reference", _str, "what the response was compared with; null for tests"),
-            _column("extracted", _str, "the answer, or the program, as the grader read it"),
-            _column("detail", _str, "more about a failure"),
-            _column("seconds", _f32, "time that grading took", "s"),
-        ]
+    (
+        _question_id,
+        _sample_index,
+        Column("grader", "string", "math_verify | dapo_regex | tests"),
+        Column("correct", "bool", "the response is right"),
+        Column("reason", "string", "right | wrong | no_answer | timeout | memory | output | threads | error"),
+        Column("reference", "string", "what the response was compared with; null for tests"),
+        Column("extracted", "string", "the answer, or the program, as the grader read it"),
+        Column("detail", "string", "more about a failure"),
+        Column("seconds", "float32", "time that grading took", "s"),
     ),
     ("question_id", "sample_index", "grader"),
     16384,

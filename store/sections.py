@@ -7,7 +7,7 @@ The docstring under each field is what `omniopd init` writes beside it, so this 
 import importlib.metadata
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from .objectives import REGISTERED
 
@@ -20,6 +20,12 @@ METRIC_GROUP = "omniopd.metrics"
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _with_place(template: str) -> str:
+    if "{question}" not in template:
+        raise ValueError("template has no {question}: put it where the question's text belongs")
+    return template
 
 
 class StudentConfig(Section):
@@ -61,11 +67,10 @@ class DataConfig(Section):
     seed: int = 0
     """Seed of the shuffle."""
 
-    @model_validator(mode="after")
-    def _template_has_a_place_for_the_question(self) -> "DataConfig":
-        if "{question}" not in self.template:
-            raise ValueError("template has no {question}: put it where the question's text belongs")
-        return self
+    @field_validator("template")
+    @classmethod
+    def _template_has_a_place_for_the_question(cls, template: str) -> str:
+        return _with_place(template)
 
 
 class GenerateConfig(Section):
@@ -314,15 +319,21 @@ class EvalConfig(Section):
     max_new_tokens: int = Field(default=32768, gt=0)
     """Longest response, tokens; the model's context may be shorter."""
     temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature; 0 is greedy decoding, which needs samples = 1."""
+    """Sampling temperature; 0 is greedy decoding, for which eval.samples must be 1."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus of the sampling distribution."""
     template: str | None = None
-    """Text of the user message, with {question}; unset: data.template for a run, the paper's for another model."""
+    """Text of the user message, with {question}; unset: data.template for a run, and for another model the paper's
+    (Table 7)."""
     seed: int = 0
     """Seed of the sampling."""
     graders: tuple[Literal["math_verify", "dapo_regex", "tests"], ...] = ()
     """Who decides what is right; unset: all that fit the benchmark."""
+
+    @field_validator("template")
+    @classmethod
+    def _template_has_a_place_for_the_question(cls, template: str | None) -> str | None:
+        return None if template is None else _with_place(template)
 
 
 class RunConfig(Section):

@@ -16,19 +16,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from . import files
 from .errors import ConfigChangedError, TableError
 from .schema import SCHEMA_VERSION, TableSpec
 from .worker import ALONE, Worker
 
-_compute: Any = pyarrow.compute  # its functions are made at import, out of a type checker's sight
+if TYPE_CHECKING:
+    import pyarrow as pa  # brought in by what touches rows: `--help` and `status` look at manifests alone
 
 
 @dataclass(frozen=True)
@@ -156,22 +152,22 @@ class Table:
         ]
         return f" (missing: shard {' and '.join(missing)})" if missing else ""
 
-    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+    def read(self, columns: Sequence[str] | None = None) -> "pa.Table":
         """All rows; a column that an older version did not write is null."""
-        import pyarrow.dataset as ds  # brings in pandas: a quarter of a second that --help need not wait for
+        import pyarrow as pa
 
         schema = self.spec.schema
         wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
-        paths = self.files()
-        if not paths:
-            return wanted.empty_table()
-        return ds.dataset(paths, schema=wanted, format="parquet").to_table()
+        parts = [_read_part(path, wanted) for path in self.files()]
+        return pa.concat_tables(parts) if parts else pa.Table.from_batches([], wanted)
 
     def batches(
         self, rows: int, columns: Sequence[str] | None = None, skip: Collection[str] = ()
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> "Iterator[pa.RecordBatch]":
         """Rows in order of the parts, at most `rows` at a time, without holding more than that. `skip`: names of parts
         that are not wanted."""
+        import pyarrow.parquet as pq
+
         for path in self.files():
             if path.name in skip:
                 continue
@@ -207,6 +203,9 @@ class Table:
 
     def _adopt(self, path: Path) -> None:
         """Take a complete part that no manifest names. Rows that were written again since it was left are dropped."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         present = self.existing_keys()
         rows = pq.read_table(path)
         keys = zip(*(rows[name].to_pylist() for name in self.spec.key), strict=True)
@@ -217,7 +216,7 @@ class Table:
             self.append(rows.filter(pa.array(new, pa.bool_())))
             path.unlink()
 
-    def append(self, rows: pa.Table | Sequence[Mapping[str, Any]]) -> Part | None:
+    def append(self, rows: "pa.Table | Sequence[Mapping[str, Any]]") -> Part | None:
         """Commit rows as one part, sorted by key. They are durable when this returns; no rows, no part."""
         if len(rows) == 0:
             return None
@@ -233,7 +232,7 @@ class Table:
         own = self._own
         self._commit(replace(own, parts=(*own.parts, part)))
 
-    def replace(self, parts: Iterable[pa.Table], made_with: Mapping[str, Any]) -> None:
+    def replace(self, parts: "Iterable[pa.Table]", made_with: Mapping[str, Any]) -> None:
         """Put a whole new content in place of the old one, at once. For tables that can be derived again."""
         self.folder.mkdir(parents=True, exist_ok=True)
         written = tuple(self._write_behind(parts))
@@ -261,7 +260,7 @@ class Table:
         files.sync_folder(self.folder)
         self._commit(replace(source.manifest, table=self.spec.name))
 
-    def _write_behind(self, parts: Iterable[pa.Table]) -> Iterator[Part]:
+    def _write_behind(self, parts: "Iterable[pa.Table]") -> Iterator[Part]:
         """Write each part in a thread while the next one is being made; at most these two are in memory."""
         with ThreadPoolExecutor(1) as writer:
             last: Future[Part] | None = None
@@ -272,7 +271,10 @@ class Table:
             if last:
                 yield last.result()
 
-    def _write(self, rows: pa.Table | Sequence[Mapping[str, Any]]) -> Part:
+    def _write(self, rows: "pa.Table | Sequence[Mapping[str, Any]]") -> Part:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         schema = self.spec.schema
         table: pa.Table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
         table = _sorted(table.select(schema.names).cast(schema), self.spec.key)
@@ -286,6 +288,8 @@ class Table:
         return self._describe(self.folder / name)
 
     def _describe(self, path: Path) -> Part:
+        import pyarrow.parquet as pq
+
         rows = pq.read_metadata(path).num_rows
         return Part(path.name, rows, path.stat().st_size, files.sha256(path))
 
@@ -294,9 +298,27 @@ class Table:
         files.write_text(path, json.dumps(asdict(manifest), indent=1) + "\n")
 
 
-def _sorted(table: pa.Table, key: Sequence[str]) -> pa.Table:
+def _read_part(path: Path, schema: "pa.Schema") -> "pa.Table":
+    """The columns of a file that a schema asks for. pyarrow.dataset and pa.table() would do, and import
+    pandas."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as parquet:
+        written = set(parquet.schema_arrow.names)
+        rows = parquet.read([name for name in schema.names if name in written])
+        length = parquet.metadata.num_rows
+    columns = [rows[name] if name in written else pa.nulls(length, schema.field(name).type) for name in schema.names]
+    return pa.Table.from_arrays(columns, schema.names).cast(schema)
+
+
+def _sorted(table: "pa.Table", key: Sequence[str]) -> "pa.Table":
     """The rows by key. Gathering long lists is expensive, so rows that are in order stay where they are."""
-    order = _compute.sort_indices(table, sort_keys=[(name, "ascending") for name in key])
+    import numpy as np
+    import pyarrow.compute
+
+    compute: Any = pyarrow.compute  # its functions are made at import, out of a type checker's sight
+    order = compute.sort_indices(table, sort_keys=[(name, "ascending") for name in key])
     in_order = np.array_equal(order.to_numpy(), np.arange(len(table), dtype=np.uint64))
     return table if in_order else table.take(order)
 

@@ -75,10 +75,10 @@ def _check_teacher(base: Config, arms: Sequence[Arm]) -> None:
 def _with_one_grader(base: Config) -> tuple[Config, str]:
     """The config with one grader, the first that it names or that fits the benchmark; and the benchmark's name."""
     from ..eval.benchmarks import load_benchmark
+    from ..eval.settings import check_settings
     from ..eval.stage import choose_graders
 
-    if not base.eval.benchmark:
-        raise UsageError("No benchmark to evaluate the arms on.", "Add --benchmark, or set eval.benchmark.")
+    check_settings(base.eval)
     benchmark = load_benchmark(base.eval.benchmark)
     grader = choose_graders(base.eval.graders, benchmark)[0]
     one = base.eval.model_copy(update={"graders": (grader,)})

@@ -91,12 +91,7 @@ def _equal_budget(task: Task, index: int) -> list[str]:
 
 def _evaluate(task: Task, rounds: int, config: Config) -> None:
     """Evaluate the policy after some rounds, by [eval] of the run's own config."""
-    from ..eval.settings import EvalSettings, find_target
+    from ..eval.settings import find_target
     from ..eval.stage import evaluate
 
-    keys = config.eval
-    settings = EvalSettings(
-        keys.benchmark, keys.samples, keys.max_new_tokens, keys.temperature, keys.top_p, keys.template, keys.seed,
-        graders=keys.graders,
-    )  # fmt: skip
-    evaluate(find_target(str(task.run.path), rounds), settings)
+    evaluate(find_target(str(task.run.path), rounds), config)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ..store import files
 from ..store.layout import RunDir
-from ..store.schema import TableSpec
+from ..store.schema import Column, TableSpec
 from ..store.table import Table
 
 if TYPE_CHECKING:
@@ -66,46 +66,34 @@ class StepMetrics:
     skipped: bool
 
 
-def _column(name: str, type_: pa.DataType, doc: str, unit: str = "") -> pa.Field:
-    return pa.field(name, type_, metadata={"doc": doc, "unit": unit} if unit else {"doc": doc})
-
-
 TRAIN_METRICS = TableSpec(
     "train_metrics",
     "one row an optimizer step",
-    pa.schema(
-        [
-            _column("step", pa.int32(), "step of the round, from 0"),
-            _column("loss", pa.float64(), "the objective, normalized: what was differentiated"),
-            _column("chunk_loss_sum", pa.float64(), "the chunk term, summed over audited tokens", "nats"),
-            _column("chunk_loss", pa.float64(), "the chunk term per audited token", "nats"),
-            _column("kl_sum", pa.float64(), "KL(ref || policy) summed over anchored tokens, without beta", "nats"),
-            _column(
-                "kl_mean", pa.float64(), "KL(ref || policy) per anchored token; null without a frozen model", "nats"
-            ),
-            _column(
-                "reverse_kl_mean", pa.float64(), "KL(policy || teacher) per anchored token (opd), else null", "nats"
-            ),
-            _column("audited_tokens", pa.int64(), "audited tokens of the global batch", "tokens"),
-            _column("unaudited_tokens", pa.int64(), "other response tokens of the global batch", "tokens"),
-            _column("mean_weight", pa.float64(), "mean pi_teacher over audited tokens, before centering"),
-            _column("audited_nll", pa.float64(), "mean -log pi(y) over audited tokens", "nats"),
-            _column("audited_entropy", pa.float64(), "mean entropy of the policy at audited tokens", "nats"),
-            _column(
-                "behaviour_gap", pa.float64(), "mean |log pi(y) - behavior log-prob|; 0 on-policy, null in sft", "nats"
-            ),
-            _column("clipped_share", pa.float64(), "share of audited tokens whose ratio was capped or clipped"),
-            _column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
-            _column("lr", pa.float64(), "learning rate of the step"),
-            _column("seconds", pa.float64(), "wall time of the step", "s"),
-            _column("tokens_per_s", pa.float64(), "tokens of the global batch, prompts included, per second", "1/s"),
-            _column("padding", pa.float64(), "share of the computed positions that are padding"),
-            _column("phi", pa.float64(), "mean similarity of the batch's chunks to the teacher's continuations"),
-            _column("reward", pa.float64(), "mean reward of the batch's trajectories (grpo), else null"),
-            _column("repetition", pa.float64(), "mean share of a response covered by its longest repeated sequence"),
-            _column("response_tokens", pa.float64(), "mean length of a response", "tokens"),
-            _column("skipped", pa.bool_(), "loss or gradient was not finite, and the weights were not updated"),
-        ]
+    (
+        Column("step", "int32", "step of the round, from 0"),
+        Column("loss", "float64", "the objective, normalized: what was differentiated"),
+        Column("chunk_loss_sum", "float64", "the chunk term, summed over audited tokens", "nats"),
+        Column("chunk_loss", "float64", "the chunk term per audited token", "nats"),
+        Column("kl_sum", "float64", "KL(ref || policy) summed over anchored tokens, without beta", "nats"),
+        Column("kl_mean", "float64", "KL(ref || policy) per anchored token; null without a frozen model", "nats"),
+        Column("reverse_kl_mean", "float64", "KL(policy || teacher) per anchored token (opd), else null", "nats"),
+        Column("audited_tokens", "int64", "audited tokens of the global batch", "tokens"),
+        Column("unaudited_tokens", "int64", "other response tokens of the global batch", "tokens"),
+        Column("mean_weight", "float64", "mean pi_teacher over audited tokens, before centering"),
+        Column("audited_nll", "float64", "mean -log pi(y) over audited tokens", "nats"),
+        Column("audited_entropy", "float64", "mean entropy of the policy at audited tokens", "nats"),
+        Column("behaviour_gap", "float64", "mean |log pi(y) - behavior log-prob|; 0 on-policy, null in sft", "nats"),
+        Column("clipped_share", "float64", "share of audited tokens whose ratio was capped or clipped"),
+        Column("grad_norm", "float64", "norm of the gradient before clipping"),
+        Column("lr", "float64", "learning rate of the step"),
+        Column("seconds", "float64", "wall time of the step", "s"),
+        Column("tokens_per_s", "float64", "tokens of the global batch, prompts included, per second", "1/s"),
+        Column("padding", "float64", "share of the computed positions that are padding"),
+        Column("phi", "float64", "mean similarity of the batch's chunks to the teacher's continuations"),
+        Column("reward", "float64", "mean reward of the batch's trajectories (grpo), else null"),
+        Column("repetition", "float64", "mean share of a response covered by its longest repeated sequence"),
+        Column("response_tokens", "float64", "mean length of a response", "tokens"),
+        Column("skipped", "bool", "loss or gradient was not finite, and the weights were not updated"),
     ),
     ("step",),
     65536,

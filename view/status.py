@@ -15,10 +15,10 @@ from ..method.objectives.record import Answers
 from ..method.objectives.registry import objective_of
 from ..stages.audit.forecast import Forecast
 from ..store.config import Config
+from ..store.files import read_json_lines
 from ..store.journal import StageRun
 from ..store.layout import RoundDir, RunDir
 from ..store.ledger import NANO, Totals, read_forecast, read_price_sources, read_totals
-from ..store.reader import read_json_lines
 from ..store.table import Table
 
 STAGES = ("generate", "audit", "score", "train")

@@ -1,5 +1,7 @@
 """The demo at a small size: what it compares is comparable, and it can be stopped and resumed."""
 
+import json
+
 import pytest
 
 from omniopd.demo import run as demo_run
@@ -31,10 +33,21 @@ def test_the_demo_distils_beside_its_controls_and_a_second_call_asks_nothing_aga
     assert {len(v) for result in vars(first).values() for v in (result.sampled, result.greedy)} == {40}
     assert any("gain over control, same trajectories" in line for line in said)
 
+    first_server = ran_with(main)["teacher"]["base_url"]
+    assert f"the teacher is served at {first_server}" in said[0]
+    assert [ran_with(control)["score"]["weights"] for control in (replayed, own)] == ["constant", "constant"]
+
     asked = read_totals(main.ledger).requests
     assert asked == sum(main.round(k).chunks.manifest.rows for k in (0, 1))
     assert demo_run.demo(tmp_path, rounds=2, seed=0, say=said.append) == first
     assert read_totals(main.ledger).requests == asked
+    later = [line for line in said if "the teacher is served at" in line][1]
+    assert ran_with(main)["teacher"]["base_url"] in later, "the server of the second call, not the one in config.toml"
+
+
+def ran_with(run):
+    """The recorded config."""
+    return json.loads((run.path / "config.resolved.json").read_text())
 
 
 def test_a_run_of_somebody_else_is_left_alone(tmp_path):

@@ -13,18 +13,19 @@ from omniopd.eval.benchmarks import load_benchmark
 from omniopd.eval.compare import compare
 from omniopd.eval.describe import describe, describe_comparison
 from omniopd.eval.results import is_whole, result, results_of_run
-from omniopd.eval.settings import EvalSettings, Target, find_target, make_config
+from omniopd.eval.settings import Target, eval_config, find_target, sampling_config
 from omniopd.eval.stage import evaluate
 from omniopd.graders.code import CodeTests, extract_program, parse_tests, same_output
 from omniopd.graders.dapo_regex import DapoRegex
 from omniopd.graders.sandbox import Limits
 from omniopd.graders.verdict import Verdict
-from omniopd.store.errors import BusyError, ConfigChangedError, InputError, UsageError
+from omniopd.store.errors import BusyError, ConfigChangedError, ConfigError, InputError, UsageError
 from omniopd.store.evals import EvalDir
-from omniopd.store.worker import Worker
+from omniopd.store.worker import ALONE, Worker
 from support.processes import Command
 
 FAST = ("generate.batch_size=16", "generate.part_rows=8")
+ONLY_DAPO = {"graders": ["dapo_regex"]}
 
 
 @pytest.fixture
@@ -36,14 +37,21 @@ def benchmark(tmp_path):
     return path
 
 
-def settings(benchmark, **changes):
+def overrides(benchmark, **changes):
+    """What --set says on the command line; None leaves a key out."""
     defaults = {
+        "benchmark": str(benchmark),
         "samples": 2,
         "max_new_tokens": 56,
         "template": "{question}\n",
-        "graders": ("math_verify", "dapo_regex"),
+        "graders": ["math_verify", "dapo_regex"],
     }
-    return EvalSettings(str(benchmark), **(defaults | changes))
+    values = {key: value for key, value in (defaults | changes).items() if value is not None}
+    return [*FAST, *(f"eval.{key}={json.dumps(value)}" for key, value in values.items())]
+
+
+def run_eval(target, benchmark, out=None, worker=ALONE, **changes):
+    return evaluate(target, eval_config(target, overrides(benchmark, **changes)), out, worker)
 
 
 def rows_of(table, *drop):
@@ -55,7 +63,7 @@ def test_figures_are_those_of_the_rows_and_a_second_call_samples_and_grades_noth
     from math_verify import parse, verify
 
     out = tmp_path / "out"
-    folder, whole = evaluate(Target(str(student)), settings(benchmark), FAST, out)
+    folder, whole = run_eval(Target(str(student)), benchmark, out)
     assert whole
     figures = result(folder)
     responses, verdicts = (rows_of(t) for t in (folder.responses(), folder.verdicts("math_verify")))
@@ -76,20 +84,16 @@ def test_figures_are_those_of_the_rows_and_a_second_call_samples_and_grades_noth
     assert f"graders disagree on {figures.disagreements} of 24" in text
 
     parts = [folder.responses().manifest.parts, folder.verdicts("math_verify").manifest.parts]
-    evaluate(Target(str(student)), settings(benchmark), FAST, out)
+    run_eval(Target(str(student)), benchmark, out)
     assert [folder.responses().manifest.parts, folder.verdicts("math_verify").manifest.parts] == parts
 
 
 def test_killed_while_it_samples_the_same_command_goes_on(benchmark, student, tmp_path):
-    words = [
-        "eval", str(student), "--benchmark", str(benchmark), "--samples", "8",
-        "--template", "{question}\n", "--max-new-tokens", "56", "--grader", "dapo_regex",
-        *(word for key in FAST for word in ("--set", key)), "--out",
-    ]  # fmt: skip
+    same = {"samples": 8, **ONLY_DAPO}
+    sets = [word for key in overrides("nothing", **same) for word in ("--set", key)]
     calm, killed = EvalDir(tmp_path / "calm"), EvalDir(tmp_path / "killed")
-    same = settings(benchmark, samples=8, graders=("dapo_regex",))
-    evaluate(Target(str(student)), same, FAST, calm.path)
-    process = Command(*words, killed.path)
+    run_eval(Target(str(student)), benchmark, calm.path, **same)
+    process = Command("eval", str(student), "--benchmark", str(benchmark), *sets, "--out", killed.path)
     deadline = time.monotonic() + 120
     while killed.responses().manifest.rows < 8:
         assert process.running, "it ended before it could be killed"
@@ -100,7 +104,7 @@ def test_killed_while_it_samples_the_same_command_goes_on(benchmark, student, tm
     parts = killed.responses().manifest.parts
     assert 8 <= killed.responses().manifest.rows < 96
     assert not is_whole(killed)
-    evaluate(Target(str(student)), same, FAST, killed.path)
+    run_eval(Target(str(student)), benchmark, killed.path, **same)
     assert killed.responses().manifest.parts[: len(parts)] == parts
     assert rows_of(killed.responses()) == rows_of(calm.responses())
     assert rows_of(killed.verdicts("dapo_regex"), "seconds") == rows_of(calm.verdicts("dapo_regex"), "seconds")
@@ -119,44 +123,42 @@ def test_grading_that_was_interrupted_goes_on_and_doubles_nothing(benchmark, stu
 
     monkeypatch.setattr(stage, "make_grader", lambda name: Interrupted())
     with pytest.raises(KeyboardInterrupt):
-        evaluate(Target(str(student)), settings(benchmark, graders=("dapo_regex",)), FAST, tmp_path / "out")
+        run_eval(Target(str(student)), benchmark, tmp_path / "out", **ONLY_DAPO)
     table = EvalDir(tmp_path / "out").verdicts("dapo_regex")
     assert table.manifest.rows == 8
     assert not table.complete
-    evaluate(Target(str(student)), settings(benchmark, graders=("dapo_regex",)), FAST, tmp_path / "out")
+    run_eval(Target(str(student)), benchmark, tmp_path / "out", **ONLY_DAPO)
     assert table.manifest.rows == len(table.existing_keys()) == 24
     assert len(asked) <= 16 + 16, "what was graded is not graded again"
 
 
 def test_other_settings_are_refused_and_another_grader_version_grades_again(benchmark, student, tmp_path, monkeypatch):
-    only = {"graders": ("dapo_regex",)}
-    folder, _ = evaluate(Target(str(student)), settings(benchmark, **only), FAST, tmp_path / "out")
+    folder, _ = run_eval(Target(str(student)), benchmark, tmp_path / "out", **ONLY_DAPO)
     for change in ({"temperature": 0.7}, {"samples": 3}, {"seed": 1}, {"template": "{question}=\n"}):
         with pytest.raises(ConfigChangedError, match="choose another folder with --out"):
-            evaluate(Target(str(student)), settings(benchmark, **(only | change)), FAST, tmp_path / "out")
+            run_eval(Target(str(student)), benchmark, tmp_path / "out", **(ONLY_DAPO | change))
     benchmark.write_text(benchmark.read_text().replace('"answer": ', '"answer": 1'))
     with pytest.raises(ConfigChangedError, match="questions from"):
-        evaluate(Target(str(student)), settings(benchmark, **only), FAST, tmp_path / "out")
+        run_eval(Target(str(student)), benchmark, tmp_path / "out", **ONLY_DAPO)
     benchmark.write_text(benchmark.read_text().replace('"answer": 1', '"answer": '))
     before = folder.responses().manifest
     monkeypatch.setattr(DapoRegex, "settings", {"version": 2})
-    evaluate(Target(str(student)), settings(benchmark, **only), FAST, tmp_path / "out")
+    run_eval(Target(str(student)), benchmark, tmp_path / "out", **ONLY_DAPO)
     assert folder.responses().manifest == before
     assert folder.verdicts("dapo_regex").manifest.made_with["version"] == 2
     assert folder.verdicts("dapo_regex").manifest.rows == 24
 
 
 def test_shards_answer_side_by_side_and_the_last_one_grades(benchmark, student, tmp_path):
-    only = settings(benchmark, graders=("dapo_regex",))
-    first = evaluate(Target(str(student)), only, FAST, tmp_path / "out", Worker(0, 2))
+    first = run_eval(Target(str(student)), benchmark, tmp_path / "out", Worker(0, 2), **ONLY_DAPO)
     assert not first[1]
     assert not is_whole(first[0])
-    folder, whole = evaluate(Target(str(student)), only, FAST, tmp_path / "out", Worker(1, 2))
+    folder, whole = run_eval(Target(str(student)), benchmark, tmp_path / "out", Worker(1, 2), **ONLY_DAPO)
     assert whole
-    alone, _ = evaluate(Target(str(student)), only, FAST, tmp_path / "alone")
+    alone, _ = run_eval(Target(str(student)), benchmark, tmp_path / "alone", **ONLY_DAPO)
     assert rows_of(folder.responses()) == rows_of(alone.responses())
     with folder.lock("respond"), pytest.raises(BusyError):
-        evaluate(Target(str(student)), only, FAST, tmp_path / "out")
+        run_eval(Target(str(student)), benchmark, tmp_path / "out", **ONLY_DAPO)
 
 
 def test_in_a_run_results_stand_by_rounds_and_are_found(benchmark, make_run, student):
@@ -164,9 +166,8 @@ def test_in_a_run_results_stand_by_rounds_and_are_found(benchmark, make_run, stu
 
     run = make_run()
     shutil.copytree(student, run.round(0).policy)
-    only = settings(benchmark, template=None, graders=("dapo_regex",))
     for rounds in (0, 1):
-        folder, _ = evaluate(find_target(str(run.path), rounds), only, FAST)
+        folder, _ = run_eval(find_target(str(run.path), rounds), benchmark, template=None, **ONLY_DAPO)
         assert folder.path == run.path / "eval" / f"after=00{rounds}" / "heldout"
         assert folder.responses().read(["prompt_text"])["prompt_text"][0].as_py().endswith("\n"), "the run's template"
     assert find_target(str(run.path), None).rounds == 1
@@ -191,11 +192,8 @@ class LastNumber(DapoRegex):
 
 def test_a_model_against_itself_has_no_gain_and_other_questions_are_refused(benchmark, student, tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "make_grader", lambda name: LastNumber())
-    only = {"graders": ("dapo_regex",)}
-    greedy, _ = evaluate(
-        Target(str(student)), settings(benchmark, samples=1, temperature=0.0, **only), FAST, tmp_path / "greedy"
-    )
-    sampled, _ = evaluate(Target(str(student)), settings(benchmark, **only), FAST, tmp_path / "sampled")
+    greedy, _ = run_eval(Target(str(student)), benchmark, tmp_path / "greedy", samples=1, temperature=0, **ONLY_DAPO)
+    sampled, _ = run_eval(Target(str(student)), benchmark, tmp_path / "sampled", **ONLY_DAPO)
     same = compare(greedy, greedy).differences["dapo_regex"]
     assert (same.gain.value, same.p) == (0.0, 1.0)
     comparison = compare(greedy, sampled)
@@ -205,37 +203,58 @@ def test_a_model_against_itself_has_no_gain_and_other_questions_are_refused(benc
     assert difference.gain.value == pytest.approx(values[0] - values[1])
     assert "A - B" in describe_comparison(comparison)
     benchmark.write_text("".join(benchmark.read_text().splitlines(keepends=True)[:6]))
-    fewer, _ = evaluate(Target(str(student)), settings(benchmark, **only), FAST, tmp_path / "fewer")
+    fewer, _ = run_eval(Target(str(student)), benchmark, tmp_path / "fewer", **ONLY_DAPO)
     with pytest.raises(InputError, match="do not answer the same questions"):
         compare(fewer, sampled)
     with pytest.raises(InputError, match="no whole evaluation"):
         compare(EvalDir(tmp_path / "nowhere"), sampled)
 
 
+def sampled(target, *set_, code=False):
+    """The config that the engine gets."""
+    return sampling_config(eval_config(target, set_), target, code)
+
+
 def test_defaults_are_the_papers_and_a_runs_own_template_goes_first(make_run):
-    config = make_config(Target("m"), EvalSettings("math500"), False, ())
+    config = sampled(Target("m"), "eval.benchmark=math500")
     assert config.data.template.lstrip().startswith("Solve the following math problem step by step. The last line")
     generate = config.generate
     assert (generate.samples_per_prompt, generate.temperature, generate.max_new_tokens) == (16, 1.0, 32768)
-    assert make_config(Target("m"), EvalSettings("apps"), True, ()).data.template == "{question}"
-    run = make_run()
-    assert make_config(Target("m", run, 0), EvalSettings("x"), False, ()).data.template == "{question}\n"
-    greedy = make_config(Target("m"), EvalSettings("x", samples=1, temperature=0), False, ())
+    assert sampled(Target("m"), "eval.benchmark=apps", code=True).data.template == "{question}"
+    run = make_run(data={"max_prompt_tokens": 5}, eval={"benchmark": "x", "samples": 3})
+    config = sampled(Target("m", run, 0))
+    assert (config.data.template, config.generate.samples_per_prompt) == ("{question}\n", 3)
+    assert config.data.max_prompt_tokens is None, "every question counts"
+    config = sampled(Target("m", run, 0), "eval.samples=5", "eval.template={question}?")
+    assert (config.data.template, config.generate.samples_per_prompt) == ("{question}?", 5)
+    greedy = sampled(Target("m"), "eval.benchmark=x", "eval.samples=1", "eval.temperature=0")
     assert 0 < greedy.generate.temperature <= 1e-6
-    chosen = ("data.template={question}!", "student.dtype=bfloat16")
-    config = make_config(Target("m"), EvalSettings("x"), False, chosen)
+    config = sampled(Target("m"), "eval.benchmark=x", "data.template={question}!", "student.dtype=bfloat16")
     assert (config.data.template, config.student.dtype) == ("{question}!", "bfloat16")
-    with pytest.raises(UsageError, match="Use --max-new-tokens"):
-        make_config(Target("m"), EvalSettings("x"), False, ("generate.max_new_tokens=9",))
-    with pytest.raises(UsageError, match="--samples 1"):
-        EvalSettings("x", temperature=0)
+
+
+def test_settings_that_measure_nothing_are_refused_and_the_key_to_set_is_named(make_run):
+    for key, instead in (
+        ("samples_per_prompt=2", "samples"), ("max_new_tokens=9", "max_new_tokens"), ("temperature=0.5", "temperature"),
+        ("top_p=0.5", "top_p"), ("seed=1", "seed"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=rf"does not read generate\.\w+. Use --set eval\.{instead}="):
+            eval_config(Target("m", make_run(f"run-{instead}"), 0), ("eval.benchmark=x", f"generate.{key}"))
+    with pytest.raises(UsageError, match=r"all 16 samples .* Set eval\.samples to 1"):
+        eval_config(Target("m"), ("eval.benchmark=x", "eval.temperature=0"))
+    with pytest.raises(UsageError, match=r"No benchmark is set.*eval\.benchmark"):
+        eval_config(Target("m"), ())
+    with pytest.raises(ConfigError, match=r"eval\.template: template has no \{question\}"):
+        eval_config(Target("m"), ("eval.benchmark=x", "eval.template=Solve."))
+    with pytest.raises(ConfigError, match=r"eval\.graders"):
+        eval_config(Target("m"), ("eval.benchmark=x", 'eval.graders=["nobody"]'))
 
 
 def test_a_grader_that_does_not_fit_and_a_benchmark_that_is_not_there_are_said_before_any_model_is_loaded(benchmark):
     with pytest.raises(UsageError, match=r"not graded by 'tests'.*math_verify, dapo_regex"):
-        evaluate(Target("/no/model"), settings(benchmark, graders=("tests",)))
+        run_eval(Target("/no/model"), benchmark, graders=["tests"])
     with pytest.raises(UsageError, match="There is no benchmark"):
-        evaluate(Target("/no/model"), settings("nothing"))
+        run_eval(Target("/no/model"), "nothing")
 
 
 HOSTILE = {
@@ -370,14 +389,17 @@ def test_where_code_cannot_be_confined_nothing_is_sampled(tmp_path, monkeypatch)
     path.write_text(json.dumps({"question": "q", "tests": {"test": "assert True"}}) + "\n")
     monkeypatch.setattr(sandbox.sys, "platform", "darwin")
     with pytest.raises(InputError, match=r"Code cannot be graded here, .*: it is not Linux"):
-        evaluate(Target("/no/model"), EvalSettings(str(path)), out=tmp_path / "out")
+        run_eval(Target("/no/model"), path, tmp_path / "out", graders=None)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_command_line_says_what_is_missing():
     for arguments, message in (
-        (["m"], "MODEL and --benchmark are needed"),
+        ([], "MODEL is needed"),
+        (["m"], "No benchmark is set"),
         (["m", "--benchmark", "x"], "no benchmark"),
+        (["m", "--set", "eval.benchmark=x", "--set", "generate.seed=1"], "Use --set eval.seed=..."),
+        (["m", "--benchmark", "x", "--samples", "4"], "No such option"),
     ):
         done = Command("eval", *arguments).wait()
         assert done.returncode == 2

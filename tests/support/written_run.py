@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from omniopd.store.layout import RunDir
-from omniopd.store.ledger import Budget, Ledger, Reservation, Settlement, Usage
+from omniopd.store.ledger import Ledger, Reservation, Settlement, Usage
 from omniopd.store.sections import ScoreConfig
 
 TEXTS = ["Let me count.\nBut wait, I know sin A = 3/5.", "So the answer is 42."]
@@ -71,7 +71,7 @@ def write_tables(run: RunDir, texts: list[str] | None = None, rollout: str = "bu
     lines = [{"step": step, "chunk_loss": 0.3 - 0.1 * step, "kl_mean": 0.01 * step, "seconds": 2.0, "loss": 0.3,
               "skipped": False} for step in range(2)]  # fmt: skip
     (run.metrics / "train-round=000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"ste')
-    ledger = Ledger(run.ledger, Budget())
+    ledger = Ledger(run.ledger)
     for chunk in chunks:
         name = chunk["chunk_id"]
         ledger.commit([Reservation(name, 0, "scripted", 5_000_000, 60, "teacher.price")], [])
