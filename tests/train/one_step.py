@@ -21,7 +21,7 @@ from omniopd.store.schema import SHARDS
 from omniopd.store.sections import TrainConfig
 from omniopd.train import hf_model
 from omniopd.train.architecture import check_layout, read_architecture
-from omniopd.train.data import lay_out, map_shards, micro_batches
+from omniopd.train.data import lay_out, map_sequences, micro_batches
 from omniopd.train.hf_model import hf_gradients, load_weights, write_weights
 from omniopd.train.hf_weights import WeightFiles
 from omniopd.train.mcore import parallel_state as mpu
@@ -51,7 +51,7 @@ def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device, writ
     learner = Learner(policy, student(job["student"]) if frozen_model(train) else None, train, device)
     with tempfile.TemporaryDirectory() as flat:
         lay_out(pa.Table.from_pylist(job["rows"], schema=SHARDS.schema).to_batches(), arch.vocabulary, Path(flat, "x"))
-        shards = map_shards(Path(flat, "x"))
+        shards = map_sequences(Path(flat, "x"))
     facts = batch_facts(
         shards.loss_weight, shards.audited, shards.response, centre=job["centre"], normalise=train.normalise,
         anchored=anchored_tokens(train),
