@@ -81,8 +81,8 @@ class CodeTests:
             # What the program itself prints is not the answer.
             nonce = secrets.token_hex(8)
             outcome = run(_harnessed(program, nonce, fn_name), json.dumps(given), self._limits)
-            shown = outcome.stdout.rpartition(nonce)[2]
-            right = nonce in outcome.stdout and same_value(shown, expected, nonce)
+            _, returned, shown = outcome.stdout.rpartition(f"{nonce}\n")
+            right = bool(returned) and same_value(shown, expected, nonce)
         if outcome.status != "ok":
             return Verdict(False, outcome.status, detail=outcome.message)
         return Verdict(right, "right" if right else "wrong", detail="" if right else f"wrote {shown[:200]!r}")

@@ -5,7 +5,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-_OPEN = re.compile(r"(?P<before>.*?)(?P<fence>`{3,}|~{3,})[ \t]*[{.]*(?P<tag>[\w+#.-]*)[^`]*")
+_OPEN = re.compile(r"(?P<before>(?:(?!```|~~~).)*)(?P<fence>`{3,}|~{3,})[ \t]*[{.]*(?P<tag>[\w+#.-]*)[^`]*")
 _ITEM = re.compile(r"[ \t]*([-*+]|\d+[.)])?[ \t]*")
 """What may stand before the fence of a block that is indented as far: nothing, or the mark of a list item."""
 _PYTHON = re.compile(r"(py|python|pypy)[23]?(\.\d+)*", re.IGNORECASE)

@@ -13,8 +13,7 @@ import sys
 import types
 from typing import Any
 
-_IMPORTS = """
-from typing import *
+_FUNCTIONS = """
 from collections import *
 from functools import *
 from itertools import *
@@ -24,28 +23,32 @@ from operator import *
 from string import *
 from math import *
 from copy import deepcopy
+"""
+_MODULES = """
+from typing import *
 import bisect, collections, copy, datetime, functools, heapq, itertools, json, math, operator, random, re, string
 import sys, typing
 """
-"""What sites that ask for a function have imported for it."""
+"""What sites that ask for a function have imported for it. An assertion sees no imported function: operator.add would
+stand in for an `add` that the program does not have."""
 _RECURSION = 50_000
 """As LiveCodeBench has it: such sites allow deep recursion."""
 
 
 def main(program: str, marker: str, name: str | None) -> None:
-    """Run a program and write the marker and, where a function is named, what it returns as JSON.
+    """Run a program and write the marker and, where a function is named, a line of what it returns as JSON.
 
     Args:
         name: A function that is called with the arguments on standard input, or a method of a class Solution. None: the
             program has only to reach its end.
     """
-    arguments = json.load(sys.stdin) if name else None
+    arguments: list[Any] = json.load(sys.stdin) if name else []
     module = types.ModuleType("solution")
     sys.modules["solution"] = module
     sys.setrecursionlimit(_RECURSION)
     # As built-ins, imported names are visible to the program and still none of its own: the function must be.
     imported: dict[str, Any] = {}
-    exec(_IMPORTS, imported)
+    exec((_FUNCTIONS if name else "") + _MODULES, imported)
     module.__dict__["__builtins__"] = {**imported, **vars(builtins)}
     exec(compile(program, "solution.py", "exec", dont_inherit=True), module.__dict__)
     if name is None:
@@ -55,7 +58,7 @@ def main(program: str, marker: str, name: str | None) -> None:
     function = getattr(solution() if hasattr(solution, name) else module, name)
     answer = json.dumps(to_json(function(*arguments), marker))
     # It may have put something of its own in the place of sys.stdout.
-    print(marker + answer, file=sys.__stdout__)
+    print(f"{marker}\n{answer}", file=sys.__stdout__)
 
 
 def to_json(value: Any, set_key: str) -> Any:

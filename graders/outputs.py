@@ -3,9 +3,10 @@
 where it departs from the graders of APPS, TACO and LiveCodeBench.
 """
 
+import contextlib
 import json
-import math
 import re
+import sys
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, cast
@@ -45,17 +46,11 @@ def same_value(got: str, expected: Any, set_key: str) -> bool:
     except (ValueError, RecursionError):  # it went on to print, or nested without end
         return False
     readings = [expected]
-    if isinstance(expected, str) and (read := _json(expected)) is not None:
-        readings.append(read)
+    if isinstance(expected, str):
+        with contextlib.suppress(ValueError):
+            readings.append(json.loads(expected))
     readings += [cast("list[Any]", one)[0] for one in readings if isinstance(one, list) and len(cast("Any", one)) == 1]
     return any(_close(value, reading) for reading in readings)
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
 
 
 def _lines(text: str) -> list[list[str]]:
@@ -78,8 +73,9 @@ def _same_word(got: str, expected: str) -> bool:
 
 
 def _near(got: float, expected: float) -> bool:
-    """numpy.isclose, which is not symmetric: the tolerance is relative to the expected value."""
-    return math.isfinite(got) and abs(got - expected) <= _ABSOLUTE + _RELATIVE * abs(expected)
+    """numpy.isclose of finite numbers. It is not symmetric: the tolerance is relative to the expected value."""
+    finite = abs(got) <= sys.float_info.max and abs(expected) <= sys.float_info.max
+    return finite and abs(got - expected) <= _ABSOLUTE + _RELATIVE * abs(expected)
 
 
 def _close(got: Any, expected: Any) -> bool:
@@ -93,7 +89,7 @@ def _close(got: Any, expected: Any) -> bool:
         values, wanted = cast("dict[str, Any]", got), cast("dict[str, Any]", expected)
         return values.keys() == wanted.keys() and all(_close(values[key], wanted[key]) for key in wanted)
     if isinstance(expected, float) and isinstance(got, int | float):
-        return got == expected or _near(float(got), expected)
+        return got == expected or _near(got, expected)
     return bool(got == expected)
 
 
