@@ -11,6 +11,7 @@ this process only and cannot be taken back, as root or as a user. docs/decisions
    others, no open for writing, no file without a path; threads are allowed, since contest programs use them.
 """
 
+import builtins
 import ctypes
 import json
 import os
@@ -222,6 +223,8 @@ def main() -> None:
     os.write(2, CONFINED)
     sys.path[:] = task["path"]
     sys.argv = ["solution.py"]
+    # The module site, which is left out, would define these.
+    builtins.__dict__["exit"] = builtins.__dict__["quit"] = sys.exit
     # The program's own __main__: it sees none of the names above.
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module

@@ -67,7 +67,8 @@ def run(program: str, stdin: str, limits: Limits) -> Outcome:
         json.dump(
             {
                 "program": program,
-                "readable": [*_READABLE, str(sysconfig.get_config_var("LIBDIR")), *_python_folders()],
+                # Its own input can also be opened by name: /dev/stdin.
+                "readable": [*_READABLE, str(sysconfig.get_config_var("LIBDIR")), *_python_folders(), data.name],
                 "path": _python_folders(),
                 "memory_bytes": limits.memory_mb << 20,
                 "cpu_s": limits.cpu_s,

@@ -203,7 +203,8 @@ class ScoreConfig(Section):
     embedding, or the name of an entry point in the group omniopd.metrics."""
     unit: Literal["word", "char", "digit", "token"] = "word"
     """What the similarity counts: words and symbols, characters, tokens of the student, or the digits 0 to 9 alone,
-    which leaves out all wording (Remark 4.5). A chunk without a unit is treated as un-audited."""
+    which leaves out all wording (Remark 4.5). In scripts without spaces a word is a character (docs/similarity.md). A
+    chunk without a unit is treated as un-audited."""
     embedding_model: str = "sentence-transformers/all-MiniLM-L6-v2"
     """Folder or hub id of the sentence-transformers model that the metric embedding uses (extra: embedding)."""
     alpha: float = Field(default=1.0, ge=0)

@@ -8,8 +8,8 @@ from rapidfuzz.distance import Levenshtein
 
 Kind = Literal["same", "other", "beyond"]
 
-_UNITS = {"word": re.compile(r"\w+|[^\w\s]"), "char": re.compile(r"(?s)."), "digit": re.compile("[0-9]")}
-"""What φ counts (stages/similarity); tokens of the student are shown as words."""
+_ZERO_WIDTH_SPACE = "\u200b"
+_PATTERNS = {"char": r"(?s).", "digit": "[0-9]"}
 
 
 def agreement(chunk: str, rollout: str, unit: str) -> list[tuple[str, Kind]]:
@@ -18,26 +18,45 @@ def agreement(chunk: str, rollout: str, unit: str) -> list[tuple[str, Kind]]:
     same: units that the cheapest edit from rollout to chunk keeps (Levenshtein); other: those that it does not keep;
     beyond: what comes after as many units as the chunk has, which no similarity looks at.
     """
-    pattern = _UNITS.get(unit, _UNITS["word"])
-    wanted, found = pattern.findall(chunk), list(pattern.finditer(rollout))
+    wanted = [chunk[start:end] for start, end in _spans(chunk, unit)]
+    found = _spans(rollout, unit)
     judged = found[: len(wanted)]
-    opcodes = Levenshtein.opcodes([match[0] for match in judged], wanted)
+    opcodes = Levenshtein.opcodes([rollout[start:end] for start, end in judged], wanted)
     kept = {i for op in opcodes if op.tag == "equal" for i in range(op.src_start, op.src_end)}
     pieces: list[tuple[str, Kind]] = []
     done = 0
-    for i, match in enumerate(found):
+    for i, (start, end) in enumerate(found):
         kind: Kind = "same" if i in kept else "other" if i < len(judged) else "beyond"
-        between = rollout[done : match.start()]
+        between = rollout[done:start]
         # The space between two pieces belongs to the one that does not agree, so that no mark begins or ends with one.
         # What is more than space is no unit (digits alone may count), and agrees with nothing.
-        if between.strip() or (kind == "same" and pieces and between):
-            _append(pieces, between, "other" if between.strip() else pieces[-1][1])
-            done = match.start()
-        _append(pieces, rollout[done : match.end()], kind)
-        done = match.end()
+        more = between.replace(_ZERO_WIDTH_SPACE, "").strip()
+        if more or (kind == "same" and pieces and between):
+            _append(pieces, between, "other" if more else pieces[-1][1])
+            done = start
+        _append(pieces, rollout[done:end], kind)
+        done = end
     if done < len(rollout):
         _append(pieces, rollout[done:], pieces[-1][1] if pieces else "other")
     return pieces
+
+
+def _spans(text: str, unit: str) -> list[tuple[int, int]]:
+    """Where the units of φ stand in a text (docs/similarity.md); tokens of the student are shown as words."""
+    if unit in _PATTERNS:
+        return [match.span() for match in re.finditer(_PATTERNS[unit], text)]
+    import polars as pl
+
+    from ..method.similarity.units import WORD_PATTERN
+
+    spans: list[tuple[int, int]] = []
+    done = 0
+    # Between words there are spaces alone, so a word is first found where it was matched.
+    for word in pl.Series([text]).str.extract_all(WORD_PATTERN).to_list()[0]:
+        start = text.index(word, done)
+        done = start + len(word)
+        spans.append((start, done))
+    return spans
 
 
 def share(pieces: list[tuple[str, Kind]]) -> float:

@@ -1,5 +1,7 @@
 """Texts as sequences of units: words and symbols, characters, digits, or student tokens; whole columns at a time. Pure.
 
+docs/similarity.md says what a unit is in which script.
+
 Each distinct unit becomes one code point, so that rapidfuzz compares sequences of units as it compares strings, and
 NumPy counts them as integers. A chunk, which occurs beside each of its rollouts, is read once.
 
@@ -23,6 +25,25 @@ if TYPE_CHECKING:
 Unit = Literal["word", "char", "digit", "token"]
 
 _compute: Any = pyarrow.compute  # its functions are made at import, out of a type checker's sight
+
+_UNSPACED = "".join(
+    rf"\p{{{script}}}"
+    for script in (
+        *("Han", "Hiragana", "Katakana", "Bopomofo", "Tangut", "Nushu", "Khitan_Small_Script", "Yi"),
+        *("Thai", "Lao", "Khmer", "Myanmar", "Tai_Le", "New_Tai_Lue", "Tai_Tham", "Tai_Viet", "Ahom"),
+        *("Javanese", "Balinese"),
+    )
+)
+"""Scripts that put no space between words: those whose letters are no ALetter in UAX #29 (ideographs, kana, and what
+Line_Break calls SA, for which it asks for a dictionary), and Yi, Javanese and Balinese, which it leaves out."""
+_SHARED = r"\u3006\u3031-\u3035\u303c\u3099\u309a\u30fc\uff70\uff9e\uff9f"
+"""Letters and marks that Japanese alone uses, but that Unicode calls common to several scripts: the long-vowel mark,
+repeat marks, voicing. Script_Extensions would add combining accents of Latin to them."""
+_CHARACTER = rf"[{_UNSPACED}{_SHARED}&&[\p{{L}}\p{{M}}\p{{Nl}}]]"
+"""Decimal digits of these scripts make numbers, as others do."""
+WORD_PATTERN = rf"{_CHARACTER}|[\w--{_CHARACTER}]+|[^\w\s\u200b]"
+"""A unit of the kind "word", in the syntax of Polars' regular expressions. The zero-width space is a space: it stands
+between words in scripts that show none."""
 
 _SURROGATES = range(0xD800, 0xE000)
 """Code points that no string may hold."""
@@ -119,7 +140,9 @@ def _nfc(texts: pa.StringArray) -> pa.StringArray:
 
 
 class WordUnits:
-    r"""Words and symbols: `\w+|[^\w\s]` in Unicode's sense of `\w` and `\s` (letters, marks, digits, connectors)."""
+    r"""Words and symbols: `\w+|[^\w\s]` in Unicode's sense of `\w` and `\s` (letters, marks, digits, connectors); in
+    scripts without spaces each character (code point) is a word: `WORD_PATTERN`.
+    """
 
     def encode(self, texts: pa.StringArray) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         data, end_D = _utf8(texts)
@@ -255,6 +278,6 @@ def _kinds() -> NDArray[np.uint8]:
     points = np.array([i for i in range(_CODE_POINTS) if i not in _SURROGATES])
     characters = pl.Series([chr(i) for i in points.tolist()])
     kinds = np.full(_CODE_POINTS, _SYMBOL, dtype=np.uint8)
-    kinds[points[characters.str.contains(r"^\w$").to_numpy()]] = _WORD
-    kinds[points[characters.str.contains(r"^\s$").to_numpy()]] = _SPACE
+    kinds[points[characters.str.contains(rf"^[\w--{_CHARACTER}]$").to_numpy()]] = _WORD
+    kinds[points[characters.str.contains(r"^[\s\u200b]$").to_numpy()]] = _SPACE
     return kinds

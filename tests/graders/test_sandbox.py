@@ -30,6 +30,14 @@ def test_a_harmless_program_computes_reads_its_input_and_imports_what_contest_pr
     assert (outcome.status, outcome.stdout) == ("ok", "6 6\n")
 
 
+def test_its_own_input_can_be_opened_by_name_and_exit_and_quit_are_there_as_in_any_python():
+    for program in ("print(open('/dev/stdin').read(), end='')\nexit()", "print(input())\nquit(0)"):
+        assert run(program, "1 2\n", LIMITS) == sandbox.Outcome("ok", "1 2\n", "")
+    outcome = run("import os\nopen(os.path.realpath('/dev/stdin'), 'a')", "1 2\n", LIMITS)
+    assert outcome.status == "error"
+    assert "PermissionError" in outcome.message
+
+
 def test_a_thread_with_a_large_stack_works_and_a_larger_limit_is_only_pretended():
     program = (
         "import resource, sys, threading\nresource.setrlimit(resource.RLIMIT_STACK, (-1, -1))\n"

@@ -1,4 +1,6 @@
-"""Texts as units: beside the regular expression, and at the edges of Unicode."""
+"""Texts as units: beside the regular expression and a plain loop, and at the edges of Unicode."""
+
+import unicodedata
 
 import polars as pl
 import pyarrow as pa
@@ -7,26 +9,98 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from omniopd.method.similarity.units import CharUnits, DigitUnits, TokenUnits, WordUnits, pairs_of
+from omniopd.method.similarity.metrics import METRICS, similarities
+from omniopd.method.similarity.units import WORD_PATTERN, CharUnits, DigitUnits, TokenUnits, WordUnits, pairs_of
 
-PATTERN = r"\w+|[^\w\s]"
+UNSPACED = "数学々〇かガーーｶﾞไทยกิ๏ລາວខ្មែរမြန်မာㄅꦗꀀ"
+SPACED = "ab é한국नमस्तेДע١٢๑๒၁3_"
+OTHER = "🙂\n,.+。 \0\u0301\u200b\u200c\u200d\u3000\u3099"
 
 texts = st.lists(
-    st.text(st.sampled_from("ab é数🙂\n,.+1_\0\u0301\u200d\u3000") | st.characters(codec="utf-8"), max_size=30)
+    st.text(st.sampled_from(UNSPACED + SPACED + OTHER) | st.characters(codec="utf-8"), max_size=30)
     | st.text("abcdefgh", min_size=6, max_size=11),
     max_size=8,
 )
+
+BY_CHARACTER = (
+    *("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA"),
+    *("COMBINING KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "JAVANESE", "YI"),
+)
+"""How the names of characters begin that are words of their own, where they are letters or marks."""
+
+
+def plain_words(text):
+    """The rule of docs/similarity.md, a character at a time, by the characters' names and categories."""
+    words, open_ = [], False
+    for character in text:
+        category, name = unicodedata.category(character), unicodedata.name(character, "")
+        letter = category[0] in "LM" or category == "Nl"
+        if letter and name.startswith(BY_CHARACTER):
+            words.append(character)
+            open_ = False
+        elif letter or category in ("Nd", "Pc") or character in "\u200c\u200d":
+            if open_:
+                words[-1] += character
+            else:
+                words.append(character)
+            open_ = True
+        else:
+            if not character.isspace() and character != "\u200b":
+                words.append(character)
+            open_ = False
+    return words
 
 
 @given(texts)
 def test_words_are_what_the_regular_expression_finds(texts):
     codes, lengths = WordUnits().encode(pa.array(texts, pa.string()))
-    found = pl.Series(texts, dtype=pl.String).str.extract_all(PATTERN).to_list()
+    found = pl.Series(texts, dtype=pl.String).str.extract_all(WORD_PATTERN).to_list()
     assert lengths.tolist() == [len(units) for units in found]
     code_of = {}
     for unit, code in zip([unit for units in found for unit in units], codes.tolist(), strict=True):
         assert code_of.setdefault(unit, code) == code
     assert len(set(code_of.values())) == len(code_of)
+
+
+@given(st.lists(st.text(UNSPACED + SPACED + OTHER, max_size=30), max_size=8))
+def test_words_of_mixed_scripts_are_those_of_a_plain_loop(texts):
+    codes, lengths = WordUnits().encode(pa.array(texts, pa.string()))
+    words = [plain_words(text) for text in texts]
+    assert lengths.tolist() == [len(units) for units in words]
+    flat = [unit for units in words for unit in units]
+    assert len(set(zip(flat, codes.tolist(), strict=True))) == len(set(flat)) == len(set(codes.tolist()))
+    assert pl.Series(texts, dtype=pl.String).str.extract_all(WORD_PATTERN).to_list() == words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "因此我们得到方程的两个根分别为三", "よってこのほうていしきのかいはさん", "データベースノシステムヲツクリマ",
+        "ดังนั้นคำตอบคือส", "ដូច្នេះចម្លើយគឺដ", "ດັ່ງນັ້ນຄຳຕອບແມ່", "ထို့ကြောင့်အဖြေက", "ㄅㄆㄇㄈㄉㄊㄋㄌㄍㄎㄏㄐㄑㄒㄓㄔ",
+    ],
+)  # fmt: skip
+def test_one_changed_character_in_sixteen_leaves_fifteen_sixteenths(text):
+    text = text[:16]
+    assert len(text) == 16
+    for place in range(16):
+        other = next(c for c in text if c != text[place])
+        changed = text[:place] + other + text[place + 1 :]
+        columns = (pa.chunked_array([pa.array([side])]) for side in (text, changed))
+        assert similarities(METRICS["edit"], WordUnits(), *columns).to_pylist() == [15 / 16]
+
+
+def test_korean_is_counted_by_its_spaces_and_accents_stay_with_their_letter():
+    cases = {
+        "따라서 방정식의 해는 삼이다": ["따라서", "방정식의", "해는", "삼이다"],
+        "g̃uarani Ve\u030cc": ["g̃uarani", "Ve\u030cc"],
+        "ราคา ๑๒๓ บาท 45%": [*"ราคา", "๑๒๓", *"บาท", "45", "%"],
+        "第12章、x=3のとき": ["第", "12", "章", "、", "x", "=", "3", *"のとき"],
+        "ភាសា\u200bខ្មែរ": [*"ភាសា", *"ខ្មែរ"],
+        "コーヒー/ｺｰﾋｰ": [*"コーヒー", "/", *"ｺｰﾋｰ"],
+    }
+    _, lengths = WordUnits().encode(pa.array(list(cases)))
+    assert [plain_words(text) for text in cases] == list(cases.values())
+    assert lengths.tolist() == [len(words) for words in cases.values()]
 
 
 @given(st.lists(st.text(st.sampled_from("0 19é٣数🙂,"), max_size=20), max_size=6))
@@ -61,7 +135,7 @@ def test_composed_and_decomposed_characters_are_equal(encoder):
 def test_marks_emoji_and_formulas_are_cut_as_unicode_has_it():
     cases = {
         "नमस्ते दुनिया": 2,
-        "数学abc": 1,
+        "数学abc": 3,
         "👩\u200d🔬": 3,
         r"\frac{x}{2}": 8,
         "3.14": 3,

@@ -3,10 +3,12 @@
 import re
 from itertools import pairwise
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omniopd.method.similarity.units import WORD_PATTERN
 from omniopd.store.errors import UsageError
 from omniopd.view.agreement import agreement, share
 from omniopd.view.decoder import find_decoder
@@ -48,10 +50,14 @@ def test_the_pieces_are_the_rollout_and_as_many_units_agree_as_the_edit_distance
     pieces = agreement(chunk, rollout, unit)
     assert "".join(text for text, _ in pieces) == rollout
     assert all(a[1] != b[1] for a, b in pairwise(pieces))
-    pattern = {"char": r"(?s).", "digit": "[0-9]"}.get(unit, r"\w+|[^\w\s]")
-    wanted, judged = re.findall(pattern, chunk), re.findall(pattern, rollout)
-    judged = judged[: len(wanted)]
-    kept = [m for text, kind in pieces if kind == "same" for m in re.findall(pattern, text)]
+    pattern = {"char": r"(?s).", "digit": "[0-9]"}.get(unit, WORD_PATTERN)
+
+    def units(text):
+        return pl.Series([text]).str.extract_all(pattern).to_list()[0]
+
+    wanted = units(chunk)
+    judged = units(rollout)[: len(wanted)]
+    kept = [unit_ for text, kind in pieces if kind == "same" for unit_ in units(text)]
     # What agrees is a common subsequence, and all of it when the texts are equal.
     rest = iter(wanted)
     assert all(unit_ in rest for unit_ in kept)
