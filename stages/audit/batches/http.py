@@ -8,6 +8,7 @@ import aiohttp
 import orjson
 
 from ..client import error_message, proxy_of, without_secrets
+from ..json_body import read_json
 from .api import Refused, Unsure
 
 _MOST_BYTES = 1 << 30
@@ -50,8 +51,8 @@ async def lines(session: aiohttp.ClientSession, url: str) -> AsyncIterator[Any]:
 
 def _line(line: bytes) -> Any:
     try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        return read_json(line)
+    except ValueError as error:
         raise Unsure(f"a line of the results is not JSON: {error}") from error
 
 
