@@ -54,11 +54,20 @@ def test_once_learned_a_bound_only_rises(history, one_more, estimate):
 
 
 @given(histories, tokens, tokens)
-def test_a_longer_prompt_of_a_size_that_is_known_is_bounded_no_lower_than_a_shorter_one(history, one, other):
+def test_a_longer_prompt_is_bounded_no_lower_than_a_shorter_one(history, one, other):
     shorter, longer = sorted((one, other))
-    known = [(Usage(size, 0, 1), Usage(1, 0, 0)) for size in (shorter, longer) for _ in range(ENOUGH)]
-    worst_case = taught(history + known)
+    worst_case = taught(history)
     assert worst_case.bound(Usage(shorter)).prompt_tokens <= worst_case.bound(Usage(longer)).prompt_tokens
+
+
+@given(st.integers(1, 1 << 30))
+def test_sizes_are_quarters_of_an_octave(tokens):
+    from omniopd.store.worst_case import _size, _smallest
+
+    smallest, next_smallest = _smallest(_size(tokens)), _smallest(_size(tokens) + 1)
+    assert smallest <= tokens < next_smallest or tokens < 4
+    assert _size(smallest) == _size(tokens)
+    assert next_smallest <= max(smallest + 1, smallest * 1.25 + 1)
 
 
 @given(histories, estimates)
@@ -77,7 +86,8 @@ def test_prompts_of_one_size_are_bounded_by_the_dearest_of_them_with_a_margin():
     worst_case = taught([(Usage(1000, 0, 48), Usage(200 + i, 0, 48)) for i in range(ENOUGH)])
     highest = 200 + ENOUGH - 1
     assert worst_case.bound(Usage(1000, 0, 48)).prompt_tokens == pytest.approx(highest * MARGIN, abs=1)
-    assert worst_case.bound(Usage(4000, 0, 48)).prompt_tokens == 4000, "nothing is known about longer ones"
+    longer = worst_case.bound(Usage(4000, 0, 48)).prompt_tokens
+    assert longer == pytest.approx(896 * highest / 1000 * MARGIN + 4000 - 896, abs=1), "the rest at a token a byte"
 
 
 def test_a_bill_above_the_estimate_raises_all_later_bounds_at_once_by_the_same_factor():
