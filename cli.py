@@ -126,12 +126,21 @@ def audit(
     run: Run,
     round_: Round = None,
     follow: Annotated[bool, typer.Option("--follow", help="Begin while `generate` still writes.")] = False,
+    rebuild_ledger: Annotated[
+        bool,
+        typer.Option("--rebuild-ledger", help="Ask nothing: rebuild a lost ledger.sqlite from the rollouts' bills."),
+    ] = False,
     set_: Set = [],
 ) -> None:
     """Stage 2: pick the peak-entropy chunks and ask the teacher to continue their prefixes, under the budget.
 
     Example: omniopd audit runs/first --set teacher.budget_usd=5
     """
+    if rebuild_ledger:
+        from .store import ledger_repair
+
+        _say(str(ledger_repair.rebuild_ledger(RunDir(run))))
+        return
     from .stages.audit.stage import audit
 
     config = _recorded_config(run, set_)

@@ -1,52 +1,38 @@
 # pyright: strict
 """Money. Every request is reserved at its worst case before it is sent and settled from the bill afterwards.
 
-One SQLite file (WAL, synchronous=FULL). The invariant, under any concurrency and any crash:
+One SQLite file (WAL, synchronous=FULL). A bill is charged in full, whatever was reserved for it. The invariant, under
+any concurrency and any crash:
 
-    settled + reserved <= budget
+    settled + reserved <= budget, unless a provider bills more than a request's worst case;
+    then nothing new is reserved until settled + reserved + the next worst case <= budget again
+
+So bills exceed the budget at most by what the requests that were already in flight overran. What a bill teaches about
+the worst case raises later reservations at once (worst_case.py).
 
 An answer is stored in the same transaction that settles it (the outbox), and leaves the outbox only once its rows are
 in the rollouts table; so an answer that was paid for is never asked for again. A reservation that a dead process left
 behind is an unknown outcome and is charged in full, unless it is a row of a batch that the provider still works on.
 """
 
+import contextlib
 import json
+import os
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
+from . import ledger_file
 from .batch_book import BatchBook, BatchRow
-from .errors import TableError
+from .worst_case import WorstCase
 
 NANO = 1_000_000_000
 """Dollars are kept as whole nano-dollars, so that sums are exact."""
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS requests (
-    request_id        TEXT PRIMARY KEY,
-    round             INTEGER NOT NULL,
-    teacher           TEXT NOT NULL,
-    state             TEXT NOT NULL CHECK (state IN ('reserved', 'settled', 'released', 'unknown')),
-    reserved_nusd     INTEGER NOT NULL,
-    reserved_tokens   INTEGER NOT NULL,
-    charged_nusd      INTEGER NOT NULL DEFAULT 0,
-    charged_tokens    INTEGER NOT NULL DEFAULT 0,
-    prompt_tokens     INTEGER NOT NULL DEFAULT 0,
-    cached_tokens     INTEGER NOT NULL DEFAULT 0,
-    completion_tokens INTEGER NOT NULL DEFAULT 0,
-    cache_write_tokens INTEGER NOT NULL DEFAULT 0,
-    price_source      TEXT NOT NULL DEFAULT '',
-    reserved_at       REAL NOT NULL,
-    closed_at         REAL
-) STRICT;
-CREATE TABLE IF NOT EXISTS outbox (request_id TEXT PRIMARY KEY, round INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS forecasts (round INTEGER PRIMARY KEY, payload TEXT NOT NULL) STRICT;
-"""
 
 _CHARGE_LOST = """
 UPDATE requests SET state = 'unknown', charged_nusd = reserved_nusd, charged_tokens = reserved_tokens, closed_at = ?
@@ -55,8 +41,10 @@ WHERE state = 'reserved' AND request_id NOT IN
 """
 
 _RESERVE = """
-INSERT INTO requests (request_id, round, teacher, state, reserved_nusd, reserved_tokens, price_source, reserved_at)
-SELECT value ->> 0, value ->> 1, value ->> 2, 'reserved', value ->> 3, value ->> 4, value ->> 5, value ->> 6
+INSERT INTO requests (request_id, round, teacher, state, reserved_nusd, reserved_tokens, price_source,
+    prompt_estimate, completion_estimate, reserved_at)
+SELECT value ->> 0, value ->> 1, value ->> 2, 'reserved', value ->> 3, value ->> 4, value ->> 5,
+    value ->> 6, value ->> 7, value ->> 8
 FROM json_each(?)
 """
 
@@ -64,6 +52,11 @@ _SETTLE = """
 UPDATE requests SET state = new ->> 1, charged_nusd = new ->> 2, charged_tokens = new ->> 3, prompt_tokens = new ->> 4,
     cached_tokens = new ->> 5, completion_tokens = new ->> 6, cache_write_tokens = new ->> 7, closed_at = new ->> 8
 FROM (SELECT value AS new FROM json_each(?)) WHERE request_id = new ->> 0 AND state = 'reserved'
+"""
+
+_BILLS = """
+SELECT prompt_estimate, completion_estimate, max(prompt_tokens), max(completion_tokens), count(*) FROM requests
+WHERE state = 'settled' AND teacher = ? AND prompt_estimate > 0 GROUP BY 1, 2
 """
 
 _STORE = """
@@ -99,28 +92,6 @@ class Caps:
 
 
 @dataclass(frozen=True)
-class Reservation:
-    """The worst case of one request."""
-
-    request_id: str
-    round: int
-    teacher: str
-    nusd: int
-    tokens: int
-    price_source: str = ""
-    """Whose price the dollars are: a table with its version, or the user."""
-
-
-@dataclass(frozen=True)
-class _Charge:
-    """What a reserved request costs."""
-
-    reservation: Reservation
-    nusd: int
-    tokens: int
-
-
-@dataclass(frozen=True)
 class Usage:
     """What the server billed, in tokens of the teacher."""
 
@@ -136,11 +107,36 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Reservation:
+    """The worst case of one request."""
+
+    request_id: str
+    round: int
+    teacher: str
+    nusd: int
+    tokens: int
+    price_source: str = ""
+    """Whose price the dollars are: a table with its version, or the user."""
+    estimate: Usage = Usage()
+    """The dialect's own worst case, beside which a bill is instructive; zeros teach nothing."""
+
+
+@dataclass(frozen=True)
+class _Charge:
+    """What a reserved request costs."""
+
+    reservation: Reservation
+    nusd: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Settlement:
     """The end of one request.
 
     `settled`: answered and billed. `released`: refused by the server, so not billed. `unknown`: no whole answer came
-    back, so it is charged as reserved. `payload` holds the answer's rows and is kept in the outbox.
+    back, or none that says what it cost, so it is charged as reserved. `payload` holds the answer's rows and is kept in
+    the outbox.
     """
 
     request_id: str
@@ -175,19 +171,31 @@ class Totals:
 
 
 class Ledger:
-    """The ledger of one run. One process writes at a time (the audit stage holds the lock)."""
+    """The ledger of one run, opened to be written: one process does at a time, whatever round it audits."""
 
     def __init__(self, path: Path, caps: Caps = Caps()) -> None:
         """
         Args:
+            path: `ledger.sqlite` of a run directory.
             caps: Of the audit that spends from here on; none is no cap.
+
+        Raises:
+            BusyError: another process has opened it.
+            TableError: it is missing, empty, damaged, another run's, or an older copy.
         """
-        self._db = _open(path)
-        self._db.executescript(_SCHEMA)
-        self.batches = BatchBook(self._db)
-        with self._db:
-            self.batches.release_unsent()
-            self._db.execute(_CHARGE_LOST, (time.time(),))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(ledger_file.held(path, f"round {caps.round_index}, process {os.getpid()}"))
+            self._db, identity, parts = ledger_file.open_checked(path)
+            stack.callback(self._db.close)
+            self.batches = BatchBook(self._db)
+            with self._db:
+                self.batches.release_unsent()
+                self._db.execute(_CHARGE_LOST, (time.time(),))
+            ledger_file.note_opening(self._db, path, identity, parts)
+            self._held = stack.pop_all()
+        self.id_prefix = identity.prefix
+        """What the ids of new requests have to begin with."""
+        self.worst_case = self._learned(caps.teacher_model)
         self._open = {r.request_id: r for r in self._reserved()}
         run = self.totals()
         self._nusd, self._tokens = run.spoken_for_nusd, run.spoken_for_tokens
@@ -203,14 +211,23 @@ class Ledger:
         self.budget: Budget = budget
 
     def close(self) -> None:
-        self._db.close()
+        self._held.close()
+
+    def _learned(self, teacher: str) -> WorstCase:
+        """What the teacher's bills so far say about the next ones."""
+        worst_case = WorstCase()
+        for prompt, completion, most_prompt, most_completion, bills in self._db.execute(_BILLS, (teacher,)):
+            worst_case.observe(Usage(prompt, 0, completion), Usage(most_prompt, 0, most_completion), bills)
+        return worst_case
 
     def _reserved(self) -> list[Reservation]:
         """What is reserved when the ledger is opened: rows of open batches."""
         query = (
-            "SELECT request_id, round, teacher, reserved_nusd, reserved_tokens FROM requests WHERE state = 'reserved'"
+            "SELECT request_id, round, teacher, reserved_nusd, reserved_tokens, price_source, prompt_estimate,"
+            " completion_estimate FROM requests WHERE state = 'reserved'"
         )
-        return [Reservation(*row) for row in self._db.execute(query)]
+        rows = self._db.execute(query).fetchall()
+        return [Reservation(*row[:6], estimate=Usage(row[6], 0, row[7])) for row in rows]
 
     def commit(
         self,
@@ -235,12 +252,20 @@ class Ledger:
         covered = [r for r, fits in zip(reservations, granted, strict=True) if fits]
         with self._db:
             self._close_requests(settlements, charges, now)
-            rows = [(r.request_id, r.round, r.teacher, r.nusd, r.tokens, r.price_source, now) for r in covered]
+            rows = [
+                (
+                    *(r.request_id, r.round, r.teacher, r.nusd, r.tokens, r.price_source),
+                    *(r.estimate.prompt_tokens, r.estimate.completion_tokens, now),
+                )
+                for r in covered
+            ]
             self._many(_RESERVE, rows)
             if batch is not None:
                 self.batches.intend(*batch, [r.request_id for r in covered], now)
         for settlement in settlements:
-            del self._open[settlement.request_id]
+            estimate = self._open.pop(settlement.request_id).estimate
+            if settlement.state == "settled" and estimate.prompt_tokens:
+                self.worst_case.observe(estimate, settlement.usage)
         self._open.update((r.request_id, r) for r in covered)
         self._nusd, self._tokens = nusd, tokens
         return granted
@@ -250,10 +275,7 @@ class Ledger:
         reservation = self._open[settlement.request_id]
         if settlement.state == "unknown":
             return _Charge(reservation, reservation.nusd, reservation.tokens)
-        # The request asked for no more than was reserved: a server that claims more is not believed.
-        return _Charge(
-            reservation, min(settlement.nusd, reservation.nusd), min(settlement.usage.tokens, reservation.tokens)
-        )
+        return _Charge(reservation, settlement.nusd, settlement.usage.tokens)
 
     def _close_requests(self, settlements: Sequence[Settlement], charges: Sequence[_Charge], now: float) -> None:
         rows = [
@@ -299,7 +321,7 @@ class Ledger:
 
     @property
     def left(self) -> Budget:
-        """What the budget still covers; None is no cap."""
+        """What the budget still covers, negative where bills exceeded it; None is no cap."""
         nusd, tokens = self.budget.nusd, self.budget.tokens
         return Budget(None if nusd is None else nusd - self._nusd, None if tokens is None else tokens - self._tokens)
 
@@ -310,53 +332,34 @@ class Ledger:
 
 def read_totals(path: Path, round_index: int | None = None) -> Totals:
     """Sums of a ledger that another process may be writing; zeros where there is none yet."""
-    if not path.is_file():
-        return Totals(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    db = _open(path)
-    try:
-        return _totals(db, round_index)
-    finally:
-        db.close()
+    with _reading(path) as db:
+        return Totals(0, 0, 0, 0, 0, 0, 0, 0, 0, 0) if db is None else _totals(db, round_index)
 
 
 def read_forecast(path: Path, round_index: int) -> dict[str, Any] | None:
     """What was predicted of a round; None where nothing was."""
-    if not path.is_file():
-        return None
-    db = _open(path)
-    try:
-        db.executescript(_SCHEMA)
-        row = db.execute("SELECT payload FROM forecasts WHERE round = ?", (round_index,)).fetchone()
-    finally:
-        db.close()
+    with _reading(path) as db:
+        query = "SELECT payload FROM forecasts WHERE round = ?"
+        row = None if db is None else db.execute(query, (round_index,)).fetchone()
     return None if row is None else json.loads(row[0])
 
 
 def read_price_sources(path: Path) -> list[str]:
     """Whose prices the requests of a ledger were counted at."""
-    if not path.is_file():
-        return []
-    db = _open(path)
-    try:
-        rows = db.execute("SELECT DISTINCT price_source FROM requests WHERE price_source <> '' ORDER BY 1").fetchall()
-    finally:
-        db.close()
-    return [str(source) for (source,) in rows]
+    query = "SELECT DISTINCT price_source FROM requests WHERE price_source <> '' ORDER BY 1"
+    with _reading(path) as db:
+        return [] if db is None else [str(source) for (source,) in db.execute(query)]
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The audit stage hands the connection to the one thread that commits.
-    db = sqlite3.connect(path, check_same_thread=False, timeout=30)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-    except sqlite3.DatabaseError as error:
-        db.close()
-        raise TableError(
-            f"{path} is damaged: {error}.", "Restore it from a copy: it is the record of the spend."
-        ) from error
-    return db
+@contextlib.contextmanager
+def _reading(path: Path) -> Generator[sqlite3.Connection | None]:
+    """A ledger that another process may be writing; None where there is none yet, or where it was emptied."""
+    if not path.is_file() or path.stat().st_size == 0:
+        yield None
+        return
+    with contextlib.closing(ledger_file.connect(path)) as db:
+        db.executescript(ledger_file.SCHEMA)
+        yield db
 
 
 def _totals(db: sqlite3.Connection, round_index: int | None, teacher: str | None = None) -> Totals:

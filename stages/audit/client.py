@@ -19,6 +19,7 @@ import orjson
 
 from ...store.errors import TeacherError
 from ...store.sections import TeacherConfig
+from .json_body import read_json
 from .teacher import HttpRequest, Reply, Teacher
 from .teachers.registry import find_dialect
 
@@ -95,8 +96,8 @@ async def post(session: aiohttp.ClientSession, base_url: str, request: HttpReque
         reason = without_secrets(error_message(raw), session.headers)
         return Outcome("refused", status=status, reason=reason, retry_after_s=retry_after_s(headers))
     try:
-        return Outcome("answered", body=orjson.loads(raw), status=status)
-    except orjson.JSONDecodeError as error:
+        return Outcome("answered", body=read_json(raw), status=status)
+    except ValueError as error:
         return Outcome("unknown", status=status, reason=f"the answer is not JSON: {error}")
 
 

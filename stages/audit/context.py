@@ -2,18 +2,20 @@
 """What one round's audit works with, whether it asks request by request (flow.py) or by batches (batches/flow.py)."""
 
 import hashlib
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ...method.stopping import StoppingRule
 from ...store.errors import BudgetReached
-from ...store.ledger import Reservation, Usage
+from ...store.ledger import NANO, Budget, Reservation, Usage
 from ...store.sections import TeacherConfig
 from ..progress import Advance
 from .client import Outcome
 from .group_commit import GroupCommit
 from .outbox import Outbox
 from .price import Rates
+from .rows import believable
 from .teacher import Answer, Ask, Teacher
 from .todo import Work
 
@@ -43,13 +45,21 @@ class AuditContext:
 
     def worst_case(self, work: Work, requests: Iterable[tuple[int, ...]]) -> tuple[int, int]:
         """Most that requests for rollouts of a chunk can cost together: nano-dollars and tokens."""
-        usages = [self.teacher.worst_case(self.ask(work, indices)) for indices in requests]
+        estimates = (self.teacher.worst_case(self.ask(work, indices)) for indices in requests)
+        usages = [self.commit.ledger.worst_case.bound(estimate) for estimate in estimates]
         return sum(map(self.rates.nusd, usages)), sum(usage.tokens for usage in usages)
 
-    def reservation(self, request_id: str, worst: Usage) -> Reservation:
-        """The worst case of one request, for the ledger."""
-        nusd = self.rates.nusd(worst)
-        return Reservation(request_id, self.round_index, self.config.model, nusd, worst.tokens, self.rates.source)
+    def new_id(self) -> str:
+        """Begin of the ids of some requests, or the id of one. A rollout's request tells by it whose ledger has it."""
+        return self.commit.ledger.id_prefix + uuid.uuid4().hex
+
+    def reservation(self, request_id: str, estimate: Usage) -> Reservation:
+        """The worst case of one request, for the ledger: the dialect's estimate, or what bills have taught since."""
+        worst = self.commit.ledger.worst_case.bound(estimate)
+        return Reservation(
+            *(request_id, self.round_index, self.config.model, self.rates.nusd(worst), worst.tokens),
+            *(self.rates.source, estimate),
+        )
 
     def read(self, outcome: Outcome, ask: Ask) -> Answer | Outcome:
         """The answer in an outcome; where it cannot be read, nobody knows what the server did."""
@@ -59,7 +69,9 @@ class AuditContext:
             answer = self.teacher.parse(outcome.body, ask)
         except (ValueError, KeyError, TypeError) as error:
             return replace(outcome, kind="unknown", reason=f"unreadable answer: {error}")
-        return answer if answer.rollouts else replace(outcome, kind="unknown", reason="an answer without a choice")
+        if not answer.rollouts:
+            return replace(outcome, kind="unknown", reason="an answer without a choice")
+        return replace(answer, usage=believable(answer.usage, answer.rollouts))
 
 
 def seed_of(seed: int | None, chunk_id: str, first: int) -> int | None:
@@ -70,7 +82,14 @@ def seed_of(seed: int | None, chunk_id: str, first: int) -> int | None:
     return int.from_bytes(digest, "big") >> 1
 
 
-def budget_reached(left_out: str = "") -> BudgetReached:
-    """The error that says what nobody was asked for, such as "12 prompts"."""
+def budget_reached(left: Budget, left_out: str = "") -> BudgetReached:
+    """The error that says what nobody was asked for, such as "12 prompts".
+
+    Args:
+        left: What the budget still covers; negative where bills exceeded it.
+    """
+    over = [f"${-left.nusd / NANO:.6f}"] if left.nusd is not None and left.nusd < 0 else []
+    over += [f"{-left.tokens} tokens"] if left.tokens is not None and left.tokens < 0 else []
+    billed = f" The provider billed more than its requests' worst case, {' and '.join(over)} beyond it." if over else ""
     rest = f" The {left_out} are left out." if left_out else ""
-    return BudgetReached(f"The teacher's budget is reached.{rest}", "Raise teacher.budget_* to audit more.")
+    return BudgetReached(f"The teacher's budget is reached.{billed}{rest}", "Raise teacher.budget_* to audit more.")

@@ -62,8 +62,9 @@ class Flow:
                 await self._ask_all(works, last_turn=False)
                 deferred, self._deferred = self._deferred, []
                 await self._ask_all(deferred, last_turn=True)
-        if self._sender.stop is not None:
-            raise self._sender.stop
+        stop, self._sender.stop = self._sender.stop, None
+        if stop is not None:
+            raise stop
 
     def worst_case(self, work: Work) -> tuple[int, int]:
         """Most that a chunk can cost if every request is answered: nano-dollars and tokens."""

@@ -2,7 +2,7 @@
 """Rows of the rollouts table, and the end of a request in the ledger. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -22,8 +22,28 @@ class Receipt:
     continuation: str
 
 
+_MOST_TOKENS = 1 << 31
+"""More than any request can have, and than the rollouts table can hold."""
+
+
+def believable(usage: Usage | None, rollouts: Sequence[Rollout]) -> Usage | None:
+    """What a server says that it billed, or None where that cannot be true, which is as good as no word about it: a
+    prompt of no tokens, a text of none, a total alone, negative numbers. Of the prompt, no more than all of it can have
+    been read from the cache or written to it."""
+    if usage is None or not 0 < usage.prompt_tokens < _MOST_TOKENS or not 0 <= usage.completion_tokens < _MOST_TOKENS:
+        return None
+    if usage.completion_tokens == 0 and any(rollout.text for rollout in rollouts):
+        return None
+    cached = min(max(usage.cached_tokens, 0), usage.prompt_tokens)
+    written = min(max(usage.cache_write_tokens, 0), usage.prompt_tokens - cached)
+    if (cached, written) == (usage.cached_tokens, usage.cache_write_tokens):
+        return usage
+    return replace(usage, cached_tokens=cached, cache_write_tokens=written)
+
+
 def billed(receipt: Receipt, answer: Answer, indices: Sequence[int], nusd: int) -> Settlement:
-    """The end of an answered request. A server that reports no usage cannot be settled; the worst case stands."""
+    """The end of an answered request. One without a believable usage cannot be settled: the worst case is charged, and
+    the rows are kept."""
     state = "unknown" if answer.usage is None else "settled"
     rows = rollout_rows(receipt, answer, indices, nusd)
     return Settlement(receipt.request_id, state, answer.usage or Usage(), nusd, orjson.dumps(rows))
@@ -43,10 +63,16 @@ def unbilled(receipt: Receipt, known: bool, failed: Sequence[int] = (), problem:
 
 
 def rollout_rows(receipt: Receipt, answer: Answer, indices: Sequence[int], nusd: int) -> list[dict[str, Any]]:
-    """Rows of an answer; the request's tokens and price are shared out so that the rows add up to the bill."""
-    usage, n = answer.usage or Usage(), len(indices)
+    """Rows of an answer; the request's tokens and price are shared out so that the rows add up to the bill. They are
+    null where nobody knows the bill."""
+    rows = [
+        _row(receipt, rollout, index, answer.model) for index, rollout in zip(indices, answer.rollouts, strict=False)
+    ]
+    usage, n = answer.usage, len(indices)
+    if usage is None:
+        return rows
     return [
-        _row(receipt, rollout, index, answer.model)
+        row
         | {
             "prompt_tokens": _share(usage.prompt_tokens, n, i),
             "cached_tokens": _share(usage.cached_tokens, n, i),
@@ -54,7 +80,7 @@ def rollout_rows(receipt: Receipt, answer: Answer, indices: Sequence[int], nusd:
             "completion_tokens": _share(usage.completion_tokens, n, i),
             "cost_usd": _share(nusd, n, i) / NANO,
         }
-        for i, (index, rollout) in enumerate(zip(indices, answer.rollouts, strict=False))
+        for i, row in enumerate(rows)
     ]
 
 

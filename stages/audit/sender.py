@@ -6,7 +6,6 @@ An answer's rows are in the ledger's outbox before anything else happens to them
 import asyncio
 import itertools
 import time
-import uuid
 import zlib
 from dataclasses import dataclass
 
@@ -57,7 +56,7 @@ class Sender:
         self._settled = asyncio.Event()
         self._settlements = 0
         self._charged_nusd = self._charged_tokens = 0
-        self._start = uuid.uuid4().hex
+        self._start = context.new_id()
         """Of this process; its requests are numbered."""
         self._numbers = itertools.count()
 
@@ -164,7 +163,7 @@ class Sender:
                 return request_id
             if seen == self._settlements:
                 if self._open == 0:
-                    raise budget_reached()
+                    raise budget_reached(self._context.commit.ledger.left)
                 self._settled.clear()
                 await self._settled.wait()
         return None

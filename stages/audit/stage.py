@@ -186,8 +186,14 @@ async def _ask_within_budget(
             covered = missing if left == Budget() else todo.affordable(left, flow.worst_case)
             if covered == 0:
                 answers = objective_of(config).asks == "answers"
-                raise budget_reached(f"{missing} prompts" if answers else f"{missing} chunks of the lowest entropy")
-            await flow.run(todo.most_uncertain(covered))
+                left_out = f"{missing} prompts" if answers else f"{missing} chunks of the lowest entropy"
+                raise budget_reached(left, left_out)
+            try:
+                await flow.run(todo.most_uncertain(covered))
+            except BudgetReached:
+                if not isinstance(flow, Flow):
+                    raise
+                continue  # bills taught that these chunks cost more than was thought: see what is covered now
         if covered == missing and isinstance(flow, Flow):
             return
 

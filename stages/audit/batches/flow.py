@@ -92,7 +92,7 @@ class BatchFlow:
             yield filled
 
     def _request(self, work: Work, indices: tuple[int, ...]) -> _Request:
-        ask, request_id = self._context.ask(work, indices), uuid.uuid4().hex
+        ask, request_id = self._context.ask(work, indices), self._context.new_id()
         return _Request(
             BatchRow(request_id, work.chunk_id, indices, 1),
             self._context.reservation(request_id, self._context.teacher.worst_case(ask)),
@@ -115,7 +115,7 @@ class BatchFlow:
         key = uuid.uuid4().hex
         lines = [request.line for request in await self._intended(key, requests)]
         if not lines:
-            raise budget_reached()
+            raise budget_reached(self._commit.ledger.left)
         try:
             prepared = await self._batches.prepare(key, lines)
         except (Refused, Unsure) as error:

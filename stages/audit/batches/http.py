@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import aiohttp
-import orjson
 
 from ..client import error_message, proxy_of, without_secrets
+from ..json_body import read_json
 from .api import Refused, Unsure
 
 _MOST_BYTES = 1 << 30
@@ -23,8 +23,8 @@ async def ask(session: aiohttp.ClientSession, method: str, url: str, body: bytes
     """
     raw = b"".join([piece async for piece in _pieces(session, method, url, body)])
     try:
-        answer = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
+        answer = read_json(raw)
+    except ValueError as error:
         raise Unsure(f"the answer is not JSON: {error}") from error
     if not isinstance(answer, dict):
         raise Unsure("the answer is not a JSON object")
@@ -50,8 +50,8 @@ async def lines(session: aiohttp.ClientSession, url: str) -> AsyncIterator[Any]:
 
 def _line(line: bytes) -> Any:
     try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        return read_json(line)
+    except ValueError as error:
         raise Unsure(f"a line of the results is not JSON: {error}") from error
 
 

@@ -13,6 +13,7 @@ import orjson
 from ....store.errors import TeacherError
 from ....store.sections import TeacherConfig
 from ..client import Outcome, without_secrets
+from ..json_body import read_json
 from ..teacher import HttpRequest, Teacher
 from ..teachers.common import api_key
 from ..teachers.openai import KEY
@@ -99,7 +100,7 @@ class OpenAIBatches:
                 content = await self._ask(self._client.files.content(file))
                 for line in content.read().splitlines():
                     if line.strip():
-                        yield _result(orjson.loads(line))
+                        yield _result(read_json(line))
 
     async def close(self) -> None:
         await self._client.close()

@@ -330,3 +330,24 @@ def test_a_server_without_batches_and_a_kind_without_them_are_one_line(make_run,
 
     with pytest.raises(ConfigError, match="'mine' has no batch API"):
         asyncio.run(open_it())
+
+
+def test_a_batch_of_answers_without_a_usable_bill_is_charged_its_worst_case_and_not_bought_again(run, server):
+    real = server.vendor.answer
+
+    def answer(path, headers, body):
+        out = real(path, headers, body)
+        key = "usageMetadata" if "usageMetadata" in out else "usage"
+        return out | {key: {"total_tokens": 9}}
+
+    server.vendor.answer = answer
+    server.vendor.text = "half a character: \ud83d, and on"
+    audit(run, 0, run.config((PRICE,)))
+    assert_every_rollout_is_there_once(run)
+    assert len(server.made) == 1
+    assert {row["text"] for row in rows_of(run)} == {"half a character: \ufffd, and on"}
+    assert {row["prompt_tokens"] for row in rows_of(run)} == {None}
+    totals = read_totals(run.ledger)
+    assert totals.unknown == totals.requests
+    assert totals.charged_tokens > 256 * totals.requests
+    assert totals.charged_nusd > 0

@@ -1,0 +1,206 @@
+# pyright: strict
+"""The ledger's file: its schema, who may write it, and whether it is this run's latest.
+
+Beside it lies `.ledger.json` with the run's id and how often the ledger was opened; both stand in the ledger too, and
+the ids of requests begin with the run's id. So a ledger that is missing, empty, another run's or an older copy is
+noticed before money is spent under it, and rollouts that were taken over from another run are not mistaken for its own.
+"""
+
+import contextlib
+import json
+import sqlite3
+import uuid
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from . import files
+from .errors import BusyError, TableError
+from .layout import RunDir
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS requests (
+    request_id        TEXT PRIMARY KEY,
+    round             INTEGER NOT NULL,
+    teacher           TEXT NOT NULL,
+    state             TEXT NOT NULL CHECK (state IN ('reserved', 'settled', 'released', 'unknown')),
+    reserved_nusd     INTEGER NOT NULL,
+    reserved_tokens   INTEGER NOT NULL,
+    prompt_estimate   INTEGER NOT NULL DEFAULT 0,
+    completion_estimate INTEGER NOT NULL DEFAULT 0,
+    charged_nusd      INTEGER NOT NULL DEFAULT 0,
+    charged_tokens    INTEGER NOT NULL DEFAULT 0,
+    prompt_tokens     INTEGER NOT NULL DEFAULT 0,
+    cached_tokens     INTEGER NOT NULL DEFAULT 0,
+    completion_tokens INTEGER NOT NULL DEFAULT 0,
+    cache_write_tokens INTEGER NOT NULL DEFAULT 0,
+    price_source      TEXT NOT NULL DEFAULT '',
+    reserved_at       REAL NOT NULL,
+    closed_at         REAL
+) STRICT;
+CREATE TABLE IF NOT EXISTS outbox (request_id TEXT PRIMARY KEY, round INTEGER NOT NULL, payload BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS forecasts (round INTEGER PRIMARY KEY, payload TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS identity (run_id TEXT NOT NULL, openings INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS compared_parts (name TEXT PRIMARY KEY) STRICT;
+"""
+"""`compared_parts`: parts of the rollouts tables all of whose requests the ledger knows."""
+
+_IDS_AT_A_TIME = 65536
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose ledger it is, and how often it was opened."""
+
+    run_id: str
+    openings: int
+
+    @classmethod
+    def new(cls) -> "Identity":
+        return cls(uuid.uuid4().hex[:16], 0)
+
+    @property
+    def prefix(self) -> str:
+        """What the ids of the run's requests begin with."""
+        return f"{self.run_id}-"
+
+
+@contextlib.contextmanager
+def held(path: Path, holder: str) -> Generator[None]:
+    """Keep other processes from writing a ledger. `holder`: what it is held for, which they are told.
+
+    Raises:
+        BusyError: another process writes it.
+    """
+    lock = path.with_name(".ledger.lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.exclusive(lock, "an audit"))
+        except BusyError as error:
+            raise BusyError(
+                f"Another process audits this run ({lock.read_text(encoding='utf-8')}), and a budget is spent by one.",
+                "Wait for it, or stop it, and try again.",
+            ) from error
+        lock.write_text(holder, encoding="utf-8")
+        yield
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a ledger's database, whoever's it is.
+
+    Raises:
+        TableError: it is no database.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The audit stage hands the connection to the one thread that commits.
+    db = sqlite3.connect(path, check_same_thread=False, timeout=30)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+    except sqlite3.DatabaseError as error:
+        db.close()
+        raise TableError(f"{path} is damaged: {error}.", _way_out(path)) from error
+    return db
+
+
+def open_checked(path: Path) -> tuple[sqlite3.Connection, Identity, list[str]]:
+    """Open a run's ledger to write it. Returns the database, whose it is, and the parts of the rollouts tables that
+    were compared with it just now: both to be noted by `note_opening`.
+
+    Raises:
+        TableError: it is missing, empty, damaged, another run's, or an older copy.
+    """
+    known = read_identity(path)
+    if known is not None and not path.is_file():
+        raise TableError(f"{path} is missing, and this run has spent before.", _way_out(path))
+    with contextlib.ExitStack() as stack:
+        db = stack.enter_context(contextlib.closing(connect(path)))
+        db.executescript(SCHEMA)
+        own = own_identity(db)
+        if known is not None and own is None:
+            raise TableError(f"{path} is empty, and this run has spent before.", _way_out(path))
+        if known is not None and own is not None:
+            _compare_identities(path, known, own)
+        # A run that was copied without its hidden files has the ledger's word only.
+        identity = own or Identity.new()
+        parts = _compare_rollouts(db, path, identity)
+        stack.pop_all()
+    return db, identity, parts
+
+
+def note_opening(db: sqlite3.Connection, path: Path, identity: Identity, parts: Sequence[str]) -> None:
+    """Count an opening, in the ledger and then beside it: a crash between them leaves the ledger ahead, not behind."""
+    now = Identity(identity.run_id, identity.openings + 1)
+    with db:
+        db.execute("DELETE FROM identity")
+        db.execute("INSERT INTO identity VALUES (?, ?)", (now.run_id, now.openings))
+        db.executemany("INSERT OR IGNORE INTO compared_parts VALUES (?)", [(name,) for name in parts])
+    files.write_text(_identity_file(path), json.dumps(asdict(now)) + "\n")
+
+
+def read_identity(path: Path) -> Identity | None:
+    """What lies beside a ledger; None where it was never opened.
+
+    Raises:
+        TableError: it is damaged.
+    """
+    file = _identity_file(path)
+    try:
+        return Identity(**json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise TableError(f"{file} is damaged.", "Delete it: the ledger beside it holds the same.") from error
+
+
+def own_identity(db: sqlite3.Connection) -> Identity | None:
+    """What a ledger says of itself; None where it was never opened."""
+    row = db.execute("SELECT run_id, openings FROM identity").fetchone()
+    return None if row is None else Identity(*row)
+
+
+def _identity_file(path: Path) -> Path:
+    return path.with_name(".ledger.json")
+
+
+def _compare_identities(path: Path, known: Identity, own: Identity) -> None:
+    if own.run_id != known.run_id:
+        raise TableError(f"{path} is the ledger of another run.", _way_out(path))
+    if own.openings < known.openings:
+        raise TableError(
+            f"{path} is an older copy: it was opened {own.openings} times, and this run's {known.openings} times.",
+            _way_out(path),
+        )
+
+
+def _compare_rollouts(db: sqlite3.Connection, path: Path, identity: Identity) -> list[str]:
+    """Look up the run's requests of all rollouts that were not looked up before. Returns the parts that hold them.
+
+    Raises:
+        TableError: the ledger does not know one; or a table is damaged.
+    """
+    compared = {str(name) for (name,) in db.execute("SELECT name FROM compared_parts")}
+    tables = [round_.rollouts for round_ in RunDir(path.parent).rounds()]
+    unknown = 0
+    for table in tables:
+        for batch in table.batches(_IDS_AT_A_TIME, ["request_id"], compared):
+            ids: set[Any] = set(batch["request_id"].to_pylist()) - {None}
+            unknown += _unknown(db, [id_ for id_ in ids if id_.startswith(identity.prefix)])
+    if unknown:
+        raise TableError(
+            f"{path} is an older copy: {unknown} requests of the rollouts tables are not in it.", _way_out(path)
+        )
+    return [name for table in tables for part in table.manifest.parts if (name := part.name) not in compared]
+
+
+def _unknown(db: sqlite3.Connection, ids: Sequence[str]) -> int:
+    """How many of these requests the ledger does not know."""
+    query = "SELECT count(*) FROM json_each(?) WHERE value NOT IN (SELECT request_id FROM requests)"
+    return int(db.execute(query, (orjson.dumps(ids),)).fetchone()[0])
+
+
+def _way_out(path: Path) -> str:
+    return f"Restore it from a copy, or rebuild it from the rollouts: omniopd audit {path.parent} --rebuild-ledger."
