@@ -26,7 +26,8 @@ CREATE TABLE IF NOT EXISTS batch_rows (
     batch_key         TEXT NOT NULL,
     chunk_id          TEXT NOT NULL,
     indices           TEXT NOT NULL,
-    attempt           INTEGER NOT NULL
+    attempt           INTEGER NOT NULL,
+    continuation      TEXT NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS batch_rows_of ON batch_rows (batch_key);
 """
@@ -48,6 +49,8 @@ class BatchRow:
     chunk_id: str
     indices: tuple[int, ...]
     attempt: int
+    continuation: str
+    """How it makes the teacher continue, as in the rollouts table."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,11 @@ class BatchBook:
             return
         self._db.execute("INSERT INTO batches VALUES (?, ?, 'intended', NULL, ?)", (key, round_, now))
         self._db.executemany(
-            "INSERT INTO batch_rows VALUES (?, ?, ?, ?, ?)",
-            [(r, key, rows[r].chunk_id, json.dumps(rows[r].indices), rows[r].attempt) for r in granted],
+            "INSERT INTO batch_rows VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (r, key, rows[r].chunk_id, json.dumps(rows[r].indices), rows[r].attempt, rows[r].continuation)
+                for r in granted
+            ],
         )
 
     def mark(self, key: str, state: Literal["creating", "created", "closed"], remote_id: str | None = None) -> None:
@@ -114,11 +120,12 @@ class BatchBook:
     def unsettled(self, key: str) -> dict[str, BatchRow]:
         """Rows of a batch that are still reserved, by request id."""
         query = (
-            "SELECT request_id, chunk_id, indices, attempt FROM batch_rows JOIN requests USING (request_id)"
+            "SELECT request_id, chunk_id, indices, attempt, continuation"
+            " FROM batch_rows JOIN requests USING (request_id)"
             " WHERE batch_key = ? AND requests.state = 'reserved'"
         )
         rows = self._db.execute(query, (key,))
-        return {str(r): BatchRow(str(r), str(c), tuple(json.loads(i)), int(a)) for r, c, i, a in rows}
+        return {str(r): BatchRow(str(r), str(c), tuple(json.loads(i)), int(a), str(how)) for r, c, i, a, how in rows}
 
     def attempts(self, chunk_ids: Sequence[str]) -> dict[str, int]:
         """How often rows of these chunks were in a batch of which no answer came."""

@@ -175,7 +175,10 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
     },
     "chunks": {"select": None},
     "rollouts": {
-        "teacher": {"kind", "model", "continuation", "rollouts", "temperature", "seed", "max_tokens"},
+        "teacher": {
+            "kind", "model", "continuation", "instruction", "system", "extra", "rollouts", "temperature", "seed",
+            "max_tokens",
+        },
         "score": {"weights"},
     },
     "scores": {"score": {"phi", "unit", "embedding_model", "alpha"}},

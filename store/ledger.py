@@ -100,6 +100,8 @@ class Usage:
     completion_tokens: int = 0
     cache_write_tokens: int = 0
     """Of the prompt tokens: written to the cache, which some providers charge extra."""
+    cache_write_1h_tokens: int = 0
+    """Of those, kept for an hour instead of some minutes."""
 
     @property
     def tokens(self) -> int:

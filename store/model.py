@@ -80,6 +80,13 @@ def say_precision(config_json: Path, dtype: str) -> None:
     config_json.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
+def bos_text(folder: Path) -> str:
+    """Text of the token that begins a sequence; "" where the tokenizer has none. Loads no tokenizer."""
+    path = folder / "tokenizer_config.json"
+    token = json.loads(path.read_text(encoding="utf-8")).get("bos_token") if path.is_file() else None
+    return str(token["content"] if isinstance(token, dict) else token or "")
+
+
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder, as AutoTokenizer makes it.
 

@@ -126,6 +126,12 @@ class Price(Section):
     """USD per million prompt tokens written to the provider's cache; unset: the input price."""
 
 
+CONTINUE = (
+    "Your last message was cut off. Go on writing it from exactly the character where it stops, in the same style and"
+    " format. Write only the continuation: repeat nothing, and neither comment nor apologise."
+)
+
+
 class TeacherConfig(Section):
     kind: str = "openai"
     """Dialect of the API: openai (any OpenAI-compatible server), anthropic, gemini, or one that an installed package
@@ -143,6 +149,16 @@ class TeacherConfig(Section):
     continuation: Literal["auto", "completion", "prefill", "instruct"] = "auto"
     """How the teacher is made to continue the student's prefix: the completions endpoint on the raw text, a chat whose
     last assistant message is left open, or a chat that is told to go on; auto is the first that the server can do."""
+    instruction: str = Field(default=CONTINUE, min_length=1)
+    """The user message that makes the teacher continue where the continuation is instruct."""
+    system: str = ""
+    """System prompt of each request: a system message, Anthropic's `system`, Gemini's systemInstruction. A raw
+    completion has no place for one: there it is refused, and auto chooses a chat."""
+    extra: dict[str, Any] = {}
+    """A table that is merged into the body of each request, tables inside it too, as the provider documents it. OpenAI:
+    reasoning_effort, service_tier; vLLM and SGLang: chat_template_kwargs = { enable_thinking = false }; OpenRouter:
+    provider, reasoning; Anthropic: thinking, service_tier; Gemini: generationConfig = { thinkingConfig = { ... } }. Not
+    what other keys of [teacher] set. It is written into the run's tables, so no secrets."""
     rollouts: Annotated[int, Field(gt=0)] | Literal["adaptive"] = 10
     """N, continuations of each chunk's prefix; adaptive: as many as the chunk's own answers call for. With
     train.objective = "sft": whole answers to each prompt."""

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from ...store.config import Config
     from ...store.sections import ScoreConfig
 
-# `ended` as OpenAI's dialect, Anthropic and Gemini say it.
+# `ended`: the teacher came to an end by itself, in the words of the providers: stop (OpenAI's dialect, Gemini), end_turn
+# (Anthropic), eos (Together), eos_token (TGI), stop_token, complete (Cohere), endoftext (AI21).
 _ANSWERS = """
 SELECT
     trajectory_id, rollout_index, prompt_ids, text,
-    coalesce(lower(rollouts.finish_reason) IN ('stop', 'end_turn', 'stop_sequence'), false) AS ended
+    coalesce(lower(rollouts.finish_reason) IN (
+        'stop', 'end_turn', 'stop_sequence', 'eos', 'eos_token', 'stop_token', 'complete', 'endoftext'
+    ), false) AS ended
 FROM rollouts JOIN chunks USING (chunk_id) JOIN trajectories USING (trajectory_id)
 WHERE status = 'ok'
 ORDER BY trajectory_id, rollout_index

@@ -9,7 +9,7 @@ from ...method.objectives.registry import objective_of
 from ...store.config import Config, made_with
 from ...store.errors import InputError
 from ...store.layout import RoundDir, RunDir
-from ...store.model import load_tokenizer, resolve_model, stop_ids
+from ...store.model import bos_text, load_tokenizer, resolve_model, stop_ids
 from .chunks import COLUMNS, chunks_of, whole_answers
 
 _TRAJECTORIES_AT_A_TIME = 512
@@ -30,6 +30,14 @@ class ChunkWriter:
     @property
     def complete(self) -> bool:
         return self._round.chunks.complete
+
+    def bos(self) -> str:
+        """Text of the token that begins a sequence of the student's; "" where it has none, or where an audit that only
+        asks for what is missing has no student at hand."""
+        try:
+            return bos_text(resolve_model(self._policy))
+        except InputError:
+            return ""
 
     def extend(self) -> bool:
         """Add the chunks of the trajectories that are new. True: all are there.

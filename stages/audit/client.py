@@ -38,6 +38,7 @@ class Outcome:
 
     kind: Literal["answered", "unsent", "refused", "unknown"]
     body: Any = None
+    """The answer's JSON; of a refusal its JSON, or its text where it has none."""
     status: int = 0
     reason: str = ""
     retry_after_s: float | None = None
@@ -94,7 +95,7 @@ async def post(session: aiohttp.ClientSession, base_url: str, request: HttpReque
         return Outcome(kind, reason=f"{type(error).__name__}: {error}".rstrip(": "))
     if status != 200:
         reason = without_secrets(error_message(raw), session.headers)
-        return Outcome("refused", status=status, reason=reason, retry_after_s=retry_after_s(headers))
+        return Outcome("refused", error_body(raw), status, reason, retry_after_s(headers))
     try:
         return Outcome("answered", body=read_json(raw), status=status)
     except ValueError as error:
@@ -171,6 +172,14 @@ def without_secrets(text: str, headers: Mapping[str, str]) -> str:
     for word in " ".join(headers.values()).split():
         text = text.replace(word, "(key)") if len(word) >= 8 else text
     return text
+
+
+def error_body(raw: bytes) -> Any:
+    """What a server said to a request that it refuses: JSON, or text."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return raw.decode(errors="replace")
 
 
 def error_message(raw: bytes) -> str:

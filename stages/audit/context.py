@@ -2,6 +2,7 @@
 """What one round's audit works with, whether it asks request by request (flow.py) or by batches (batches/flow.py)."""
 
 import hashlib
+import sys
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ class AuditContext:
     rates: Rates
     commit: GroupCommit
     advance: Advance
+    bos: str = ""
+    """Text of the token with which the student's prompts begin where it has one."""
 
     @property
     def most_choices(self) -> int:
@@ -41,7 +44,23 @@ class AuditContext:
     def ask(self, work: Work, indices: tuple[int, ...]) -> Ask:
         """Ask for some rollouts of a chunk."""
         seed = seed_of(self.config.seed, work.chunk_id, indices[0])
-        return Ask(work.question, work.prompt_text, work.prefix, len(indices), work.max_tokens, seed, work.cuts)
+        holds_bos = bool(self.bos) and work.prompt_text.startswith(self.bos)
+        return Ask(
+            work.question, work.prompt_text, work.prefix, len(indices), work.max_tokens, seed, work.cuts, holds_bos
+        )  # fmt: skip
+
+    def adapted(self, form: int, outcome: Outcome) -> bool:
+        """Whether a request that was refused has another form now, because of this refusal or another: then it is sent
+        again. What was learned is said, once.
+
+        Args:
+            form: The teacher's form when the request was written.
+        """
+        if outcome.kind != "refused" or outcome.worth_retrying:
+            return False
+        if self.teacher.form == form and (line := self.teacher.adapt(outcome.status, outcome.body)) is not None:
+            sys.stderr.write(f"{line}\n")
+        return self.teacher.form != form
 
     def worst_case(self, work: Work, requests: Iterable[tuple[int, ...]]) -> tuple[int, int]:
         """Most that requests for rollouts of a chunk can cost together: nano-dollars and tokens."""

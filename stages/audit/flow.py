@@ -16,6 +16,7 @@ from ...store.errors import Interrupted, OmniopdError
 from .context import AuditContext
 from .sender import Request, Sender
 from .todo import Work
+from .variety import VarietyWatch
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Flow:
     def __init__(self, context: AuditContext, session: aiohttp.ClientSession) -> None:
         self._context = context
         self._sender = Sender(context, session)
+        self._variety = VarietyWatch(context.config.temperature)
         self._deferred: list[Work] = []
         """Chunks that ran out of attempts; they have a second turn at the end."""
 
@@ -128,6 +130,7 @@ class Flow:
     def _take_in(self, chunk: ChunkState) -> None:
         """Count what came, and see what it says about the chunk."""
         texts, chunk.texts = chunk.texts, {}
+        self._variety.saw(texts.values())
         chunk.missing = tuple(index for index in chunk.missing if index not in texts)
         try:
             phi = self._context.rule.phi([chunk.work.chunk_text] * len(texts), list(texts.values()))

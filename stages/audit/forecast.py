@@ -14,7 +14,6 @@ from ...store.config import Config
 from ...store.ledger import NANO, Usage
 from .price import Rates
 from .teacher import Continuation
-from .teachers.common import CONTINUE
 from .teachers.registry import find_dialect
 
 _BYTES_A_TOKEN = 4
@@ -66,7 +65,7 @@ def forecast(
     each = sum(-(-(checkpoint - before) // choices) for before, checkpoint in pairwise((0, *checkpoints)))
     # A whole answer continues nothing, so there is nothing to say about it.
     tells = continuation == "instruct" and objective_of(config).asks == "chunks"
-    told = len(CONTINUE) // _BYTES_A_TOKEN if tells else 0
+    told = (len(config.teacher.system) + (len(config.teacher.instruction) if tells else 0)) // _BYTES_A_TOKEN
     prompt = each * (shape.prefix_tokens + told * shape.chunks)
     # Requests of a batch run in any order, so none can count on what another has left in the cache.
     cached = 0 if mode == "batch" else max(0, prompt - shape.new_tokens - each * told * shape.chunks)

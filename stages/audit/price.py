@@ -12,6 +12,10 @@ from ...store.ledger import NANO, Usage
 from ...store.sections import TeacherConfig
 from .teachers.registry import find_dialect
 
+_HOUR_WRITE = 2.0
+"""What a token costs that is written to Anthropic's cache for an hour, in input prices; no table has it.
+https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching"""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -30,6 +34,7 @@ class Rates:
             plain * self.input
             + usage.cached_tokens * self.cached_input
             + usage.cache_write_tokens * self.cache_write
+            + usage.cache_write_1h_tokens * max(0, _HOUR_WRITE * self.input - self.cache_write)
             + usage.completion_tokens * self.output
         )
         return max(0, math.ceil(dollars_per_million * NANO / 1_000_000))

@@ -19,6 +19,7 @@ from .context import AuditContext, budget_reached
 from .health import TeacherHealth
 from .rows import Receipt, billed, unbilled
 from .served_model import ModelWatch
+from .silence import SilenceWatch
 from .teacher import Answer, Ask
 from .todo import Work
 
@@ -51,6 +52,7 @@ class Sender:
         self._gate = Gate(context.config.max_concurrency, context.config.rpm, context.config.tpm)
         self._health = TeacherHealth(context.teacher.base_urls)
         self._watch = ModelWatch(context.config.model)
+        self._silence = SilenceWatch(context.teacher.thinking_off)
         self._open = 0
         """Requests that are reserved and not settled."""
         self._settled = asyncio.Event()
@@ -89,9 +91,13 @@ class Sender:
             sent = await self._attempt(request.work, ask, attempt)
             if sent is None:
                 return None
-            result, receipt = sent
+            result, receipt, form = sent
             if isinstance(result, Answer):
                 return await self._accept(request, result, receipt)
+            if self._context.adapted(form, result):
+                self.choices = min(self.choices, self._context.most_choices)
+                await self._settle(unbilled(receipt, known=True))
+                continue
             failures += 1 / _THROTTLED_PER_ATTEMPT if result.throttled else 1
             if not result.worth_retrying or failures >= self._context.config.max_attempts:
                 return await self._give_up(request, result, receipt)
@@ -99,10 +105,13 @@ class Sender:
             if not result.throttled or result.retry_after_s is None:  # else the gate holds everyone back
                 await asyncio.sleep(pause_s(attempt, result.retry_after_s))
 
-    async def _attempt(self, work: Work, ask: Ask, attempt: int) -> tuple[Answer | Outcome, Receipt] | None:
-        """Reserve and send once. None: the audit stops first."""
+    async def _attempt(self, work: Work, ask: Ask, attempt: int) -> tuple[Answer | Outcome, Receipt, int] | None:
+        """Reserve and send once. The number is the teacher's form of the request. None: the audit stops first."""
         teacher = self._context.teacher
-        worst = teacher.worst_case(ask)
+        # All at once: while this waits, another request may change the form, and what a request can cost with it.
+        worst, posted, form, continuation = (
+            teacher.worst_case(ask), teacher.request(ask), teacher.form, teacher.continuation
+        )  # fmt: skip
         await self._gate.enter(worst.tokens)
         used = 0
         try:
@@ -110,7 +119,7 @@ class Sender:
             if request_id is None:
                 return None
             sent = time.monotonic()
-            outcome = await post(self._session, _server(teacher.base_urls, work.trajectory_id), teacher.request(ask))
+            outcome = await post(self._session, _server(teacher.base_urls, work.trajectory_id), posted)
             latency_s = time.monotonic() - sent
             result = self._context.read(outcome, ask)
             used = worst.tokens
@@ -120,7 +129,7 @@ class Sender:
                 used = used if result.usage is None else result.usage.tokens
             elif result.throttled:
                 self._gate.throttled(sent, result.retry_after_s)
-            return result, Receipt(work.chunk_id, request_id, latency_s, attempt, teacher.continuation)
+            return result, Receipt(work.chunk_id, request_id, latency_s, attempt, continuation), form
         finally:
             self._gate.leave(worst.tokens - used)
 
@@ -131,6 +140,8 @@ class Sender:
         if len(indices) < len(request.indices):
             self.choices = min(self.choices, len(indices))
         self._health.answered()
+        if (silent := self._silence.saw(answer.rollouts)) is not None:
+            self.end(silent)
         return {index: rollout.text for index, rollout in zip(indices, answer.rollouts, strict=False)}
 
     async def _give_up(self, request: Request, outcome: Outcome, receipt: Receipt) -> dict[int, str | None] | None:

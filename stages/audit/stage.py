@@ -98,7 +98,8 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config, chunks: ChunkWri
         todo = functools.partial(open_todo, round_, config, rule, run.spill)
         total = round_.chunks.manifest.rows * rule.most if chunks.complete else None
         with progress("audit", total, table.manifest.rows) as advance:
-            context = AuditContext(outbox, round_.index, config.teacher, rule, teacher, rates, commit, advance)
+            bos = chunks.bos() if teacher.continuation == "completion" else ""
+            context = AuditContext(outbox, round_.index, config.teacher, rule, teacher, rates, commit, advance, bos)
             if chunks.complete:
                 _predict(context, round_, config)
             async with open_session(config.teacher, teacher.headers) as session:

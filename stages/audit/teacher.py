@@ -28,6 +28,8 @@ class Ask:
     seed: int | None = None
     cuts: tuple[int, ...] = ()
     """Lengths, in characters and rising, of the shorter prefixes of the same response that are audited too."""
+    holds_bos: bool = False
+    """Whether `prompt_text` begins with the token that begins a sequence, so that the server must not add another."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Rollout:
     status: Literal["ok", "refused", "filtered", "empty", "failed"]
     text: str | None
     finish_reason: str | None
+    """As the server said. Of a teacher that thought and wrote nothing else: `thinking`, a colon, and what it said."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +58,48 @@ class Answer:
     model: str
     rollouts: list[Rollout]
     usage: Usage | None
-    """None where the server said nothing about it."""
+    """None where the server said nothing usable about it."""
 
 
 class Teacher(Protocol):
-    """One dialect, for one model, with one way to continue a prefix."""
+    """One dialect, for one model, with one way to continue a prefix. The form of its requests changes only in `adapt`,
+    which learns from refusals what this server and model take."""
 
-    continuation: Continuation
     why: str
     """Why it is continued so, for a person to read."""
     base_urls: tuple[str, ...]
     """Servers of the same model, without a slash at the end."""
     headers: Mapping[str, str]
-    most_choices: int | None
-    """How many continuations one request may ask for; None where the API names no limit."""
     caches_after_first: bool
     """Whether a prompt can be read from a cache only once the first request with it was answered."""
+    thinking_off: str
+    """How to turn its thinking off, as a hint for a person: what to set."""
+
+    @property
+    def continuation(self) -> Continuation: ...
+
+    @property
+    def most_choices(self) -> int | None:
+        """How many continuations one request may ask for; None where the API names no limit. A request for more than
+        that asks for so many."""
+        ...
+
+    @property
+    def form(self) -> int:
+        """How often the form of the requests has changed: one that was refused in an earlier form is sent again."""
+        ...
+
+    def adapt(self, status: int, body: Any) -> str | None:
+        """Learn from a refusal that names what is wrong with the form of a request, such as a parameter that the model
+        does not take.
+
+        Args:
+            body: The decoded JSON of the refusal, or its text.
+
+        Returns:
+            What requests are like from now on, for a person to read; None where nothing has changed.
+        """
+        ...
 
     def request(self, ask: Ask) -> HttpRequest: ...
 

@@ -95,5 +95,5 @@ def _outcome(result: Mapping[str, Any]) -> Outcome:
         error = cast("dict[str, Any]", result.get("error") or {})
         inner = cast("dict[str, Any]", error.get("error") or error)
         invalid = inner.get("type") == "invalid_request_error"
-        return Outcome("refused", status=400 if invalid else 500, reason=str(inner.get("message", inner)))
+        return Outcome("refused", error, 400 if invalid else 500, str(inner.get("message", inner)))
     return Outcome("unsent", reason=str(result["type"]))  # canceled or expired: not billed

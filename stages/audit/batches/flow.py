@@ -20,8 +20,10 @@ from ..client import Outcome
 from ..context import AuditContext, budget_reached
 from ..rows import Receipt, billed, unbilled
 from ..served_model import ModelWatch
+from ..silence import SilenceWatch
 from ..teacher import Answer, Ask
 from ..todo import Work
+from ..variety import VarietyWatch
 from .api import Batches, Intent, Refused, Unsure
 
 _SETTLED_TOGETHER = 1024
@@ -54,6 +56,12 @@ class BatchFlow:
         self._choices = context.most_choices
         self._stopped = asyncio.Event()
         self._watch = ModelWatch(context.config.model)
+        self._silence = SilenceWatch(context.teacher.thinking_off)
+        self._variety = VarietyWatch(context.config.temperature)
+        self._forms: dict[str, int] = {}
+        """The teacher's form when a batch was written, by key; 0 for one that an earlier start wrote."""
+        self._silent: TeacherError | None = None
+        """Why no more batches are sent once this one is fetched."""
 
     def interrupt(self) -> None:
         """Poll no longer; the provider goes on."""
@@ -94,7 +102,7 @@ class BatchFlow:
     def _request(self, work: Work, indices: tuple[int, ...]) -> _Request:
         ask, request_id = self._context.ask(work, indices), self._context.new_id()
         return _Request(
-            BatchRow(request_id, work.chunk_id, indices, 1),
+            BatchRow(request_id, work.chunk_id, indices, 1, self._context.teacher.continuation),
             self._context.reservation(request_id, self._context.teacher.worst_case(ask)),
             self._batches.row(request_id, self._context.teacher.request(ask)),
         )
@@ -113,6 +121,7 @@ class BatchFlow:
             TeacherError: the provider refuses, or does not answer.
         """
         key = uuid.uuid4().hex
+        self._forms[key] = self._context.teacher.form
         lines = [request.line for request in await self._intended(key, requests)]
         if not lines:
             raise budget_reached(self._commit.ledger.left)
@@ -216,6 +225,8 @@ class BatchFlow:
             )
         await self._fetch(batch.key, batch.remote_id, batch.intended_at)
         await self._mark(batch.key, "closed")
+        if self._silent is not None:
+            raise self._silent
         if state.kind == "cancelled":
             raise TeacherError(
                 f"Batch {batch.remote_id} was cancelled; what was done before is kept.",
@@ -225,27 +236,35 @@ class BatchFlow:
 
     async def _fetch(self, key: str, remote_id: str, since: float) -> None:
         open_rows = await self._commit.call(self._commit.ledger.batches.unsettled, key)
+        form = self._forms.get(key, 0)
         results: list[tuple[BatchRow, Outcome]] = []
         async for request_id, outcome in self._batches.results(remote_id):
             # A result may come twice, and one that was fetched before a crash is settled.
             if (row := open_rows.pop(request_id, None)) is not None:
                 results.append((row, outcome))
             if len(results) >= _SETTLED_TOGETHER:
-                await self._settle(results, since)
+                await self._settle(results, since, form)
                 results = []
         # What has no result may have been done.
         results += [(row, Outcome("unknown", reason="the batch ended without a result")) for row in open_rows.values()]
-        await self._settle(results, since)
+        await self._settle(results, since, form)
 
-    async def _settle(self, results: list[tuple[BatchRow, Outcome]], since: float) -> None:
+    async def _settle(self, results: list[tuple[BatchRow, Outcome]], since: float, form: int) -> None:
         prefixes = self._prefixes_of([row.chunk_id for row, _ in results])
-        settlements = [self._settlement(row, outcome, prefixes[row.chunk_id], since) for row, outcome in results]
+        texts: dict[str, list[str | None]] = {}
+        settlements: list[Settlement] = []
+        for row, outcome in results:
+            result = self._context.read(outcome, Ask("", "", prefixes[row.chunk_id], len(row.indices), 0))
+            if isinstance(result, Answer):
+                texts.setdefault(row.chunk_id, []).extend(rollout.text for rollout in result.rollouts)
+                self._silent = self._silent or self._silence.saw(result.rollouts)
+            settlements.append(self._settlement(row, result, since, form))
+        for chunk_texts in texts.values():
+            self._variety.saw(chunk_texts)
         await self._commit.call(self._commit.ledger.commit, [], settlements)
 
-    def _settlement(self, row: BatchRow, outcome: Outcome, prefix: str, since: float) -> Settlement:
-        continuation = self._context.teacher.continuation
-        receipt = Receipt(row.chunk_id, row.request_id, time.time() - since, row.attempt, continuation)
-        result = self._context.read(outcome, Ask("", "", prefix, len(row.indices), 0))
+    def _settlement(self, row: BatchRow, result: Answer | Outcome, since: float, form: int) -> Settlement:
+        receipt = Receipt(row.chunk_id, row.request_id, time.time() - since, row.attempt, row.continuation)
         if isinstance(result, Answer):
             got = row.indices[: len(result.rollouts)]
             self._choices = min(self._choices, len(got))
@@ -253,6 +272,9 @@ class BatchFlow:
             self._context.advance(len(got), "")
             nusd = 0 if result.usage is None else self._context.rates.nusd(result.usage)
             return billed(receipt, result, got, nusd)
+        if self._context.adapted(form, result):
+            self._choices = min(self._choices, self._context.most_choices)
+            return unbilled(receipt, known=True)
         if result.worth_retrying and row.attempt < self._context.config.max_attempts:
             return unbilled(receipt, result.known)
         self._context.advance(len(row.indices), "")

@@ -93,4 +93,4 @@ def _outcome(one: Mapping[str, Any]) -> Outcome:
         return Outcome("answered", body=one["response"], status=200)
     error = cast("dict[str, Any]", one.get("error") or {})
     status = _HTTP_STATUS.get(int(error.get("code") or 0), 500)
-    return Outcome("refused", status=status, reason=str(error.get("message", "")))
+    return Outcome("refused", error, status, str(error.get("message", "")))

@@ -56,7 +56,11 @@ class OpenAIBatches:
     def __init__(self, client: "AsyncOpenAI", teacher: Teacher) -> None:
         self._client = client
         self._headers = teacher.headers
-        self._endpoint: Any = "/v1/completions" if teacher.continuation == "completion" else "/v1/chat/completions"
+        self._teacher = teacher
+
+    @property
+    def _endpoint(self) -> Any:
+        return "/v1/completions" if self._teacher.continuation == "completion" else "/v1/chat/completions"
 
     def row(self, request_id: str, request: HttpRequest) -> bytes:
         line = {"custom_id": request_id, "method": "POST", "url": self._endpoint, "body": request.body}
@@ -126,8 +130,9 @@ def _result(line: dict[str, Any]) -> tuple[str, Outcome]:
     if response and response.get("status_code") == 200:
         return request_id, Outcome("answered", body=response.get("body"), status=200)
     if response and response.get("status_code"):
-        message = ((response.get("body") or {}).get("error") or {}).get("message", "")
-        return request_id, Outcome("refused", status=response["status_code"], reason=message)
+        body = response.get("body") or {}
+        message = (body.get("error") or {}).get("message", "")
+        return request_id, Outcome("refused", body, response["status_code"], message)
     reason = (error or {}).get("code") or (error or {}).get("message") or "no answer"
     # Neither expired nor cancelled rows are billed.
     return request_id, Outcome("unsent", reason=str(reason))

@@ -5,6 +5,7 @@ https://docs.anthropic.com/en/api/messages
 https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching
 """
 
+import json
 import re
 from collections.abc import Mapping
 from itertools import pairwise
@@ -13,21 +14,9 @@ from typing import Any, cast
 from ....store.ledger import Usage
 from ....store.sections import TeacherConfig
 from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
-from .common import (
-    CONTINUE,
-    api_key,
-    base_urls,
-    cannot,
-    count,
-    key_refused,
-    listing,
-    mapping,
-    no_model,
-    open_end,
-    prompt_bytes,
-    rollout,
-    text_or_none,
-)  # fmt: skip
+from .common import api_key, base_urls, cannot, checked_extra, key_refused, merged, no_model, open_end, prompt_bytes
+from .refusal import NO_PREFILL, Learned, words
+from .reply import count, joined, listing, mapping, rollout, text_or_none, usage_or_none
 
 _DEFAULT_URL = "https://api.anthropic.com/v1"
 _KEY = "ANTHROPIC_API_KEY"
@@ -38,6 +27,17 @@ _PREFILLS = re.compile(r"claude-3|claude-(opus|sonnet|haiku)-4(-[0-5])?(-\d{8}|-
 
 _MOST_CHOICES = 1
 """The API has no `n`."""
+
+_SET_BY = {
+    "model": "teacher.model",
+    "messages": "teacher.instruction",
+    "system": "teacher.system",
+    "max_tokens": "teacher.max_tokens",
+    "temperature": "teacher.temperature",
+    "stream": "teacher.mode",
+}
+
+_OPTIONAL = {"temperature": ": the model samples at its own"}
 
 _LOOKBACK = 18
 """Blocks before a cache breakpoint in which the API looks for an earlier entry: 20, of which the question is one."""
@@ -68,23 +68,43 @@ def _error_type(body: Any) -> Any:
 class AnthropicTeacher:
     """`/messages` with the student's prefix as an open assistant turn, or with an instruction to continue it."""
 
-    most_choices: int | None = _MOST_CHOICES
     caches_after_first = True
+    thinking_off = 'Set teacher.extra = { thinking = { type = "disabled" } }, or raise teacher.max_tokens.'
 
     def __init__(self, config: TeacherConfig) -> None:
         key = api_key(config, _KEY)
         self.headers: Mapping[str, str] = {"anthropic-version": _VERSION} | ({"x-api-key": key} if key else {})
         self.base_urls = base_urls(config, _DEFAULT_URL)
-        self.continuation: Continuation
+        self._continuation: Continuation
         if config.continuation == "auto":
             prefills = _PREFILLS.match(config.model) is not None
-            self.continuation = "prefill" if prefills else "instruct"
+            self._continuation = "prefill" if prefills else "instruct"
             self.why = f"{config.model} {'takes' if prefills else 'is not known to take'} an open assistant turn"
         else:
-            self.continuation = "instruct" if config.continuation == "instruct" else "prefill"
+            self._continuation = "instruct" if config.continuation == "instruct" else "prefill"
             self.why = "as configured"
-        self._model = config.model
-        self._temperature = config.temperature
+        self._config = config
+        self._extra = checked_extra(config, _SET_BY)
+        self._learned = Learned(config.model, _MOST_CHOICES, _OPTIONAL)
+
+    @property
+    def continuation(self) -> Continuation:
+        return self._continuation
+
+    @property
+    def most_choices(self) -> int | None:
+        return self._learned.most_choices
+
+    @property
+    def form(self) -> int:
+        return self._learned.form
+
+    def adapt(self, status: int, body: Any) -> str | None:
+        said = words(status, body)
+        if self._config.continuation == "auto" and self._continuation == "prefill" and NO_PREFILL.search(said):
+            self._continuation = "instruct"
+            return self._learned.changed("does not continue an open turn; continuation = instruct from here on")
+        return self._learned.without_field(said)
 
     def request(self, ask: Ask) -> HttpRequest:
         shown, _ = open_end(ask.prefix)
@@ -93,30 +113,39 @@ class AnthropicTeacher:
             messages.append({"role": "assistant", "content": [_block(text) for text in _pieces(shown, ask.cuts)]})
         # One breakpoint, at the end of what the requests for this chunk and those for the later ones have in common.
         messages[-1]["content"][-1]["cache_control"] = {"type": "ephemeral"}
-        if shown and self.continuation == "instruct":
-            messages.append({"role": "user", "content": [_block(CONTINUE)]})
-        body = {"model": self._model, "max_tokens": ask.max_tokens, "temperature": self._temperature}
-        return HttpRequest("/messages", body | {"messages": messages})
+        if shown and self._continuation == "instruct":
+            messages.append({"role": "user", "content": [_block(self._config.instruction)]})
+        body: dict[str, Any] = {"model": self._config.model, "max_tokens": ask.max_tokens}
+        if "temperature" not in self._learned.left_out:
+            body["temperature"] = self._config.temperature
+        if self._config.system:
+            body["system"] = self._config.system
+        return HttpRequest("/messages", merged(body | {"messages": messages}, self._extra))
 
     def parse(self, body: Any, ask: Ask) -> Answer:
         answer = mapping(body)
         if answer.get("type") != "message":
             raise ValueError("the answer is not a message")
-        stop = text_or_none(answer.get("stop_reason"))
-        blocks = [mapping(block) for block in listing(answer.get("content"))]
-        texts = [block.get("text") for block in blocks if block.get("type") == "text"]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("a text block has no text")
-        if stop == "refusal":
-            one = Rollout("refused", None, stop)
-        else:
-            one = rollout("".join(cast("list[str]", texts)), stop, open_end(ask.prefix)[1])
-        usage = answer.get("usage")
-        return Answer(str(answer.get("model", "")), [one], None if usage is None else _usage(mapping(usage)))
+        one = _rollout(answer, ask.prefix)
+        return Answer(str(answer.get("model", "")), [one], usage_or_none(answer.get("usage"), _usage))
 
     def worst_case(self, ask: Ask) -> Usage:
-        tokens = prompt_bytes(ask, self.continuation)
-        return Usage(tokens, 0, ask.max_tokens, cache_write_tokens=tokens)
+        tokens = prompt_bytes(ask, self._continuation, self._config)
+        hour = tokens if '"1h"' in json.dumps(self._config.extra) else 0  # the user may ask for the longer cache
+        return Usage(tokens, 0, ask.max_tokens, cache_write_tokens=tokens, cache_write_1h_tokens=hour)
+
+
+def _rollout(message: Mapping[str, Any], prefix: str) -> Rollout:
+    stop = text_or_none(message.get("stop_reason"))
+    blocks = [mapping(block) for block in listing(message.get("content"))]
+    if stop == "refusal":
+        return Rollout("refused", None, stop)
+    text = joined([block for block in blocks if block.get("type") == "text"])
+    kinds = {block.get("type") for block in blocks}
+    if not text and (stop in ("tool_use", "pause_turn") or "tool_use" in kinds):
+        return Rollout("failed", None, stop or "tool_use")
+    thought = not kinds.isdisjoint({"thinking", "redacted_thinking"})
+    return rollout(text, stop, open_end(prefix)[1], chat_after=prefix, thought=thought)
 
 
 def _pieces(shown: str, cuts: tuple[int, ...]) -> list[str]:
@@ -132,9 +161,12 @@ def _block(text: str) -> dict[str, Any]:
 
 
 def _usage(usage: Mapping[str, Any]) -> Usage:
-    read, written = count(usage, "cache_read_input_tokens"), count(usage, "cache_creation_input_tokens")
+    lives = mapping(usage.get("cache_creation") or {})
+    hour = count(lives, "ephemeral_1h_input_tokens")
+    read = count(usage, "cache_read_input_tokens")
+    written = max(count(usage, "cache_creation_input_tokens"), hour + count(lives, "ephemeral_5m_input_tokens"))
     prompt = count(usage, "input_tokens") + read + written
-    return Usage(prompt, read, count(usage, "output_tokens"), cache_write_tokens=written)
+    return Usage(prompt, read, count(usage, "output_tokens"), cache_write_tokens=written, cache_write_1h_tokens=hour)
 
 
 def _most_choices(model: str) -> int | None:

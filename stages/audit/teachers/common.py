@@ -1,29 +1,20 @@
 # pyright: strict
-"""What several dialects share: the key, the addresses, whitespace at the cut, and the instruction to continue."""
+"""What several dialects share: the key, the addresses, the user's own fields, and what a size of prompt can cost."""
 
 import os
 from collections.abc import Mapping
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
+import orjson
+
 from ....store.errors import TeacherError
 from ....store.sections import TeacherConfig
-from ..teacher import Ask, Continuation, Rollout
-
-_MOST_TOKENS = 1 << 40
+from ..teacher import Ask, Continuation
+from .reply import mapping
 
 TEMPLATE_TOKENS = 256
 """Room for what a chat template and special tokens add to a prompt."""
-
-CONTINUE = (
-    "Your last message was cut off. Go on writing it from exactly the character where it stops, in the same style and"
-    " format. Write only the continuation: repeat nothing, and neither comment nor apologise."
-)
-"""The user message of the `instruct` continuation."""
-
-_CUT_CHARACTER = "\ufffd"
-"""What a server writes for a character of which it generated only the first bytes."""
 
 
 def base_urls(config: TeacherConfig, default: str) -> tuple[str, ...]:
@@ -67,70 +58,44 @@ def cannot(kind: str, what: str, hint: str) -> TeacherError:
     return TeacherError(f"teacher.kind {kind!r} cannot {what}.", hint)
 
 
-def prompt_bytes(ask: Ask, continuation: Continuation) -> int:
+def checked_extra(config: TeacherConfig, set_by: Mapping[str, str]) -> Mapping[str, Any]:
+    """teacher.extra, none of whose fields are those that other keys set.
+
+    Args:
+        set_by: Key of [teacher] that sets a field, by field; a dot reaches into a table.
+
+    Raises:
+        TeacherError: it sets one of them, behind the back of what is reserved and recorded.
+    """
+    for field, key in set_by.items():
+        table: Any = config.extra
+        *parents, name = field.split(".")
+        for parent in parents:
+            table = cast("dict[str, Any]", table).get(parent, {}) if isinstance(table, dict) else {}
+        if isinstance(table, dict) and name in table:
+            raise TeacherError(f"teacher.extra sets {field}, which is not its part.", f"Leave it out there; see {key}.")
+    return config.extra
+
+
+def merged(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's body with the user's fields on top, tables inside it merged too."""
+    out = dict(body)
+    for name, value in extra.items():
+        ours = out.get(name)
+        both = isinstance(ours, dict) and isinstance(value, dict)
+        out[name] = merged(mapping(ours), mapping(value)) if both else value
+    return out
+
+
+def prompt_bytes(ask: Ask, continuation: Continuation, config: TeacherConfig) -> int:
     """Most tokens that a prompt can have: a tokenizer makes at most one token of a byte."""
     start = ask.prompt_text if continuation == "completion" else ask.question
-    text = start + ask.prefix + (CONTINUE if continuation == "instruct" else "")
-    return len(text.encode()) + TEMPLATE_TOKENS
+    text = start + ask.prefix + config.system + (config.instruction if continuation == "instruct" else "")
+    # Tools, a schema, arguments of a chat template: what the user adds may be a part of the prompt.
+    return len(text.encode()) + len(orjson.dumps(config.extra)) + TEMPLATE_TOKENS
 
 
 def open_end(prefix: str) -> tuple[str, str]:
     """A prefix without the whitespace at its end, which some APIs refuse, and that whitespace."""
     head = prefix.rstrip()
     return head, prefix[len(head) :]
-
-
-def rollout(text: Any, finish_reason: str | None, dropped: str = "") -> Rollout:
-    """A continuation as the scorer wants to see it.
-
-    Args:
-        dropped: Whitespace of the student's that the teacher was not shown. If the teacher writes it again, it is no
-            part of the continuation.
-
-    Raises:
-        ValueError: it is not text.
-    """
-    if text is not None and not isinstance(text, str):
-        raise ValueError("a continuation is not a string")
-    said = text or ""
-    again = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(said, dropped, strict=False)))
-    clean = said[again:].rstrip(_CUT_CHARACTER)
-    return Rollout("ok" if clean else "empty", clean, finish_reason)
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if not isinstance(value, dict):
-        raise ValueError(f"expected an object, got {type(value).__name__}")
-    return cast("dict[str, Any]", value)
-
-
-def listing(value: Any) -> list[Any]:
-    """A JSON array.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if not isinstance(value, list):
-        raise ValueError(f"expected a list, got {type(value).__name__}")
-    return cast("list[Any]", value)
-
-
-def count(usage: Mapping[str, Any], key: str) -> int:
-    """A number of tokens; an absent one is zero.
-
-    Raises:
-        ValueError: it is no whole number that could be one.
-    """
-    value = usage.get(key) or 0
-    if not isinstance(value, int) or not 0 <= value < _MOST_TOKENS:
-        raise ValueError(f"{key} is {value!r}")
-    return value
-
-
-def text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

@@ -7,26 +7,15 @@ https://ai.google.dev/gemini-api/docs/thinking
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ....store.ledger import Usage
 from ....store.sections import TeacherConfig
 from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
-from .common import (
-    CONTINUE,
-    api_key,
-    base_urls,
-    cannot,
-    count,
-    key_refused,
-    listing,
-    mapping,
-    no_model,
-    open_end,
-    prompt_bytes,
-    rollout,
-    text_or_none,
-)  # fmt: skip
+from .common import api_key, base_urls, cannot, checked_extra, key_refused, merged, no_model, open_end, prompt_bytes
+from .refusal import NO_PREFILL, Learned, words
+from .reply import count, listing, mapping, required_text, rollout, text_or_none, usage_or_none
 
 _DEFAULT_URL = "https://generativelanguage.googleapis.com/v1beta"
 _KEY = "GEMINI_API_KEY"
@@ -40,7 +29,31 @@ def most_candidates(model: str) -> int | None:
     return 8 if _PREFILLS.match(model) else 1
 
 
-_FILTERED = {"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE", "IMAGE_SAFETY"}
+_FILTERED = {
+    "SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE", "MODEL_ARMOR", "IMAGE_SAFETY",
+    "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION",
+}  # fmt: skip
+_ANSWERED = {"STOP", "MAX_TOKENS", None}
+"""Finish reasons of a text that is the model's answer. All others (OTHER, MALFORMED_RESPONSE, UNEXPECTED_TOOL_CALL,
+and whatever comes) say that the API has none."""
+
+_SET_BY = {
+    "contents": "teacher.instruction",
+    "systemInstruction": "teacher.system",
+    "system_instruction": "teacher.system",
+    "generation_config": "generationConfig",
+    "generationConfig.candidateCount": "teacher.rollouts",
+    "generationConfig.maxOutputTokens": "teacher.max_tokens",
+    "generationConfig.temperature": "teacher.temperature",
+    "generationConfig.seed": "teacher.seed",
+}
+
+_OPTIONAL = {"temperature": ": the model samples at its own", "seed": ": rollouts are not repeatable"}
+
+_LEAST_BUDGET = 128
+"""Of thinking tokens, for models that cannot be without (2.5 Pro). https://ai.google.dev/gemini-api/docs/thinking"""
+_LEVEL_TOKENS = 1024
+"""Room for the thoughts of models that take a level instead of a budget."""
 
 
 async def find(config: TeacherConfig, http: Http) -> "GeminiTeacher":
@@ -62,80 +75,155 @@ class GeminiTeacher:
     """`:generateContent` with the student's prefix as an open model turn, or with an instruction to continue it."""
 
     caches_after_first = True
+    thinking_off = (
+        "Set teacher.extra = { generationConfig = { thinkingConfig = { thinkingBudget = 0 } } }, or for Gemini 3"
+        ' { thinkingLevel = "minimal" }; where the model cannot be without thinking, raise teacher.max_tokens.'
+    )
 
     def __init__(self, config: TeacherConfig) -> None:
         key = api_key(config, _KEY)
         # Never as ?key=: addresses end up in the logs of whatever lies between.
         self.headers: Mapping[str, str] = {"x-goog-api-key": key} if key else {}
         self.base_urls = base_urls(config, _DEFAULT_URL)
-        self.continuation: Continuation
+        self._continuation: Continuation
         if config.continuation == "auto":
             prefills = _PREFILLS.match(config.model) is not None
-            self.continuation = "prefill" if prefills else "instruct"
+            self._continuation = "prefill" if prefills else "instruct"
             self.why = f"{config.model} {'takes' if prefills else 'is not known to take'} an open model turn"
         else:
-            self.continuation = "instruct" if config.continuation == "instruct" else "prefill"
+            self._continuation = "instruct" if config.continuation == "instruct" else "prefill"
             self.why = "as configured"
-        self.most_choices: int | None = most_candidates(config.model)
-        self._model = config.model
-        self._temperature = config.temperature
+        self._config = config
+        self._extra = checked_extra(config, _SET_BY)
+        self._learned = Learned(config.model, most_candidates(config.model), _OPTIONAL)
+        self._thinking = _first_thinking(config)
+
+    @property
+    def continuation(self) -> Continuation:
+        return self._continuation
+
+    @property
+    def most_choices(self) -> int | None:
+        return self._learned.most_choices
+
+    @property
+    def form(self) -> int:
+        return self._learned.form
+
+    def adapt(self, status: int, body: Any) -> str | None:
+        said = words(status, body)
+        if self._thinking is not None and re.search(r"thinking|\bbudget", said, re.IGNORECASE):
+            self._thinking = self._thinking.after(said)
+            return self._learned.changed(str(self._thinking or "is told nothing about thinking"))
+        if self._config.continuation == "auto" and self._continuation == "prefill" and NO_PREFILL.search(said):
+            self._continuation = "instruct"
+            return self._learned.changed("does not continue an open turn; continuation = instruct from here on")
+        return self._learned.fewer_choices(said) or self._learned.without_field(said)
 
     def request(self, ask: Ask) -> HttpRequest:
         shown, _ = open_end(ask.prefix)
         contents = [_turn("user", ask.question)]
         if shown:
             contents.append(_turn("model", shown))
-        if shown and self.continuation == "instruct":
-            contents.append(_turn("user", CONTINUE))
+        if shown and self._continuation == "instruct":
+            contents.append(_turn("user", self._config.instruction))
         generation: dict[str, Any] = {
-            "candidateCount": ask.n,
-            "maxOutputTokens": ask.max_tokens,
-            "temperature": self._temperature,
+            "candidateCount": self._learned.choices(ask.n),
+            "maxOutputTokens": self._most_tokens(ask),
+            "temperature": self._config.temperature,
         }
         if ask.seed is not None:
             generation["seed"] = ask.seed
-        if not self._model.startswith(("gemini-1.", "gemini-2.0-")):  # these do not think, and refuse to be told so
-            generation["thinkingConfig"] = {"thinkingBudget": 0}
-        body = {"contents": contents, "generationConfig": generation}
-        return HttpRequest(f"/models/{self._model}:generateContent", body)
+        if self._thinking is not None:
+            generation["thinkingConfig"] = dict(self._thinking.config)
+        sent = {name: value for name, value in generation.items() if name not in self._learned.left_out}
+        body: dict[str, Any] = {"contents": contents, "generationConfig": sent}
+        if self._config.system:
+            body["systemInstruction"] = {"parts": [{"text": self._config.system}]}
+        return HttpRequest(f"/models/{self._config.model}:generateContent", merged(body, self._extra))
+
+    def _most_tokens(self, ask: Ask) -> int:
+        """Thoughts count as output, so they need room beside the continuation."""
+        return ask.max_tokens + (self._thinking.tokens if self._thinking is not None else 0)
 
     def parse(self, body: Any, ask: Ask) -> Answer:
         answer = mapping(body)
-        usage = answer.get("usageMetadata")
         feedback = answer.get("promptFeedback")
         blocked = mapping(feedback).get("blockReason") if feedback else None
         if blocked:
             rollouts = [Rollout("filtered", None, str(blocked))] * ask.n
         else:
-            dropped = open_end(ask.prefix)[1]
-            rollouts = [_rollout(mapping(candidate), dropped) for candidate in listing(answer.get("candidates"))]
+            rollouts = [_rollout(mapping(candidate), ask.prefix) for candidate in listing(answer.get("candidates"))]
         model = str(answer.get("modelVersion", "")).removeprefix("models/")
-        return Answer(model, rollouts, None if usage is None else _usage(mapping(usage)))
+        return Answer(model, rollouts, usage_or_none(answer.get("usageMetadata"), _usage))
 
     def worst_case(self, ask: Ask) -> Usage:
-        return Usage(prompt_bytes(ask, self.continuation), 0, ask.n * ask.max_tokens)
+        prompt = prompt_bytes(ask, self._continuation, self._config)
+        return Usage(prompt, 0, self._learned.choices(ask.n) * self._most_tokens(ask))
+
+
+@dataclass(frozen=True)
+class _Thinking:
+    """What a request says about thinking, and how many tokens the thoughts may take."""
+
+    config: Mapping[str, Any]
+    tokens: int
+
+    def __str__(self) -> str:
+        ((name, value),) = self.config.items()
+        return f"cannot be without thinking: {name} = {value}, and {self.tokens} more output tokens each to pay for it"
+
+    def after(self, said: str) -> "_Thinking | None":
+        """The next thing to say after a refusal of this: nothing at all where a model does not know thinking, the least
+        budget, the lowest level."""
+        if "thinkingLevel" in self.config or _NO_THINKING.search(said):
+            return None
+        if "thinkingBudget" in self.config and not self.tokens and not re.search("level", said, re.IGNORECASE):
+            least = _LEAST.search(said)
+            budget = int(least[1]) if least else _LEAST_BUDGET
+            return _Thinking({"thinkingBudget": budget}, budget)
+        return _Thinking({"thinkingLevel": "low"}, _LEVEL_TOKENS)
+
+
+_NO_THINKING = re.compile(
+    r"thinking is not (enabled|supported)|not support thinking\b(?!_)|unknown name .?thinking", re.IGNORECASE
+)
+_LEAST = re.compile(
+    r"(?:between|from|at least|minimum(?: of| is)?|greater than or equal to) *([1-9]\d*)", re.IGNORECASE
+)
+
+
+def _first_thinking(config: TeacherConfig) -> _Thinking | None:
+    """What is said at first: nothing where the user says it, or to models that do not think and refuse to be told."""
+    generation = config.extra.get("generationConfig", {})
+    if "thinkingConfig" in generation or config.model.startswith(("gemini-1.", "gemini-2.0-")):
+        return None
+    return _Thinking({"thinkingBudget": 0}, 0)
 
 
 def _turn(role: str, text: str) -> dict[str, Any]:
     return {"role": role, "parts": [{"text": text}]}
 
 
-def _rollout(candidate: Mapping[str, Any], dropped: str) -> Rollout:
+def _rollout(candidate: Mapping[str, Any], prefix: str) -> Rollout:
     reason = text_or_none(candidate.get("finishReason"))
-    if reason in _FILTERED:
-        return Rollout("filtered", None, reason)
+    if reason not in _ANSWERED:
+        return Rollout("filtered" if reason in _FILTERED else "failed", None, reason)
     content = candidate.get("content")
-    parts = listing(mapping(content).get("parts") or []) if content else []
-    texts = [part.get("text", "") for part in map(mapping, parts) if not part.get("thought")]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("a part has no text")
-    return rollout("".join(texts), reason, dropped)
+    parts = [mapping(part) for part in listing(mapping(content).get("parts") or [])] if content else []
+    thoughts = [part for part in parts if part.get("thought")]
+    texts = [part for part in parts if not part.get("thought") and part.get("text") is not None]
+    if not texts and any("functionCall" in part for part in parts):
+        return Rollout("failed", None, "functionCall")
+    text = "".join(map(required_text, texts))
+    return rollout(text, reason, open_end(prefix)[1], chat_after=prefix, thought=bool(thoughts))
 
 
 def _usage(usage: Mapping[str, Any]) -> Usage:
-    # Thoughts are billed as output.
+    # Thoughts are billed as output, and what tools bring as input.
     completion = count(usage, "candidatesTokenCount") + count(usage, "thoughtsTokenCount")
-    return Usage(count(usage, "promptTokenCount"), count(usage, "cachedContentTokenCount"), completion)
+    prompt = count(usage, "promptTokenCount") + count(usage, "toolUsePromptTokenCount")
+    return Usage(prompt, count(usage, "cachedContentTokenCount"), completion)
 
 
 DIALECT = Dialect(find, continuations=("prefill", "instruct"), most_choices=most_candidates, price_provider="google")
