@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ...store.config import Config
     from ...store.sections import ScoreConfig
 
-# `ended`: the teacher came to an end by itself, in the words of the providers: stop (OpenAI's dialect, Gemini), end_turn
+# `ended`: the teacher came to an end by itself, in the providers' words: stop (OpenAI's dialect, Gemini), end_turn
 # (Anthropic), eos (Together), eos_token (TGI), stop_token, complete (Cohere), endoftext (AI21).
 _ANSWERS = """
 SELECT
