@@ -314,7 +314,7 @@ class EvalConfig(Section):
     max_new_tokens: int = Field(default=32768, gt=0)
     """Longest response, tokens; the model's context may be shorter."""
     temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature; 0 is greedy decoding, which needs samples = 1."""
+    """Sampling temperature; 0 is greedy decoding, which needs one sample."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus of the sampling distribution."""
     template: str | None = None
