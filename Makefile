@@ -4,7 +4,10 @@ BIN := .venv/bin
 # Versions that were tested together; torch's build (CPU or CUDA) is pip's choice by its own settings.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo study test test-vllm lint bench clean
+# A file's tests stay together, because they share what its fixtures make.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+
+.PHONY: demo study test test-slow test-all test-vllm lint bench clean
 
 demo: .venv/.installed-demo
 	$(BIN)/omniopd demo
@@ -13,12 +16,21 @@ demo: .venv/.installed-demo
 study: .venv/.installed-study
 	$(BIN)/python -m omniopd.demo.study
 
+# The fast tier, for every change: at most five minutes on two cores, 25 examples for each property.
 test: .venv/.installed-dev
-	$(BIN)/pytest
+	$(PYTEST)
+
+# The slow tier, and the properties of both with 300 examples: under 30 minutes on two cores.
+test-slow: .venv/.installed-dev
+	$(PYTEST) -m 'slow or hypothesis' --hypothesis-profile thorough
+
+# Both tiers, 300 examples for each property.
+test-all: .venv/.installed-dev
+	$(PYTEST) -m '' --hypothesis-profile thorough
 
 # vLLM is 2.5 GB and minutes of start-up: its tests have their own environment, and CI does not run them.
 test-vllm: .venv-vllm/.installed
-	.venv-vllm/bin/pytest tests/vllm tests/stages/generate/test_engine_contract.py
+	.venv-vllm/bin/pytest tests/stages/generate/vllm tests/stages/generate/test_engine_contract.py
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -2,8 +2,8 @@
 
 `--kind ablation` and `--kind sensitivity` do the other studies of the same arms.
 
-The folders are ordinary studies: `omniopd study sensitivity runs/study/sums --benchmark runs/study/sums/heldout.jsonl`
-goes on from there, with a teacher's server of one's own (`python -m omniopd.demo.teacher.server`).
+The folders are ordinary studies: `omniopd study sensitivity runs/study/sums` goes on from there, with a teacher's
+server of one's own (`python -m omniopd.demo.teacher.server`).
 """
 
 import argparse
@@ -26,7 +26,7 @@ POOL = 8192
 """Prompts to draw from: each seed shuffles them, and so trains on others."""
 
 
-def study(folder: Path, task: Task, kinds: Sequence[str], options: StudyOptions) -> list[str]:
+def study(folder: Path, task: Task, kinds: Sequence[str], rounds: int, options: StudyOptions) -> list[str]:
     """Run studies of an embedded task; goes on where it was stopped. Returns their tables."""
     from ..study.arms import ablation_arms, compare_arms, sensitivity_arms
 
@@ -34,7 +34,7 @@ def study(folder: Path, task: Task, kinds: Sequence[str], options: StudyOptions)
     tables: list[str] = []
     with TeacherServer(task.teacher) as base_url:
         prepare(study_, task)
-        base = study_.base.config((f"teacher.base_url={base_url}",))
+        base = study_.base.config((f"teacher.base_url={base_url}", f"run.rounds={rounds}"))
         if "compare" in kinds:
             tables.append(run_study(study_, "compare", base, compare_arms(base, options.equal), options, _say))
         if "ablation" in kinds:
@@ -49,15 +49,10 @@ def prepare(study: StudyDir, task: Task) -> None:
     if study.base.config_toml.exists():
         return
     study.path.mkdir(parents=True, exist_ok=True)
-    prompts = study.path / "prompts.jsonl"
+    prompts, held_out = study.path / "prompts.jsonl", study.path / "heldout.jsonl"
     _write(prompts, task.problems(POOL, seed=0, split="train"))
-    _write(benchmark_of(study), task.problems(HELD_OUT, seed=0, split="heldout"))
-    study.base.config_toml.write_text(commented_toml(settings(task, prompts)), encoding="utf-8")
-
-
-def benchmark_of(study: StudyDir) -> Path:
-    """The task's held-out questions."""
-    return study.path / "heldout.jsonl"
+    _write(held_out, task.problems(HELD_OUT, seed=0, split="heldout"))
+    study.base.config_toml.write_text(commented_toml(settings(task, prompts, held_out)), encoding="utf-8")
 
 
 def _write(path: Path, problems: Sequence[Problem]) -> None:
@@ -65,13 +60,18 @@ def _write(path: Path, problems: Sequence[Problem]) -> None:
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
-def settings(task: Task, prompts: Path) -> dict[str, dict[str, object]]:
-    """The config that all arms begin with."""
+def settings(task: Task, prompts: Path, held_out: Path) -> dict[str, dict[str, object]]:
+    """The config that all arms begin with.
+
+    Args:
+        held_out: The questions that arms are evaluated on, once each.
+    """
     values = task.config(prompts, PROMPTS_PER_ROUND)
     values["teacher"]["seed"] = 0
     values["data"]["answer"] = "answer"
     if task.white_box:
         values["train"]["teacher"] = str(task.teacher)
+    values["eval"] = {"benchmark": str(held_out), "samples": 1, "max_new_tokens": task.max_new_tokens}
     return values
 
 
@@ -93,13 +93,10 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     start, tables = time.monotonic(), list[str]()
+    options = StudyOptions(arguments.seeds, arguments.jobs, arguments.curve)
     for name in arguments.task or TASKS:
-        options = StudyOptions(
-            str(benchmark_of(StudyDir(arguments.folder / name))), arguments.seeds, arguments.rounds,
-            jobs=arguments.jobs, curve=arguments.curve,
-        )  # fmt: skip
-        kinds = arguments.kind or ["compare"]
-        tables += [f"\ntask {name}\n{table}" for table in study(arguments.folder, TASKS[name], kinds, options)]
+        found = study(arguments.folder, TASKS[name], arguments.kind or ["compare"], arguments.rounds, options)
+        tables += [f"\ntask {name}\n{table}" for table in found]
     _say("\n".join([*tables, f"\n{(time.monotonic() - start) / 60:.1f} minutes"]))
 
 

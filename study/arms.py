@@ -20,7 +20,9 @@ REFERENCE = "omniopd"
 GROUP = 8
 """Samples of a prompt that grpo normalises its rewards over."""
 
-_SEEDS = ("data.seed", "generate.seed", "select.seed", "train.seed")
+_SEEDS = ("data.seed", "generate.seed", "select.seed", "train.seed", "eval.seed")
+_OF_ALL_ARMS = ("run", "eval")
+"""Sections that say how arms are compared, and so may not differ between them."""
 _LONGEST_NAME = 100
 
 
@@ -159,7 +161,7 @@ def parse_grids(words: Sequence[str]) -> dict[str, list[Any]]:
     """`--grid score.alpha=0,0.5,1` for each key.
 
     Raises:
-        UsageError: not of that form, or not a key of the config.
+        UsageError: not of that form, not a key of the config, or one that does not vary between arms.
     """
     grids: dict[str, list[Any]] = {}
     for word in words:
@@ -170,6 +172,8 @@ def parse_grids(words: Sequence[str]) -> dict[str, list[Any]]:
             raise UsageError(
                 f"--grid {word} is not a config key and its values.", "Example: --grid score.alpha=0,0.5,1,4."
             )
+        if section in _OF_ALL_ARMS:
+            raise UsageError(f"--grid {word}: [{section}] is the same for all arms.", f"Use --set {key}=....")
         grids.setdefault(key, []).extend(_value(text) for text in values.split(","))
     return grids
 
@@ -183,13 +187,14 @@ def _value(text: str) -> Any:
     return text.strip()
 
 
-def arm_values(base: Config, arm: Arm, seed: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Sections of the config of one arm and seed. The arms of a seed share its seeds, so they see the same prompts."""
+def arm_values(base: Config, arm: Arm, seed: int) -> dict[str, dict[str, Any]]:
+    """Sections of the config of one arm and seed. The arms of a seed share its seeds, so they see the same prompts, and
+    answer the benchmark from the same random numbers."""
     values = cast("dict[str, dict[str, Any]]", base.model_dump(mode="json", exclude_unset=True))
     seeds = {key: _get(base, key) + seed for key in _SEEDS}
     if base.teacher.seed is not None:
         seeds["teacher.seed"] = base.teacher.seed + seed
-    for key, value in {**seeds, **arm.changes, "run.rounds": rounds}.items():
+    for key, value in {**seeds, **arm.changes}.items():
         section, _, name = key.partition(".")
         values.setdefault(section, {})[name] = value
         if value is None:  # TOML has no such value: a key that is not there is unset

@@ -1,43 +1,41 @@
 """`omniopd study`: what the estimator is worth on a run, and many runs side by side."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..store.config import Config
-from ..store.layout import RunDir
-from ..store.studies import StudyDir
+if TYPE_CHECKING:
+    from ..store.config import Config
+    from .arms import Choice, Kind
+    from .runner import StudyOptions
 
 study = typer.Typer(no_args_is_help=True, help="Compare methods and settings over seeds; or study a run's estimator.")
 
 Study = Annotated[Path, typer.Argument(help="Folder with the config.toml that all arms begin with.")]
-Benchmark = Annotated[str, typer.Option(help="What arms are evaluated on: a name or FILE, as for `omniopd eval`.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Each arm is trained once for each seed.")]
-Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of each arm; unset: the config's run.rounds.")]
-Samples = Annotated[int, typer.Option(min=1, help="Responses to each question.")]
-MaxNewTokens = Annotated[
-    int | None, typer.Option(min=1, help="Longest response, tokens; unset: generate.max_new_tokens.")
+Benchmark = Annotated[
+    str, typer.Option(help="What arms are evaluated on: a name or FILE, as for `omniopd eval`; unset: eval.benchmark.")
 ]
-Temperature = Annotated[float, typer.Option(min=0, help="Of the evaluation; 0 takes the likeliest token.")]
-Grader = Annotated[Literal["math_verify", "dapo_regex", "tests"], typer.Option(help="Who says what is right.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Each arm is trained once for each seed.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Arms trained at a time, each in a process.")]
 Curve = Annotated[bool, typer.Option("--curve", help="Evaluate after every round: learning curves.")]
-Set = Annotated[list[str], typer.Option("--set", help="Override a key of the base: --set train.lr=1e-5. Repeatable.")]
+Equal = Annotated[Literal["tokens", "usd"], typer.Option(help="What sft spends as much of as omniopd.")]
+Grid = Annotated[
+    list[str],
+    typer.Option(help="A key and its values; unset: M, N, C, phi, alpha and beta around the base's. Repeatable."),
+]
+Set = Annotated[list[str], typer.Option("--set", help="Override a key of the base: --set run.rounds=3. Repeatable.")]
 StudiedRound = Annotated[int, typer.Option("--round", min=0, help="Which round.")]
 
 
 @study.command("compare")
 def compare(
     study: Study,
-    benchmark: Benchmark,
+    benchmark: Benchmark = "",
     seeds: Seeds = 5,
-    rounds: Rounds = None,
-    samples: Samples = 1,
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = 1.0,
-    grader: Grader = "math_verify",
-    equal: Annotated[Literal["tokens", "usd"], typer.Option(help="What sft spends as much of as omniopd.")] = "tokens",
+    equal: Equal = "tokens",
     jobs: Jobs = 1,
     curve: Curve = False,
     set_: Set = [],
@@ -47,58 +45,40 @@ def compare(
     opd needs train.teacher, grpo needs data.answer. Goes on where it was stopped; docs/studies.md says what arms share
     and what the intervals hold for.
 
-    Example: omniopd study compare studies/first --benchmark math500 --seeds 5 --rounds 3
+    Example: omniopd study compare studies/first --benchmark math500 --set run.rounds=3
     """
     from .arms import compare_arms
-    from .runner import StudyOptions, run_study
+    from .runner import StudyOptions
 
-    options = StudyOptions(benchmark, seeds, rounds, samples, max_new_tokens, temperature, grader, equal, jobs, curve)
-    base = _config(study, set_)
-    _say(run_study(StudyDir(study), "compare", base, compare_arms(base, equal), options, _say))
+    options = StudyOptions(seeds, jobs, curve, equal)
+    _run(study, "compare", lambda base: compare_arms(base, equal), options, benchmark, set_)
 
 
 @study.command("ablation")
 def ablation(
     study: Study,
-    benchmark: Benchmark,
+    benchmark: Benchmark = "",
     seeds: Seeds = 5,
-    rounds: Rounds = None,
-    samples: Samples = 1,
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = 1.0,
-    grader: Grader = "math_verify",
     jobs: Jobs = 1,
     curve: Curve = False,
     set_: Set = [],
 ) -> None:
     """OmniOPD without one part at a time (Table 6), and with this implementation's own choices the other way round.
 
-    Example: omniopd study ablation studies/first --benchmark math500 --seeds 5 --rounds 3
+    Example: omniopd study ablation studies/first --benchmark math500 --set eval.samples=4
     """
     from .arms import ablation_arms
-    from .runner import StudyOptions, run_study
+    from .runner import StudyOptions
 
-    options = StudyOptions(
-        benchmark, seeds, rounds, samples, max_new_tokens, temperature, grader, jobs=jobs, curve=curve
-    )
-    base = _config(study, set_)
-    _say(run_study(StudyDir(study), "ablation", base, ablation_arms(base), options, _say))
+    _run(study, "ablation", ablation_arms, StudyOptions(seeds, jobs, curve), benchmark, set_)
 
 
 @study.command("sensitivity")
 def sensitivity(
     study: Study,
-    benchmark: Benchmark,
-    grid: Annotated[
-        list[str],
-        typer.Option(help="A key and its values; unset: M, N, C, phi, alpha and beta around the base's. Repeatable."),
-    ] = [],
+    benchmark: Benchmark = "",
+    grid: Grid = [],
     seeds: Seeds = 5,
-    rounds: Rounds = None,
-    samples: Samples = 1,
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = 1.0,
-    grader: Grader = "math_verify",
     jobs: Jobs = 1,
     curve: Curve = False,
     set_: Set = [],
@@ -108,14 +88,27 @@ def sensitivity(
     Example: omniopd study sensitivity studies/first --benchmark math500 --grid score.alpha=0,0.5,1,4
     """
     from .arms import parse_grids, sensitivity_arms
-    from .runner import StudyOptions, run_study
+    from .runner import StudyOptions
 
-    options = StudyOptions(
-        benchmark, seeds, rounds, samples, max_new_tokens, temperature, grader, jobs=jobs, curve=curve
-    )
-    base = _config(study, set_)
-    choice = sensitivity_arms(base, parse_grids(grid))
-    _say(run_study(StudyDir(study), "sensitivity", base, choice, options, _say))
+    grids = parse_grids(grid)
+    options = StudyOptions(seeds, jobs, curve)
+    _run(study, "sensitivity", lambda base: sensitivity_arms(base, grids), options, benchmark, set_)
+
+
+def _run(
+    folder: Path,
+    kind: "Kind",
+    choose: "Callable[[Config], Choice]",
+    options: "StudyOptions",
+    benchmark: str,
+    overrides: list[str],
+) -> None:
+    from ..store.studies import StudyDir
+    from .runner import run_study
+
+    named = [f"eval.benchmark={json.dumps(benchmark, ensure_ascii=False)}"] if benchmark else []
+    base = _config(folder, [*overrides, *named])
+    _say(run_study(StudyDir(folder), kind, base, choose(base), options, _say))
 
 
 @study.command("estimator")
@@ -131,6 +124,7 @@ def study_estimator(
 
     Example: omniopd study estimator runs/first --teacher Qwen/Qwen3-32B --round 0
     """
+    from ..store.layout import RunDir
     from .estimator.study import study_estimator
 
     _say(study_estimator(RunDir(run), round_, _config(run, set_), teacher))
@@ -147,12 +141,15 @@ def study_alpha(
 
     Example: omniopd study alpha runs/first --round 0
     """
+    from ..store.layout import RunDir
     from .estimator.study import study_alpha
 
     _say(study_alpha(RunDir(run), round_, _config(run, set_), teacher))
 
 
-def _config(folder: Path, overrides: list[str]) -> Config:
+def _config(folder: Path, overrides: list[str]) -> "Config":
+    from ..store.layout import RunDir
+
     return RunDir(folder).config(tuple(overrides))
 
 

@@ -2,19 +2,18 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+from support.processes import Command
+
 
 def omniopd(*args, check=True, **env):
-    import os
-
-    result = subprocess.run(
-        [sys.executable, "-m", "omniopd", *map(str, args)], capture_output=True, text=True, env=os.environ | env
-    )
+    result = Command(*args, env=env).wait()
     assert not check or result.returncode == 0, result.stderr
     return result
 
@@ -174,7 +173,9 @@ def test_vllm_that_is_not_installed_is_one_line_with_what_to_install(make_run):
 def test_a_hub_that_cannot_be_reached_is_one_line(make_run):
     run = make_run(name="hub")
     for setting in ("student.model=Qwen/Qwen3-1.7B", "data.prompts=open-r1/DAPO-Math-17k-Processed"):
-        result = omniopd("generate", run.path, "--set", setting, check=False, HF_HUB_OFFLINE="1")
+        # An interpreter of its own: the hub's client reads the variable when it is imported.
+        command = [sys.executable, "-m", "omniopd", "generate", str(run.path), "--set", setting]
+        result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
         assert result.returncode == 3
         assert "the hub did not give it" in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1, result.stderr

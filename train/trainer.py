@@ -72,6 +72,18 @@ class _Inputs:
 
 
 @dataclass(frozen=True)
+class _Prepared:
+    """What rank 0 found out and got ready, for all ranks."""
+
+    inputs: _Inputs
+    facts: TrajectoryFacts
+    carried: str | None
+    """Checkpoint of the round before whose optimizer state is carried over."""
+    resume: str | None
+    """Checkpoint of this round to go on from."""
+
+
+@dataclass(frozen=True)
 class _Data:
     """What a round trains on."""
 
@@ -100,40 +112,60 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
         BusyError: another process trains this round.
         Interrupted: SIGTERM came; a checkpoint was written after the step that was under way.
     """
-    round_ = run.round(index)
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(world())
-        on_first_rank(lambda: _enter(stack, round_))
-        if on_first_rank(round_.policy.is_dir):
-            on_first_rank(lambda: _forget(run, index - 1))
+        available = least_memory(device)
+        prepared = on_first_rank(lambda: _prepare(stack, run, index, config, available))
+        if prepared is None:
             return result_of(run, index, trained=False)
-        inputs = on_first_rank(lambda: _inputs(run, index, config))
-        check_layout(inputs.arch, config.train, dist.get_world_size())
-        frozen = None if inputs.frozen is None else inputs.frozen.arch
-        if frozen is not None:
-            check_layout(frozen, config.train, dist.get_world_size(), "teacher")
         stack.enter_context(model_parallel(config.train))
-        shards = _shards(stack, round_, inputs.arch.vocabulary)
-        longest = int(shards.lengths.max())
-        need = training_need(inputs.arch, config.train, processes=dist.get_world_size(), longest=longest, frozen=frozen)
-        check_memory(need, least_memory(device))
-        data = _Data(shards, on_first_rank(lambda: trajectory_facts(round_)))
-        on_first_rank(lambda: round_.expect("train", count_steps(len(shards), config.train)))
-        _train(run, index, config, inputs, data, device, progress)
+        data = _Data(map_sequences(_laid_out(run.round(index))), prepared.facts)
+        _train(run, index, config, prepared, data, device, progress)
         return result_of(run, index, trained=True)
 
 
-def _enter(stack: contextlib.ExitStack, round_: RoundDir) -> None:
+def _prepare(stack: contextlib.ExitStack, run: RunDir, index: int, config: Config, available: int) -> _Prepared | None:
+    """On rank 0 alone: all that comes before the models are built. None: the round is trained already.
+
+    Args:
+        stack: is given the lock of the stage, and the removal of what is only needed for its length.
+        available: bytes that the rank with the least of them can have.
+    """
+    round_, train = run.round(index), config.train
     stack.enter_context(round_.lock("train"))
+    if round_.policy.is_dir():
+        _forget(run, index - 1)
+        return None
+    inputs = _inputs(run, index, config)
+    ranks = dist.get_world_size()
+    check_layout(inputs.arch, train, ranks)
+    frozen = None if inputs.frozen is None else inputs.frozen.arch
+    if frozen is not None:
+        check_layout(frozen, train, ranks, "teacher")
+    # The round's training sequences, laid out once for all ranks.
+    folder = _laid_out(round_)
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    lay_out(round_.shards.batches(_ROWS_AT_A_TIME, COLUMNS), inputs.arch.vocabulary, folder)
+    shards = map_sequences(folder)
+    longest = int(shards.lengths.max())
+    check_memory(training_need(inputs.arch, train, processes=ranks, longest=longest, frozen=frozen), available)
+    facts = trajectory_facts(round_)
+    round_.expect("train", count_steps(len(shards), train))
+    carried = _previous(run, index).carries(train) if train.carry_optimizer and index else None
+    resume = _checkpoints(round_, train).begin(_made_with(round_, config, inputs, carried))
+    return _Prepared(inputs, facts, carried, resume)
 
 
-def _shards(stack: contextlib.ExitStack, round_: RoundDir, vocabulary: int) -> Sequences:
-    """The round's training sequences, laid out once for all ranks, until the stack ends."""
-    folder = round_.path / ".shards"
-    on_first_rank(lambda: lay_out(round_.shards.batches(_ROWS_AT_A_TIME, COLUMNS), vocabulary, folder))
-    if dist.get_rank() == 0:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    return map_sequences(folder)
+def _laid_out(round_: RoundDir) -> Path:
+    return round_.path / ".shards"
+
+
+def _checkpoints(round_: RoundDir, train: TrainConfig) -> Checkpoints:
+    return Checkpoints(round_.checkpoint, train.keep_checkpoints)
+
+
+def _previous(run: RunDir, index: int) -> Checkpoints:
+    return Checkpoints(run.round(index - 1).checkpoint)
 
 
 def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
@@ -175,21 +207,18 @@ def _checked(folder: Path, arch: Architecture) -> Architecture:
 
 
 def _train(
-    run: RunDir, index: int, config: Config, inputs: _Inputs, data: _Data, device: torch.device,
+    run: RunDir, index: int, config: Config, prepared: _Prepared, data: _Data, device: torch.device,
     progress: Progress | None,
 ) -> None:  # fmt: skip
-    round_, train = run.round(index), config.train
-    checkpoints = Checkpoints(round_.checkpoint, train.keep_checkpoints)
-    previous = Checkpoints(run.round(index - 1).checkpoint)
-    carried = on_first_rank(lambda: previous.carries(train)) if train.carry_optimizer and index else None
-    resume = on_first_rank(lambda: checkpoints.begin(_made_with(round_, config, inputs, carried)))
+    round_, train, inputs = run.round(index), config.train, prepared.inputs
     policy = _student(inputs.arch, inputs.policy, train, device)
     frozen = inputs.frozen
     reference = None if frozen is None else _student(frozen.arch, frozen.folder, train, device)
     learner = Learner(policy, reference, train, device)
-    if carried and not resume:
-        previous.load_optimizer(learner, carried)
-    start = checkpoints.load(learner, resume) if resume else Position()
+    if prepared.carried and not prepared.resume:
+        _previous(run, index).load_optimizer(learner, prepared.carried)
+    checkpoints = _checkpoints(round_, train)
+    start = checkpoints.load(learner, prepared.resume) if prepared.resume else Position()
 
     asked = threading.Event()
     with contextlib.ExitStack() as stack:
@@ -211,10 +240,15 @@ def _train(
                 )
 
     write_policy(policy, inputs.initial, round_.policy)
-    on_first_rank(MetricsLog(run, index).finish)
+    on_first_rank(lambda: _finish(run, index))
+
+
+def _finish(run: RunDir, index: int) -> None:
+    """On rank 0 alone: the policy gets its name."""
+    MetricsLog(run, index).finish()
     # The name is the promise that the round is done, so everything else is in place before it.
-    on_first_rank(lambda: publish(round_.policy))
-    on_first_rank(lambda: _forget(run, index - 1))
+    publish(run.round(index).policy)
+    _forget(run, index - 1)
 
 
 def _reporter(

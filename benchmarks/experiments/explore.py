@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from omniopd.demo.study import benchmark_of, prepare
+from omniopd.demo.study import prepare
 from omniopd.demo.tasks.task import TASKS
 from omniopd.demo.teacher.process import TeacherServer
 from omniopd.store.studies import StudyDir
@@ -40,8 +40,8 @@ def main() -> None:
     arms = [Arm(REFERENCE), *(arm(name, json.loads(changes)) for name, changes in args.arm)]
     with TeacherServer(task.teacher) as base_url:
         prepare(study, task)
-        base = study.base.config((f"teacher.base_url={base_url}",))
-        options = StudyOptions(str(benchmark_of(study)), args.seeds, args.rounds, jobs=args.jobs, curve=args.curve)
+        base = study.base.config((f"teacher.base_url={base_url}", f"run.rounds={args.rounds}"))
+        options = StudyOptions(args.seeds, args.jobs, args.curve)
         print(run_study(study, "explore", base, (arms, []), options, lambda line: print(line, flush=True)))
 
 

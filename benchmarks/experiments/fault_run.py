@@ -2,7 +2,7 @@
 
     python benchmarks/experiments/fault_run.py FOLDER [--requests 100000] [--kills 50]
 
-Not a part of `make bench`: it takes a quarter of an hour. The server is that of tests/stages/audit/test_faults.py. At
+Not a part of `make bench`: it takes a quarter of an hour. The server is that of tests/support/faults.py. At
 the end every rollout has to be there once, the ledger has to have charged no less than the server billed and no more
 than the budget, and every settled request has to be one whose rows are in the table.
 """
@@ -10,7 +10,6 @@ than the budget, and every settled request has to be one whose rows are in the t
 import argparse
 import collections
 import contextlib
-import importlib.util
 import random
 import signal
 import sqlite3
@@ -25,22 +24,17 @@ from omniopd.store.config import commented_toml, made_with
 from omniopd.store.layout import RoundDir, RunDir
 from omniopd.store.ledger import read_totals
 
-TESTS = Path(__file__).parents[2] / "tests"
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
+
+from support.faults import TIMEOUT_S, faults
+from support.scripted_teacher import ScriptedTeacher
+
 CHUNKS_EACH = 10
 ROLLOUTS = 2
 FAULTY = 0.2
 BUDGET_TOKENS = 100_000_000
 PREFIX = "One step more, and then another one, until the sum is there. "
 STUDENT = Path(__file__).parents[2] / "demo" / "models" / "student"
-
-
-def module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
 
 
 def trajectories(count: int) -> Iterator[dict[str, Any]]:
@@ -63,7 +57,7 @@ def make_round(path: Path, requests: int, base_url: str) -> RoundDir:
     run = RunDir(path)
     path.mkdir(parents=True)
     teacher = {"model": "scripted", "base_url": base_url, "rollouts": ROLLOUTS, "max_tokens": 12, "max_attempts": 12,
-               "timeout_s": 1.0, "max_concurrency": 64, "budget_tokens": BUDGET_TOKENS}  # fmt: skip
+               "timeout_s": TIMEOUT_S, "max_concurrency": 64, "budget_tokens": BUDGET_TOKENS}  # fmt: skip
     values: dict[str, dict[str, Any]] = {
         "student": {"model": str(STUDENT)}, "data": {"prompts": "none"}, "teacher": teacher,
     }  # fmt: skip
@@ -81,7 +75,7 @@ def make_round(path: Path, requests: int, base_url: str) -> RoundDir:
 class Bill:
     """What the server did and would bill for, whether its answers arrived or not."""
 
-    def __init__(self, teacher: Any, kinds: dict[str, Any], chance: random.Random) -> None:
+    def __init__(self, teacher: ScriptedTeacher, kinds: dict[str, Any], chance: random.Random) -> None:
         self.happened: collections.Counter[str] = collections.Counter()
         self.tokens = 0
         self._teacher, self._kinds, self._chance = teacher, kinds, chance
@@ -99,7 +93,7 @@ class Bill:
         return verdict
 
 
-def drive(path: Path, teacher: Any, kills: int, requests: int, chance: random.Random) -> tuple[int, str]:
+def drive(path: Path, teacher: ScriptedTeacher, kills: int, requests: int, chance: random.Random) -> tuple[int, str]:
     """Run `audit` to its end, killing it on the way. Returns how often it was killed, and what it said at last."""
     command = [sys.executable, "-m", "omniopd", "audit", str(path)]
     # Kills at random requests; a start that dies before its first request counts as well.
@@ -126,8 +120,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     arguments = parser.parse_args()
     chance = random.Random(1)
-    teacher = module(TESTS / "conftest.py").ScriptedTeacher()
-    kinds = module(TESTS / "stages" / "audit" / "test_faults.py").faults(teacher)
+    teacher = ScriptedTeacher()
+    kinds = faults(teacher)
     round_ = make_round(arguments.folder, arguments.requests, teacher.base_url)
     bill = Bill(teacher, kinds, chance)
     start = time.monotonic()

@@ -9,7 +9,6 @@ and the trajectories, which were generated before, appear a part at a time, as i
 
 import argparse
 import asyncio
-import importlib.util
 import json
 import sys
 import tempfile
@@ -24,21 +23,20 @@ from omniopd.stages.generate.stage import generate
 from omniopd.store.config import commented_toml, made_with
 from omniopd.store.layout import RunDir
 
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
+
+from support.scripted_teacher import ScriptedTeacher
+
 ROOT = Path(__file__).parents[2]
 LATENCY_S = 0.25
 PART, SECONDS_A_PART = 16, 2.0
 
 
-def slow_teacher() -> Any:
+def slow_teacher() -> ScriptedTeacher:
     """The tests' scripted server, after a pause."""
     from aiohttp import web
 
-    spec = importlib.util.spec_from_file_location("conftest", ROOT / "tests" / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    server = module.ScriptedTeacher()
+    server = ScriptedTeacher()
 
     def behave(body: dict[str, Any], number: int) -> Any:
         async def later(request: web.Request) -> web.Response:

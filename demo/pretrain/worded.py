@@ -5,8 +5,8 @@
 *The teacher* continues from the weights of the sums' teacher, which can add and reads one byte a token. It learns to
 write equations from a plain question. Most of its texts begin in words, as somebody else's would, often with that
 person's mistakes, and turn to equations at a step drawn at random or never: so, continuing such a text, it finishes
-the step at hand in words and may then continue in its own manner. Mistakes and the choice of words over equations are left
-out of its loss.
+the step at hand in words and may then continue in its own manner. Mistakes and the choice of words over equations are
+left out of its loss.
 
 *The student* is new. It reads words and single digits, and it was raised on answers in words with ``STUDENT_HABITS``,
 mistakes included.

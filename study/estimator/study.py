@@ -1,7 +1,6 @@
 """`omniopd study`: a scored run in, what its estimator is worth out. Reads the tables; asks no paid teacher."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from .alpha import Evidence, Optimum, optimum
 from .compare import Comparison, Estimate, compare
 from .echo_server import EchoServer
 from .oracle import Oracle, Text
+from .plot import plot
 
 SERVER = "server"
 """In place of a model: the config's own teacher, if it returns log-probs."""
@@ -60,7 +60,8 @@ def study_estimator(run: RunDir, index: int, config: Config, teacher: str) -> st
         f" alpha {config.score.alpha:g}; 95 % intervals by bootstrap over trajectories\n"
         f"mean true probability {full['pi_true'].mean():.3f}, mean prior {full['prior'].mean():.3f}"
     )
-    return f"{head}\n\n{_table3(rows)}\n\n{table.folder}\n{_plot(rows, table.folder)}"
+    picture = plot(rows, table.folder / "estimator.png")
+    return f"{head}\n\n{_table3(rows)}\n\n{table.folder}\n{picture}"
 
 
 def study_alpha(run: RunDir, index: int, config: Config, teacher: str | None) -> str:
@@ -216,11 +217,3 @@ def _optimum_line(name: str, found: Optimum) -> str:
 
 def _alpha(estimate: Estimate) -> str:
     return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
-
-
-def _plot(rows: Sequence[dict[str, Any]], folder: Path) -> str:
-    try:
-        from .plot import plot
-    except ModuleNotFoundError:
-        return "no plot: pip install 'omniopd[plot]'"
-    return str(plot(rows, folder / "estimator.png"))

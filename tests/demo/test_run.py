@@ -10,6 +10,7 @@ from omniopd.store.layout import RunDir
 from omniopd.store.ledger import read_totals
 
 
+@pytest.mark.slow
 def test_the_demo_distils_beside_its_controls_and_a_second_call_asks_nothing_again(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_run, "PROMPTS_PER_ROUND", 32)
     monkeypatch.setattr(demo_run, "HELD_OUT", 40)

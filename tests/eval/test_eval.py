@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from omniopd.graders.verdict import Verdict
 from omniopd.store.errors import BusyError, ConfigChangedError, InputError, UsageError
 from omniopd.store.evals import EvalDir
 from omniopd.store.worker import Worker
+from support.processes import Command
 
 FAST = ("generate.batch_size=16", "generate.part_rows=8")
 
@@ -82,22 +81,22 @@ def test_figures_are_those_of_the_rows_and_a_second_call_samples_and_grades_noth
 
 
 def test_killed_while_it_samples_the_same_command_goes_on(benchmark, student, tmp_path):
-    command = [
-        sys.executable, "-m", "omniopd", "eval", str(student), "--benchmark", str(benchmark), "--samples", "8",
+    words = [
+        "eval", str(student), "--benchmark", str(benchmark), "--samples", "8",
         "--template", "{question}\n", "--max-new-tokens", "56", "--grader", "dapo_regex",
         *(word for key in FAST for word in ("--set", key)), "--out",
     ]  # fmt: skip
     calm, killed = EvalDir(tmp_path / "calm"), EvalDir(tmp_path / "killed")
     same = settings(benchmark, samples=8, graders=("dapo_regex",))
     evaluate(Target(str(student)), same, FAST, calm.path)
-    process = subprocess.Popen([*command, str(killed.path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Command(*words, killed.path)
     deadline = time.monotonic() + 120
     while killed.responses().manifest.rows < 8:
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.running, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    assert process.wait(10) == -signal.SIGKILL
+    assert process.wait(10).returncode == -signal.SIGKILL
     parts = killed.responses().manifest.parts
     assert 8 <= killed.responses().manifest.rows < 96
     assert not is_whole(killed)
@@ -376,12 +375,11 @@ def test_where_code_cannot_be_confined_nothing_is_sampled(tmp_path, monkeypatch)
 
 
 def test_the_command_line_says_what_is_missing():
-    command = [sys.executable, "-m", "omniopd", "eval"]
     for arguments, message in (
         (["m"], "MODEL and --benchmark are needed"),
         (["m", "--benchmark", "x"], "no benchmark"),
     ):
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        done = Command("eval", *arguments).wait()
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omniopd.method.peaks import select_chunks
@@ -50,7 +50,6 @@ def batches(draw):
     return scores, np.array(lengths), clean
 
 
-@settings(max_examples=300, deadline=None)
 @given(batches(), st.integers(1, 6), st.integers(1, 9), st.sampled_from(["resample", "merge"]))
 def test_selection_equals_the_reference(batch, chunks, c, overlap):
     scores, lengths, clean = batch
@@ -61,7 +60,6 @@ def test_selection_equals_the_reference(batch, chunks, c, overlap):
         assert mine == reference(scores[row, :length].tolist(), clean[row].tolist(), chunks, c, overlap)
 
 
-@settings(max_examples=100, deadline=None)
 @given(batches(), st.integers(1, 6), st.integers(1, 9))
 def test_chunks_keep_their_length_hold_their_anchor_and_do_not_overlap(batch, chunks, c):
     scores, lengths, clean = batch

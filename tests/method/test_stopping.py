@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from omniopd.method.stopping import FIRST, STEP, Adaptive, Fixed, half_width, stopping_rule
 from omniopd.stages.audit.stage import audit
-from omniopd.stages.generate.stage import generate
 from omniopd.stages.score.stage import score
 from omniopd.store.errors import BudgetReached, ConfigChangedError, TeacherError
 from omniopd.store.ledger import read_totals
@@ -99,12 +98,10 @@ MOST = 10
 
 
 @pytest.fixture
-def run(make_run, teacher):
+def run(make_run, teacher, generated):
     settings = {"base_url": teacher.base_url, "max_concurrency": 4, "rollouts": "adaptive", "max_rollouts": MOST,
                 "precision": 0.2}  # fmt: skip
-    run = make_run(questions=24, teacher=settings)
-    generate(run, 0, run.config())
-    return run
+    return generated(make_run(questions=24, teacher=settings))
 
 
 def undecided(teacher):
@@ -157,13 +154,13 @@ def test_each_chunk_has_as_many_rollouts_as_its_own_answers_call_for(run, teache
     score(run, 0, config)
 
 
-def test_an_audit_that_is_interrupted_again_and_again_ends_with_the_same_rollouts(run, make_run, teacher):
+def test_an_audit_that_is_interrupted_again_and_again_ends_with_the_same_rollouts(run, make_run, teacher, generated):
     teacher.behave = undecided(teacher)
     audit(run, 0, run.config())
     whole = per_chunk(run)
     other = make_run(name="other", questions=24, teacher=run.config().teacher.model_dump(
         include={"base_url", "max_concurrency", "rollouts", "max_rollouts", "precision"}))  # fmt: skip
-    generate(other, 0, other.config())
+    generated(other)
     teacher.behave = undecided(teacher)
     for stop in (7, 19, 40):
         until = teacher.requests + stop

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omniopd.method.similarity.metrics import METRICS, similarities
@@ -131,7 +131,6 @@ def test_4_3_total_variation_is_bounded_by_the_anchors_kl(reference, student):
     assert np.abs(p - q).sum() / 2 <= math.sqrt(max(kl, 0) / 2) + 1e-7
 
 
-@settings(max_examples=25, deadline=None)
 @given(logits, st.lists(unit, min_size=6, max_size=6), st.sampled_from([0.01, 0.1, 1.0, 10.0]))
 def test_4_3_the_drift_at_the_minimum_is_paid_for_by_the_chunk_loss(reference, weights, beta):
     """One softmax shared by an audited and an un-audited token, minimised by gradient descent from the reference."""
@@ -157,7 +156,6 @@ def test_4_3_the_drift_at_the_minimum_is_paid_for_by_the_chunk_loss(reference, w
 words = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), min_size=1, max_size=4)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(words, st.randoms(use_true_random=False)), min_size=1, max_size=6), positive, alphas)
 def test_4_4_rollouts_that_are_equivalent_under_phi_give_the_same_weight(rollouts, prior, alpha):
     """Bag-of-words metrics do not see order, and no metric of words sees spacing or composition of characters."""

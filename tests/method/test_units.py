@@ -3,7 +3,7 @@
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -18,7 +18,6 @@ texts = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(texts)
 def test_words_are_what_the_regular_expression_finds(texts):
     codes, lengths = WordUnits().encode(pa.array(texts, pa.string()))
@@ -30,7 +29,6 @@ def test_words_are_what_the_regular_expression_finds(texts):
     assert len(set(code_of.values())) == len(code_of)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(st.sampled_from("0 19é٣数🙂,"), max_size=20), max_size=6))
 def test_digits_are_the_ascii_ones_and_all_else_is_left_out(texts):
     codes, lengths = DigitUnits().encode(pa.array(texts, pa.string()))
@@ -45,7 +43,6 @@ def test_by_digits_a_chunk_agrees_with_a_rollout_of_other_wording():
     assert pairs.rollout_text(0) == " makes 85"
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30), st.integers(0, 30))
 def test_a_text_cut_after_so_many_units_has_so_many(text, units):
     for encoder in (WordUnits(), CharUnits(), DigitUnits()):

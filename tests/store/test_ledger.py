@@ -167,7 +167,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestLedgerMachine.settings = settings(stateful_step_count=20)
 
 
 def test_a_rounds_cap_holds_for_what_the_round_adds(path):

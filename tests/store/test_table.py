@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omniopd.store.errors import ConfigChangedError, TableError
@@ -134,7 +134,6 @@ def test_every_column_of_every_table_is_documented():
         assert set(spec.key) <= set(spec.schema.names)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.text(min_size=1, max_size=4), max_size=5), max_size=5))
 def test_batches_hold_all_rows_and_are_no_larger_than_asked(tmp_path_factory, rows, parts):
     table = Table(tmp_path_factory.mktemp("t") / "scores", SCORES)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omniopd.store.errors import BusyError, ConfigChangedError, TableError, UsageError
@@ -88,7 +88,6 @@ def test_other_settings_under_another_shards_rows_are_refused(tmp_path, rows):
         Table(tmp_path, SCORES, Worker(1, 2)).begin({"score.phi": "char"})
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3), st.booleans()), max_size=12),
     st.integers(1, 4),

@@ -56,13 +56,16 @@ def test_compare_names_what_it_cannot_run_and_why():
 
 
 def test_every_arm_of_every_study_is_a_config_and_the_reference_has_no_change():
-    base = base_of(train={"teacher": "t"}, data={"answer": "a"}, score={"centre": "batch_mean"})
+    base = base_of(
+        train={"teacher": "t"}, data={"answer": "a"}, score={"centre": "batch_mean"}, run={"rounds": 2},
+        eval={"benchmark": "aime24", "samples": 4},
+    )  # fmt: skip
     for arms, _ in (compare_arms(base, "usd"), ablation_arms(base), sensitivity_arms(base, {})):
         assert arms[0].name == arms[0].folder == REFERENCE
         assert not any(arm.folder == REFERENCE for arm in arms[1:])
         for arm in arms:
-            config = config_of(arm_values(base, arm, 3, 2), "")
-            assert config.run.rounds == 2
+            config = config_of(arm_values(base, arm, 3), "")
+            assert (config.run, config.eval) == (base.run, base.eval.model_copy(update={"seed": 3}))
             for key, value in arm.changes.items():
                 section, name = key.split(".")
                 assert getattr(getattr(config, section), name) == value
@@ -71,7 +74,7 @@ def test_every_arm_of_every_study_is_a_config_and_the_reference_has_no_change():
 def test_sft_is_not_cut_to_the_length_of_a_chunk():
     base = base_of()
     sft = compare_arms(base, "tokens")[0][2]
-    assert config_of(arm_values(base, sft, 0, 1), "").teacher.max_tokens is None
+    assert config_of(arm_values(base, sft, 0), "").teacher.max_tokens is None
     assert sft.equal == "tokens"
     assert sft.folder != compare_arms(base, "usd")[0][2].folder
 
@@ -79,7 +82,7 @@ def test_sft_is_not_cut_to_the_length_of_a_chunk():
 def test_grpo_has_as_many_trajectories_as_the_others():
     base = base_of(data={"answer": "a"}, generate={"samples_per_prompt": 2})
     grpo = next(arm for arm in compare_arms(base, "tokens")[0] if arm.name == "grpo")
-    config = config_of(arm_values(base, grpo, 0, 1), "")
+    config = config_of(arm_values(base, grpo, 0), "")
     assert config.data.per_round * config.generate.samples_per_prompt == 256 * 2
 
 
@@ -87,10 +90,10 @@ def test_a_seed_moves_all_seeds_and_only_those():
     base = base_of(data={"seed": 7}, teacher={"seed": 11})
     arms = compare_arms(base, "tokens")[0]
     for arm in arms:
-        config = config_of(arm_values(base, arm, 3, 1), "")
+        config = config_of(arm_values(base, arm, 3), "")
         assert (config.data.seed, config.generate.seed, config.select.seed) == (10, 3, 3)
-        assert (config.teacher.seed, config.train.seed) == (14, 3)
-    assert "seed" not in arm_values(base_of(), arms[0], 3, 1)["teacher"]
+        assert (config.teacher.seed, config.train.seed, config.eval.seed) == (14, 3, 3)
+    assert "seed" not in arm_values(base_of(), arms[0], 3)["teacher"]
 
 
 def test_the_same_variant_has_the_same_folder_in_all_studies():
@@ -117,11 +120,17 @@ def test_a_wrong_grid_is_refused(word):
         parse_grids([word])
 
 
+@pytest.mark.parametrize("word", ["run.rounds=1,2", "eval.temperature=0.6,1"])
+def test_a_grid_over_what_all_arms_share_is_refused(word):
+    with pytest.raises(UsageError, match="is the same for all arms"):
+        parse_grids([word])
+
+
 def test_grids_are_read_as_numbers_where_they_are():
     grids = parse_grids(["score.alpha=0,0.5", "score.phi=edit,rouge1", "score.alpha=4"])
     assert grids == {"score.alpha": [0, 0.5, 4], "score.phi": ["edit", "rouge1"]}
     with pytest.raises(ConfigError, match=r"score\.phi"):
-        config_of(arm_values(base_of(), sensitivity_arms(base_of(), {"score.phi": ["no"]})[0][1], 0, 1), "")
+        config_of(arm_values(base_of(), sensitivity_arms(base_of(), {"score.phi": ["no"]})[0][1], 0), "")
 
 
 # -- statistics

@@ -16,6 +16,7 @@ from omniopd.study.estimator.alpha import Evidence, optimum
 from omniopd.study.estimator.compare import compare, means_of_subsets
 from omniopd.study.estimator.echo_server import EchoServer, read_truth
 from omniopd.study.estimator.oracle import Text
+from omniopd.study.estimator.plot import chart, plot
 from omniopd.study.estimator.white_box import WhiteBox
 
 
@@ -197,6 +198,63 @@ def test_a_server_without_log_probs_and_one_that_costs_money_are_refused(teacher
         EchoServer(config).truths([Text("a", "b")])
     with pytest.raises(InputError, match="past the ledger"):
         EchoServer(config.model_copy(update={"price": Price(input=1, output=1)}))
+
+
+# -- the picture
+
+
+def table_3(*phis, undefined=()):
+    """Rows as the study has them; the correlation of some phis is not defined."""
+    keys = [f"{what}_{name}" for what in ("mse", "corr") for name in ("freq", "bayes")]
+    rows = []
+    for i, phi in enumerate(phis):
+        for n in (1, 2, 5, 10):
+            row = {"phi": phi, "n": n}
+            for j, key in enumerate(keys):
+                value = math.nan if phi in undefined and key.startswith("corr") else 0.1 * (i + 1) + (j + 1) / n / 20
+                row |= {key: value, f"{key}_low": value - 0.02, f"{key}_high": value + 0.02}
+            rows.append(row)
+    return rows
+
+
+def rows_of_panels(rows):
+    """Altair lifts the data of a lone row of panels to the top."""
+    whole = chart(rows).to_dict()
+    return [{"data": whole.get("data"), **panels} for panels in whole["vconcat"]]
+
+
+def series_of(panels):
+    return [(p["phi"], p["n"], p["estimator"], p["value"], p["low"], p["high"]) for p in panels["data"]["values"]]
+
+
+def test_the_picture_holds_every_value_with_its_interval():
+    rows = table_3("rougeL", "edit")
+    panels = rows_of_panels(rows)
+    assert [one["spec"]["layer"][1]["encoding"]["y"]["title"] for one in panels] == [
+        "mean squared error",
+        "Pearson correlation",
+    ]
+    for one, measure in zip(panels, ("mse", "corr"), strict=True):
+        expected = [
+            (row["phi"], row["n"], name, *(row[f"{measure}_{short}{end}"] for end in ("", "_low", "_high")))
+            for row in rows
+            for short, name in (("freq", "frequentist"), ("bayes", "Bayesian"))
+        ]
+        assert series_of(one) == expected
+        assert one["facet"]["column"]["sort"] == ["rougeL", "edit"], "as in the table"
+        band, line = (layer["encoding"] for layer in one["spec"]["layer"])
+        assert (band["y"]["field"], band["y2"]["field"], line["y"]["field"]) == ("low", "high", "value")
+        assert line["x"]["scale"]["type"] == "log"
+        assert line["x"]["axis"]["values"] == [1, 2, 5, 10]
+
+
+@pytest.mark.parametrize("phis", [("edit", "exact"), ("exact",)])
+def test_what_is_not_defined_is_left_out_of_the_picture(tmp_path, phis):
+    rows = table_3(*phis, undefined=("exact",))
+    errors, *correlations = rows_of_panels(rows)
+    assert {point[0] for point in series_of(errors)} == set(phis)
+    assert {point[0] for panels in correlations for point in series_of(panels)} == set(phis) - {"exact"}
+    assert plot(rows, tmp_path / "estimator.png").read_bytes().startswith(b"\x89PNG")
 
 
 # -- the commands

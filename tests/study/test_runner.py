@@ -47,7 +47,7 @@ def make_study(tmp_path, base_url):
         for file, split, count in (("prompts", "train", 64), ("heldout", "heldout", 20)):
             rows = [{"question": p.question, "answer": str(p.answer)} for p in problems(count, seed=1, split=split)]
             (study.path / f"{file}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-        values = settings(SUMS, study.path / "prompts.jsonl")
+        values = settings(SUMS, study.path / "prompts.jsonl", study.path / "heldout.jsonl")
         values["data"]["per_round"] = 16
         values["teacher"] |= {"base_url": base_url, "rollouts": 4}
         study.base.config_toml.write_text(commented_toml(values))
@@ -56,8 +56,7 @@ def make_study(tmp_path, base_url):
     return make
 
 
-def options_of(study, **changes):
-    return StudyOptions(str(study.path / "heldout.jsonl"), **{"seeds": 2, "rounds": 1, **changes})
+TWO_SEEDS, ONE_SEED = StudyOptions(seeds=2), StudyOptions(seeds=1)
 
 
 def only(choice, *names):
@@ -73,7 +72,7 @@ def test_arms_that_differ_only_after_the_audit_ask_the_teacher_once(make_study, 
     before, base = requests_so_far(base_url), study.base.config()
     choice = only(ablation_arms(base), "omniopd", "w/o Bayesian smoothing", "constant weights")
     said: list[str] = []
-    text = run_study(study, "ablation", base, choice, options_of(study), said.append)
+    text = run_study(study, "ablation", base, choice, TWO_SEEDS, said.append)
     reference, smoothing = (study.run(arm.folder, 0) for arm in choice[0][:2])
     asked = requests_so_far(base_url) - before
     assert asked == sum(study.run("omniopd", seed).round(0).chunks.manifest.rows for seed in (0, 1))
@@ -96,29 +95,30 @@ def test_arms_that_differ_only_after_the_audit_ask_the_teacher_once(make_study, 
     # Again, and as another kind of study: the reference arm is there, nothing is asked.
     trained = {path: path.stat().st_mtime_ns for path in study.path.glob("arms/*/*/round=*/policy/model.safetensors")}
     assert len(trained) == 6
-    assert run_study(study, "ablation", base, choice, options_of(study), said.append) == text
+    assert run_study(study, "ablation", base, choice, TWO_SEEDS, said.append) == text
     grid = sensitivity_arms(base, {"score.alpha": [0.0, 1.0]})
     assert [arm.folder for arm in grid[0]] == ["omniopd", "score.alpha=0"]
-    run_study(study, "sensitivity", base, grid, options_of(study), said.append)
+    run_study(study, "sensitivity", base, grid, TWO_SEEDS, said.append)
     assert {path: path.stat().st_mtime_ns for path in trained} == trained
     assert requests_so_far(base_url) - before == asked
 
-    with pytest.raises(ConfigChangedError, match=r"train\.lr"):
-        run_study(study, "ablation", study.base.config(("train.lr=1",)), choice, options_of(study), said.append)
+    for change, key in (("train.lr=1", r"train\.lr"), ("eval.samples=2", r"eval\.samples")):
+        with pytest.raises(ConfigChangedError, match=key):
+            run_study(study, "ablation", study.base.config((change,)), choice, TWO_SEEDS, said.append)
 
 
 def test_fewer_rollouts_are_the_first_ones_of_the_reference_arm_as_if_asked_alone(make_study):
     shared, alone = make_study("shared"), make_study("alone")
     base = shared.base.config(("teacher.price={ input = 3.0, output = 7.0 }",))
     choice = sensitivity_arms(base, {"teacher.rollouts": [2]})
-    run_study(shared, "sensitivity", base, choice, options_of(shared, seeds=1), lambda line: None)
+    run_study(shared, "sensitivity", base, choice, ONE_SEED, lambda line: None)
     few = choice[0][1]
     run = shared.run(few.folder, 0)
     assert read_totals(run.ledger).requests == 0
     # The same arm where nobody has anything to lend: its own study's reference.
     its_own = alone.base.config(("teacher.price={ input = 3.0, output = 7.0 }", "teacher.rollouts=2"))
     its_own = its_own.model_copy(update={"data": base.data})
-    run_study(alone, "sensitivity", its_own, sensitivity_arms(its_own, {"train.lr": []}), options_of(alone, seeds=1),
+    run_study(alone, "sensitivity", its_own, sensitivity_arms(its_own, {"train.lr": []}), ONE_SEED,
               lambda line: None)  # fmt: skip
     columns = [
         "chunk_id", "rollout_index", "teacher", "status", "finish_reason", "prompt_tokens", "cached_tokens",
@@ -136,20 +136,20 @@ def test_fewer_rollouts_are_the_first_ones_of_the_reference_arm_as_if_asked_alon
     )
 
 
+@pytest.mark.slow
 def test_a_study_killed_in_the_middle_ends_with_the_same_table_and_asks_nothing_twice(make_study, base_url):
     calm, killed = make_study("calm"), make_study("killed")
     for study in (calm, killed):
-        # The path of the prompts is a setting, and so part of what the tables are compared by.
+        # The paths of prompts and benchmark are settings, and so part of what the tables are compared by.
         text = study.base.config_toml.read_text().replace(str(study.path), str(calm.path))
         study.base.config_toml.write_text(text)
     grid = sensitivity_arms(calm.base.config(), {"train.beta": [0]})
     before = requests_so_far(base_url)
-    run_study(calm, "sensitivity", calm.base.config(), grid, options_of(calm), lambda line: None)
+    run_study(calm, "sensitivity", calm.base.config(), grid, TWO_SEEDS, lambda line: None)
     asked = requests_so_far(base_url) - before
 
     def command(jobs):
-        options = ["--benchmark", str(calm.path / "heldout.jsonl"), "--seeds", "2", "--rounds", "1",
-                   "--grid", "train.beta=0", "--jobs", str(jobs)]  # fmt: skip
+        options = ["--seeds", "2", "--set", "run.rounds=1", "--grid", "train.beta=0", "--jobs", str(jobs)]
         return [sys.executable, "-m", "omniopd", "study", "sensitivity", str(killed.path), *options]
 
     process = subprocess.Popen(command(jobs=2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -176,20 +176,44 @@ def test_a_study_killed_in_the_middle_ends_with_the_same_table_and_asks_nothing_
 def test_a_grid_that_is_no_config_key_is_one_line(make_study):
     study = make_study()
     for grid, problem in (("score.alfa=1", "--grid score.alfa=1"), ("score.alpha=-1", "score.alpha")):
-        result = CliRunner().invoke(
-            app, ["study", "sensitivity", str(study.path), "--benchmark", str(study.path / "heldout.jsonl"),
-                  "--grid", grid]
-        )  # fmt: skip
+        result = CliRunner().invoke(app, ["study", "sensitivity", str(study.path), "--grid", grid])
         assert problem in str(result.exception)
         assert "\n" not in str(result.exception)
 
 
-def test_what_cannot_work_is_said_before_anything_is_trained(make_study):
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ('eval.graders=["tests"]', "not graded by 'tests'"),
+        ("eval.benchmark=nowhere", "no benchmark"),
+        ('eval.benchmark=""', "No benchmark"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_trained(make_study, change, problem):
     study = make_study()
-    base = study.base.config()
-    choice = ablation_arms(base)
-    with pytest.raises(UsageError, match="not graded by 'tests'"):
-        run_study(study, "ablation", base, choice, options_of(study, grader="tests"), lambda line: None)
-    with pytest.raises(UsageError, match="no benchmark"):
-        run_study(study, "ablation", base, choice, StudyOptions("nowhere"), lambda line: None)
+    base = study.base.config((change,))
+    with pytest.raises(UsageError, match=problem):
+        run_study(study, "ablation", base, ablation_arms(base), TWO_SEEDS, lambda line: None)
     assert not (study.path / "arms").exists()
+
+
+@pytest.mark.parametrize("command", ["compare", "ablation", "sensitivity"])
+def test_evaluation_and_rounds_come_from_the_config_and_benchmark_is_short_for_a_key(make_study, monkeypatch, command):
+    study, found = make_study(), []
+    monkeypatch.setattr("omniopd.study.runner.run_study", lambda *args: found.append(args) or "")
+    settings_ = ["--set", "eval.samples=3", "--set", "run.rounds=2", "--set", "eval.benchmark=aime24"]
+    for options in ([], ["--benchmark", "aime25", "--seeds", "4", "--jobs", "2", "--curve"]):
+        result = CliRunner().invoke(app, ["study", command, str(study.path), *settings_, *options])
+        assert result.exit_code == 0, result.output
+    bases = [base for _, _, base, *_ in found]
+    assert [kind for _, kind, *_ in found] == [command] * 2
+    assert [base.eval.benchmark for base in bases] == ["aime24", "aime25"]
+    assert {(base.eval.samples, base.run.rounds, base.eval.max_new_tokens) for base in bases} == {
+        (3, 2, SUMS.max_new_tokens)
+    }
+    assert [options for *_, options, _ in found] == [StudyOptions(), StudyOptions(4, 2, True)]
+
+
+def test_the_study_commands_load_no_numerical_library_to_print_their_help():
+    code = "import sys, omniopd.study.cli; sys.exit(bool({'numpy', 'pyarrow', 'polars', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -18,6 +18,7 @@ from omniopd.train.loss import Head, LossOutput, LossRows, fused_loss
 from omniopd.train.metrics import MetricsLog
 from omniopd.train.objective import loss_terms
 from omniopd.train.trainer import train_round
+from support import training as kit
 
 B, S, H, V = 3, 11, 12, 40
 PROMPT = 4
@@ -145,7 +146,7 @@ def test_grpo_adds_the_exact_divergence_to_the_initial_student_on_every_token_of
 # -- the trainer
 
 
-def response_rows(kit: Any, weight: Callable[[int], float], *, audited: bool) -> list[dict[str, Any]]:
+def response_rows(weight: Callable[[int], float], *, audited: bool) -> list[dict[str, Any]]:
     rows = kit.shard_rows(6)
     for n, row in enumerate(rows):
         row["audited"] = [audited and inside for inside in row["response_mask"]]
@@ -154,9 +155,9 @@ def response_rows(kit: Any, weight: Callable[[int], float], *, audited: bool) ->
 
 
 def test_sft_raises_the_likelihood_of_the_answers_without_a_frozen_model(
-    kit: Any, run: RunDir, students: Callable[[str], Path]
+    run: RunDir, students: Callable[[str], Path]
 ) -> None:
-    rows = response_rows(kit, lambda n: 1.0, audited=True)
+    rows = response_rows(lambda n: 1.0, audited=True)
     for row in rows:
         row["behaviour_logprobs"] = [0.0] * len(row["input_ids"])
     # Centring would take away a constant weight, so it is for Eq. 8 alone.
@@ -170,13 +171,13 @@ def test_sft_raises_the_likelihood_of_the_answers_without_a_frozen_model(
 
 
 def test_opd_draws_the_student_to_a_teacher_of_another_size(
-    kit: Any, run: RunDir, students: Callable[[str], Path], tmp_path: Path
+    run: RunDir, students: Callable[[str], Path], tmp_path: Path
 ) -> None:
     teacher = kit.save_student(tmp_path / "teacher", "llama", seed=5, hidden_size=64, num_hidden_layers=3)
     config = kit.make_config(
         students("qwen3"), objective="opd", teacher=str(teacher), forward_kl=0.25, global_batch=6, epochs=8
     )
-    rows = response_rows(kit, lambda n: 0.0, audited=False)
+    rows = response_rows(lambda n: 0.0, audited=False)
     kit.write_round(run, 0, config, rows)
     train_round(run, 0, config)
     steps = MetricsLog(run, 0).rows()
@@ -188,10 +189,10 @@ def test_opd_draws_the_student_to_a_teacher_of_another_size(
 
 
 def test_grpo_weighs_and_anchors_every_token_of_the_response_and_reports_the_reward(
-    kit: Any, run: RunDir, students: Callable[[str], Path]
+    run: RunDir, students: Callable[[str], Path]
 ) -> None:
     config = kit.make_config(students("qwen3"), objective="grpo", beta=0.05, global_batch=6, epochs=4)
-    rows = response_rows(kit, lambda n: (-1) ** n, audited=True)
+    rows = response_rows(lambda n: (-1) ** n, audited=True)
     kit.write_round(run, 0, config, rows)
     round_ = run.round(0)
     round_.rewards.begin({})
@@ -210,10 +211,10 @@ def test_grpo_weighs_and_anchors_every_token_of_the_response_and_reports_the_rew
 
 
 def test_a_white_box_teacher_that_does_not_fit_is_refused(
-    kit: Any, run: RunDir, students: Callable[[str], Path], tmp_path: Path
+    run: RunDir, students: Callable[[str], Path], tmp_path: Path
 ) -> None:
     student = students("qwen3")
-    rows = response_rows(kit, lambda n: 0.0, audited=False)
+    rows = response_rows(lambda n: 0.0, audited=False)
     wide = kit.save_student(tmp_path / "wide", "qwen3", vocab_size=128)
     other = kit.save_student(tmp_path / "other", "qwen3")
     kit.save_tokenizer(other, 90)
@@ -231,7 +232,7 @@ def test_a_white_box_teacher_that_does_not_fit_is_refused(
 
 
 def test_a_policy_of_one_objective_is_not_gone_on_with_under_another(
-    kit: Any, run: RunDir, students: Callable[[str], Path]
+    run: RunDir, students: Callable[[str], Path]
 ) -> None:
     from omniopd.store.config import made_with
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omniopd.store.errors import InputError
@@ -24,6 +24,7 @@ from omniopd.train.data import (
     plan_steps,
 )
 from omniopd.train.weights import BatchFacts, batch_facts
+from support import training as kit
 
 
 def read(rows: list[dict[str, Any]], vocabulary: int = 97) -> Sequences:
@@ -38,10 +39,9 @@ def facts_of(shards: Sequences, **options: Any) -> BatchFacts:
     return batch_facts(shards.loss_weight, shards.audited, shards.response, **options)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 2, 4]), st.integers(1, 3))
 def test_every_weighted_token_is_in_one_micro_batch_of_one_rank(
-    kit: Any, sequences: int, ranks: int, micro_batch: int, multiple: int, context: int
+    sequences: int, ranks: int, micro_batch: int, multiple: int, context: int
 ) -> None:
     shards = read(kit.shard_rows(sequences, seed=sequences))
     order = np.arange(sequences)
@@ -80,7 +80,7 @@ def test_every_weighted_token_is_in_one_micro_batch_of_one_rank(
     assert anchored == facts.unaudited_tokens
 
 
-def test_sequences_are_laid_out_as_the_table_has_them(kit: Any) -> None:
+def test_sequences_are_laid_out_as_the_table_has_them() -> None:
     rows = kit.shard_rows(5)
     shards = read(rows)
     for n, row in enumerate(rows):
@@ -113,7 +113,7 @@ def test_sequences_of_like_length_share_a_micro_batch() -> None:
     assert padding_share(np.array([5]), np.array([0]), ranks=2, micro_batch=1) == pytest.approx(1 / 6)
 
 
-def test_centring_makes_the_batch_s_audited_weights_sum_to_zero(kit: Any) -> None:
+def test_centring_makes_the_batch_s_audited_weights_sum_to_zero() -> None:
     shards = read(kit.shard_rows(5))
     facts = facts_of(shards, centre="batch_mean")
     (batch,) = micro_batches(shards, np.arange(5), facts, Share(), micro_batch=5)
@@ -122,7 +122,7 @@ def test_centring_makes_the_batch_s_audited_weights_sum_to_zero(kit: Any) -> Non
     assert facts_of(shards).baseline == 0
 
 
-def test_the_normaliser_is_the_audited_tokens_or_one(kit: Any) -> None:
+def test_the_normaliser_is_the_audited_tokens_or_one() -> None:
     shards = read(kit.shard_rows(3))
     assert facts_of(shards).normaliser == shards.audited.sum()
     assert facts_of(shards, normalise="sum").normaliser == 1

@@ -27,6 +27,7 @@ from omniopd.train.hf_model import load_weights, write_weights
 from omniopd.train.hf_weights import WeightFiles, fuse, hf_names, shard, unfuse, unshard
 from omniopd.train.model import Student, build
 from omniopd.train.parallel import model_parallel, world
+from support import training as kit
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -63,7 +64,7 @@ def logits(model: Student, ids: Tensor) -> Tensor:
     ids=["qwen3 tied", "qwen3 untied bf16", "qwen2 tied", "llama untied", "llama 3 rope"],
 )
 def test_a_student_goes_through_megatron_bit_for_bit_and_gives_the_logits_of_transformers(
-    kit: Any, tmp_path: Path, kind: str, changes: dict[str, Any]
+    tmp_path: Path, kind: str, changes: dict[str, Any]
 ) -> None:
     student = kit.save_student(tmp_path / "student", kind, **changes)
     ids = torch.randint(0, kit.VOCABULARY, (3, 40), generator=torch.Generator().manual_seed(0))
@@ -204,7 +205,7 @@ def test_a_head_stored_beside_its_tied_embedding_is_no_error(broken: Path) -> No
     check(broken)
 
 
-def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(kit: Any, broken: Path) -> None:
+def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(broken: Path) -> None:
     kit.save_tokenizer(broken, kit.VOCABULARY + 1)
     with pytest.raises(InputError, match="ids up to 97, and its embedding has 97 rows"):
         check(broken)

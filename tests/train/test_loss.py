@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -99,7 +99,6 @@ def gradients(loss: Tensor, case: Case, scale: float = 0.37) -> tuple[Tensor, ..
     return torch.autograd.grad(loss * scale, (case.hidden_TH, case.weight_VH), materialize_grads=True)
 
 
-@settings(max_examples=300, deadline=None)
 @given(cases())
 def test_loss_details_and_gradients_equal_the_terms_written_out(case: Case) -> None:
     case.hidden_TH.requires_grad_()

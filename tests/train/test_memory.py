@@ -13,6 +13,7 @@ from omniopd.store.sections import TrainConfig
 from omniopd.train import trainer
 from omniopd.train.architecture import Architecture
 from omniopd.train.memory import Need, check_memory, loss_bytes, training_need
+from support import training as kit
 
 QWEN3_8B = Architecture("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 40960, False, 1e-6, 1e6, None)
 
@@ -57,7 +58,7 @@ def test_the_loss_does_not_grow_with_the_tokens_but_for_the_hidden_states() -> N
 
 
 def test_a_step_that_cannot_fit_is_refused_before_it_is_begun(
-    kit: Any, run: RunDir, students: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    run: RunDir, students: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_memory(need(), need().total)
     with pytest.raises(InputError, match=r"at least 391 GB on each rank .* there are 80\. Set train.micro_batch = 1"):

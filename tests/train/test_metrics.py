@@ -13,6 +13,7 @@ from omniopd.store.errors import InputError
 from omniopd.store.layout import RunDir
 from omniopd.train.metrics import TRAIN_METRICS, MetricsLog
 from omniopd.train.trainer import train_round
+from support import training as kit
 
 
 def scalars(run: RunDir) -> dict[str, list[tuple[int, float]]]:
@@ -41,7 +42,7 @@ def write_scores(run: RunDir, index: int, similarity: dict[str, list[float]]) ->
 
 
 def test_two_rounds_are_one_line_in_tensorboard_and_say_what_the_loss_does_not(
-    kit: Any, run: RunDir, students: Callable[[str], Path]
+    run: RunDir, students: Callable[[str], Path]
 ) -> None:
     config = kit.make_config(students("qwen3"))
     for index in (0, 1):
@@ -71,7 +72,7 @@ def test_every_metric_is_documented() -> None:
 
 
 def test_weights_and_biases_gets_the_same_values_where_it_is_asked_for(
-    kit: Any, run: RunDir, students: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    run: RunDir, students: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = kit.make_config(students("qwen3"), wandb=True)
     kit.write_round(run, 0, config, kit.shard_rows(8))

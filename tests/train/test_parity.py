@@ -1,8 +1,7 @@
 """The trainer's loss and gradient against Eq. 8 written out in float64 over transformers, and every layout likewise."""
 
+import functools
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from support import training as kit
+from support.processes import run_ranks
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "data": {},
@@ -28,26 +30,15 @@ BASELINES: dict[str, dict[str, Any]] = {
 """Each on a qwen3; what they compute is held against other implementations in test_baselines.py."""
 
 
-def torchrun(processes: int, script: Path, *arguments: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    done = subprocess.run(
-        [*command, "--nproc-per-node", str(processes), script, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[:8000]
+Steps = Callable[[str, str], dict[str, Any]]
+"""(kind, layout) -> what that layout made of the step; "one" is a process alone, "written out" is float64."""
 
 
 @pytest.fixture(scope="module")
-def steps(
-    students: Callable[[str], Path], kit: Any, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, Any]]:
-    """For each kind of student, the same step by one process, by every layout of two, and written out."""
+def jobs(students: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """A student, a policy and a batch of each kind."""
     folder = tmp_path_factory.mktemp("parity")
-    script = Path(__file__).with_name("one_step.py")
-    jobs = {
+    made = {
         kind: {
             "student": students(kind),
             # Far enough from the reference that the divergence counts.
@@ -64,23 +55,29 @@ def steps(
             row["audited"] = [name != "opd" and inside for inside in row["response_mask"]]
             row["loss_weight"] = [(1.0 if name == "sft" else 0.5 - n % 3) * inside for inside in row["audited"]]
         policy = kit.save_student(folder / name, "qwen3", seed=7)
-        jobs[name] = jobs["qwen3"] | {"rows": rows, "centre": "none", "policy": policy}
-    results: list[dict[str, Any]] = []
-    for processes, layouts in ((1, {"one": {}}), (2, LAYOUTS)):
-        sections = {
-            kind: {name: TRAIN | BASELINES.get(kind, {}) | layout for name, layout in layouts.items()} for kind in jobs
-        }
-        torch.save({kind: job | {"layouts": sections[kind]} for kind, job in jobs.items()}, folder / "jobs.pt")
-        torchrun(processes, script, folder / "jobs.pt", folder / "out.pt")
-        results.append(torch.load(folder / "out.pt"))
-    one, two = results
-    return {
-        kind: one[kind]
-        | two[kind]
-        | ({"written out": written_out(job["student"], job["policy"], job["rows"])} if kind in KINDS else {})
-        | {"policy": job["policy"]}
-        for kind, job in jobs.items()
-    }
+        made[name] = made["qwen3"] | {"rows": rows, "centre": "none", "policy": policy}
+    return made
+
+
+@pytest.fixture(scope="module")
+def steps(jobs: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Steps:
+    """One step of each kind by a layout; a layout's processes start when the first test asks for it."""
+    folder = tmp_path_factory.mktemp("steps")
+
+    @functools.cache
+    def by(layout: str) -> dict[str, dict[str, Any]]:
+        sections = {kind: {layout: TRAIN | BASELINES.get(kind, {}) | LAYOUTS.get(layout, {})} for kind in jobs}
+        torch.save({kind: job | {"layouts": sections[kind]} for kind, job in jobs.items()}, folder / f"{layout}.pt")
+        ranks, out = 2 if layout in LAYOUTS else 1, folder / f"{layout}-out.pt"
+        run_ranks(ranks, "support.one_step", folder / f"{layout}.pt", out)
+        return {kind: found[layout] for kind, found in torch.load(out).items()}
+
+    def step(kind: str, layout: str) -> dict[str, Any]:
+        if layout == "written out":
+            return written_out(jobs[kind]["student"], jobs[kind]["policy"], jobs[kind]["rows"])
+        return by(layout)[kind]
+
+    return step
 
 
 def written_out(student: Path, policy: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -119,8 +116,8 @@ def worst(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_gradient_equal_equation_8_written_out_in_float64(steps: dict[str, Any], kind: str) -> None:
-    mine, theirs = steps[kind]["one"], steps[kind]["written out"]
+def test_loss_and_gradient_equal_equation_8_written_out_in_float64(steps: Steps, kind: str) -> None:
+    mine, theirs = steps(kind, "one"), steps(kind, "written out")
     for name, value in theirs["sums"].items():
         assert mine["sums"][name] == pytest.approx(value, rel=5e-6)
     assert mine["normaliser"] == theirs["normaliser"]
@@ -131,8 +128,8 @@ def test_loss_and_gradient_equal_equation_8_written_out_in_float64(steps: dict[s
 
 @pytest.mark.parametrize("kind", [*KINDS, *BASELINES])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_processes_form_the_gradient_of_one(steps: dict[str, Any], kind: str, layout: str) -> None:
-    one, two = steps[kind]["one"], steps[kind][layout]
+def test_two_processes_form_the_gradient_of_one(steps: Steps, kind: str, layout: str) -> None:
+    one, two = steps(kind, "one"), steps(kind, layout)
     terms = [name for name in ("chunk_loss", "kl", "reverse_kl") if one["sums"][name]]
     loss = max(abs(two["sums"][name] / one["sums"][name] - 1) for name in terms)
     print(f"{kind} {layout}: loss {loss:.1e}, gradient {worst(two['gradients'], one['gradients']):.1e}")
@@ -144,8 +141,11 @@ def test_two_processes_form_the_gradient_of_one(steps: dict[str, Any], kind: str
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_writes_the_bits_that_it_read(steps: dict[str, Any], kind: str, layout: str) -> None:
-    policy = steps[kind]["policy"]
+def test_every_layout_writes_the_bits_that_it_read(
+    steps: Steps, jobs: dict[str, dict[str, Any]], kind: str, layout: str
+) -> None:
+    steps(kind, layout)
+    policy = jobs[kind]["policy"]
     files = sorted(Path(f"{policy}-{layout}").glob("*.safetensors"))
     index = json.loads(Path(f"{policy}-{layout}", "model.safetensors.index.json").read_text())
     assert {path.name for path in files} == set(index["weight_map"].values())

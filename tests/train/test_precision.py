@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from omniopd.store.layout import RunDir
 from omniopd.train.metrics import MetricsLog
 from omniopd.train.trainer import train_round
+from support import training as kit
 
 
-def moved(kit: Any, folder: Path, student: Path, **train: Any) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+def moved(folder: Path, student: Path, **train: Any) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """How far each weight of all matrices moved in a round, in one vector; and the round's metrics."""
     config = kit.make_config(student, global_batch=8, lr=1e-4, checkpoint_every=100, **train)
     run = RunDir(folder)
@@ -22,11 +23,11 @@ def moved(kit: Any, folder: Path, student: Path, **train: Any) -> tuple[torch.Te
     return torch.cat(parts), MetricsLog(run, 0).rows()
 
 
-def test_steps_too_small_for_bfloat16_add_up_as_they_do_in_float32(kit: Any, tmp_path: Path) -> None:
+def test_steps_too_small_for_bfloat16_add_up_as_they_do_in_float32(tmp_path: Path) -> None:
     student = kit.save_student(tmp_path / "student", "qwen3", dtype=torch.bfloat16)
-    once, _ = moved(kit, tmp_path / "once", student, precision="bf16", epochs=1)
-    bf16, rows = moved(kit, tmp_path / "bf16", student, precision="bf16", epochs=16)
-    fp32, exact = moved(kit, tmp_path / "fp32", student, precision="fp32", epochs=16)
+    once, _ = moved(tmp_path / "once", student, precision="bf16", epochs=1)
+    bf16, rows = moved(tmp_path / "bf16", student, precision="bf16", epochs=16)
+    fp32, exact = moved(tmp_path / "fp32", student, precision="fp32", epochs=16)
     assert (once != 0).float().mean() < 0.4, "most weights cannot hold one step"
     assert (bf16 != 0).float().mean() > 0.6, "but float32 remembers it"
     assert torch.nn.functional.cosine_similarity(bf16, fp32, dim=0) > 0.9

@@ -20,6 +20,8 @@ from omniopd.train.checkpoint import Checkpoints
 from omniopd.train.launch import launch
 from omniopd.train.metrics import MetricsLog
 from omniopd.train.trainer import train_round
+from support import training as kit
+from support.processes import Command
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -44,12 +46,12 @@ def die_after(steps: int) -> Callable[[int, int, dict[str, Any]], None]:
 
 
 @pytest.fixture
-def config(kit: Any, students: Callable[[str], Path]) -> Config:
+def config(students: Callable[[str], Path]) -> Config:
     return kit.make_config(students("qwen3"), epochs=2)
 
 
 def test_two_rounds_in_one_process_train_and_then_stay_as_they_are(
-    kit: Any, run: RunDir, config: Config, students: Callable[[str], Path]
+    run: RunDir, config: Config, students: Callable[[str], Path]
 ) -> None:
     threads = torch.get_num_threads()
     seen: list[tuple[int, int]] = []
@@ -81,7 +83,7 @@ def test_two_rounds_in_one_process_train_and_then_stay_as_they_are(
             torch.cuda.current_device()  # the stand-ins are gone
 
 
-def test_metrics_say_what_each_step_did(kit: Any, run: RunDir, config: Config) -> None:
+def test_metrics_say_what_each_step_did(run: RunDir, config: Config) -> None:
     rows = kit.shard_rows(10)
     kit.write_round(run, 0, config, rows)
     train_round(run, 0, kit.make_config(config.student.model, epochs=2, warmup_steps=4, beta=0.2))
@@ -99,7 +101,7 @@ def test_metrics_say_what_each_step_did(kit: Any, run: RunDir, config: Config) -
     assert lines[0]["clipped_share"] == 0 < lines[1]["clipped_share"]
 
 
-def test_without_an_anchor_no_divergence_is_computed(kit: Any, run: RunDir, config: Config) -> None:
+def test_without_an_anchor_no_divergence_is_computed(run: RunDir, config: Config) -> None:
     kit.write_round(run, 0, config, kit.shard_rows(4))
     train_round(run, 0, kit.make_config(config.student.model, beta=0.0))
     (row,) = MetricsLog(run, 0).rows()
@@ -107,7 +109,7 @@ def test_without_an_anchor_no_divergence_is_computed(kit: Any, run: RunDir, conf
     assert row["loss"] == row["chunk_loss"]
 
 
-def test_equal_weights_centre_to_a_gradient_of_the_anchor_alone(kit: Any, run: RunDir, config: Config) -> None:
+def test_equal_weights_centre_to_a_gradient_of_the_anchor_alone(run: RunDir, config: Config) -> None:
     rows = kit.shard_rows(4)
     for row in rows:
         row["loss_weight"] = [0.5 * audited for audited in row["audited"]]
@@ -120,9 +122,7 @@ def test_equal_weights_centre_to_a_gradient_of_the_anchor_alone(kit: Any, run: R
     assert row["grad_norm"] < 1e-5  # policy and reference are equal in the first step
 
 
-def test_rounds_with_a_carried_optimizer_are_one_long_training(
-    kit: Any, tmp_path: Path, students: Callable[[str], Path]
-) -> None:
+def test_rounds_with_a_carried_optimizer_are_one_long_training(tmp_path: Path, students: Callable[[str], Path]) -> None:
     """Two rounds of one step on the same sequences, beside one round of two steps."""
     rows = kit.shard_rows(8)
 
@@ -143,7 +143,7 @@ def test_rounds_with_a_carried_optimizer_are_one_long_training(
 
 
 def test_another_precision_than_the_round_before_begins_with_a_fresh_optimizer(
-    kit: Any, run: RunDir, students: Callable[[str], Path]
+    run: RunDir, students: Callable[[str], Path]
 ) -> None:
     for index, precision in enumerate(("fp32", "bf16")):
         config = kit.make_config(students("qwen3"), precision=precision)
@@ -151,7 +151,7 @@ def test_another_precision_than_the_round_before_begins_with_a_fresh_optimizer(
         assert train_round(run, index, config).trained
 
 
-def test_bf16_with_recomputation_trains(kit: Any, run: RunDir, students: Callable[[str], Path]) -> None:
+def test_bf16_with_recomputation_trains(run: RunDir, students: Callable[[str], Path]) -> None:
     config = kit.make_config(students("qwen3"), precision="bf16", recompute=True, lr=1e-2)
     kit.write_round(run, 0, config, kit.shard_rows(8))
     result = train_round(run, 0, config)
@@ -162,7 +162,7 @@ def test_bf16_with_recomputation_trains(kit: Any, run: RunDir, students: Callabl
 
 
 def test_a_step_that_is_not_finite_leaves_the_weights_alone_and_is_counted(
-    kit: Any, run: RunDir, config: Config, students: Callable[[str], Path]
+    run: RunDir, config: Config, students: Callable[[str], Path]
 ) -> None:
     rows = kit.shard_rows(4)
     for row in rows:
@@ -177,7 +177,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone_and_is_counted(
 
 
 def test_a_trainer_killed_and_stopped_ends_with_the_bits_of_one_that_was_not(
-    kit: Any, tmp_path: Path, students: Callable[[str], Path]
+    tmp_path: Path, students: Callable[[str], Path]
 ) -> None:
     config = kit.make_config(students("qwen3"), epochs=15, checkpoint_every=4, warmup_steps=10, keep_checkpoints=1)
     runs = [RunDir(tmp_path / "whole"), RunDir(tmp_path / "killed")]
@@ -187,21 +187,20 @@ def test_a_trainer_killed_and_stopped_ends_with_the_bits_of_one_that_was_not(
     whole, killed = runs
     train_round(whole, 0, config)
     metrics = MetricsLog(killed, 0)
-    command = [sys.executable, "-m", "omniopd.train", str(killed.path), "--round", "0"]
     for steps, number in ((10, signal.SIGKILL), (23, signal.SIGTERM), (33, signal.SIGKILL)):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = Command(killed.path, "--round", 0, module="omniopd.train")
         while len(metrics.rows()) < steps:
-            assert process.poll() is None, "the trainer ended before it was killed"
+            assert process.running, "the trainer ended before it was killed"
             time.sleep(0.002)
         process.send_signal(number)
-        _, said = process.communicate()
+        ended = process.wait()
         if number == signal.SIGTERM:
             done = len(metrics.rows())
-            assert process.returncode == 130
-            assert f"SIGTERM: stopped after step {done} of 45, with a checkpoint." in said.splitlines()[-1]
+            assert ended.returncode == 130
+            assert f"SIGTERM: stopped after step {done} of 45, with a checkpoint." in ended.stderr.splitlines()[-1]
             assert (killed.round(0).checkpoint / "latest").read_text() == f"step={done:06d}\n"
         else:
-            assert process.returncode == -signal.SIGKILL
+            assert ended.returncode == -signal.SIGKILL
         assert (killed.round(0).checkpoint / "latest").is_file()
         assert not killed.round(0).policy.exists()
     assert len(list(killed.round(0).checkpoint.glob("step=*"))) <= 3
@@ -226,9 +225,7 @@ def test_a_checkpoint_cut_short_and_old_ones_are_cleared_away(tmp_path: Path) ->
         checkpoints.begin({"a": 1})
 
 
-def test_a_config_or_input_changed_under_a_half_finished_round_is_refused(
-    kit: Any, run: RunDir, config: Config
-) -> None:
+def test_a_config_or_input_changed_under_a_half_finished_round_is_refused(run: RunDir, config: Config) -> None:
     rows = kit.shard_rows(10)
     kit.write_round(run, 0, config, rows)
     with pytest.raises(Killed):
@@ -251,7 +248,7 @@ def test_a_config_or_input_changed_under_a_half_finished_round_is_refused(
 
 
 def test_trajectories_of_another_policy_are_refused(
-    kit: Any, run: RunDir, config: Config, students: Callable[[str], Path]
+    run: RunDir, config: Config, students: Callable[[str], Path]
 ) -> None:
     kit.write_round(run, 0, config, kit.shard_rows(4))
     with pytest.raises(InputError, match="were sampled by the weights"):
@@ -259,7 +256,7 @@ def test_trajectories_of_another_policy_are_refused(
 
 
 def test_shards_that_are_missing_unfinished_empty_or_of_another_vocabulary_are_refused(
-    kit: Any, run: RunDir, config: Config
+    run: RunDir, config: Config
 ) -> None:
     round_ = run.round(0)
     with pytest.raises(TableError, match=r"is empty\. Run `omniopd score"):
@@ -272,7 +269,7 @@ def test_shards_that_are_missing_unfinished_empty_or_of_another_vocabulary_are_r
         train_round(run, 0, config)
 
 
-def test_a_round_without_the_policy_of_the_round_before_is_refused(kit: Any, run: RunDir, config: Config) -> None:
+def test_a_round_without_the_policy_of_the_round_before_is_refused(run: RunDir, config: Config) -> None:
     kit.write_round(run, 0, config, kit.shard_rows(4))
     run.round(1).shards.begin({})
     run.round(1).shards.append(kit.shard_rows(4))
@@ -281,23 +278,28 @@ def test_a_round_without_the_policy_of_the_round_before_is_refused(kit: Any, run
         train_round(run, 1, config)
 
 
-def test_a_second_trainer_of_the_same_round_is_refused(kit: Any, run: RunDir, config: Config) -> None:
+def test_a_second_trainer_of_the_same_round_is_refused(run: RunDir, config: Config) -> None:
     kit.write_round(run, 0, config, kit.shard_rows(4))
     with run.round(0).lock("train"), pytest.raises(BusyError):
         train_round(run, 0, config)
 
 
-def test_one_process_cannot_be_split(kit: Any, run: RunDir, config: Config) -> None:
+def test_one_process_cannot_be_split(run: RunDir, config: Config) -> None:
     kit.write_round(run, 0, config, kit.shard_rows(4))
     with pytest.raises(ConfigError, match="1 trainer process cannot be split"):
         launch(run, 0, kit.make_config(config.student.model, tensor_parallel=2))
 
 
 @pytest.mark.parametrize(
-    ("layout", "distributed"), [("tensor_parallel", False), ("pipeline_parallel", False), ("context_parallel", True)]
+    ("layout", "distributed"),
+    [
+        ("tensor_parallel", False),
+        pytest.param("pipeline_parallel", False, marks=pytest.mark.slow),
+        pytest.param("context_parallel", True, marks=pytest.mark.slow),
+    ],
 )
 def test_a_round_begun_by_one_process_is_ended_by_two_as_one_would_have(
-    kit: Any, tmp_path: Path, students: Callable[[str], Path], layout: str, distributed: bool
+    tmp_path: Path, students: Callable[[str], Path], layout: str, distributed: bool
 ) -> None:
     config = kit.make_config(students("qwen3"), epochs=2, distributed_optimizer=distributed)
     runs = [RunDir(tmp_path / "one"), RunDir(tmp_path / "two")]
@@ -325,7 +327,8 @@ def test_a_round_begun_by_one_process_is_ended_by_two_as_one_would_have(
     assert torch.equal(parameter, two[name])
 
 
-def test_an_error_of_launched_processes_comes_back_as_it_was(kit: Any, run: RunDir, config: Config) -> None:
+@pytest.mark.slow
+def test_an_error_of_launched_processes_comes_back_as_it_was(run: RunDir, config: Config) -> None:
     kit.write_toml(run, config)
     kit.write_round(run, 0, config, [])
     overrides = ["train.processes=2"]
@@ -333,8 +336,9 @@ def test_an_error_of_launched_processes_comes_back_as_it_was(kit: Any, run: RunD
         launch(run, 0, run.config(tuple(overrides)), overrides)
 
 
+@pytest.mark.slow
 def test_a_launched_process_that_dies_is_one_line_and_names_the_log(
-    kit: Any, run: RunDir, config: Config, monkeypatch: pytest.MonkeyPatch
+    run: RunDir, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kit.write_toml(run, config)
     kit.write_round(run, 0, config, kit.shard_rows(4))
@@ -347,10 +351,9 @@ def test_a_launched_process_that_dies_is_one_line_and_names_the_log(
     assert "broken installation" in (run.logs / "train-round=000.log").read_text()
 
 
-def test_the_module_says_in_one_line_what_is_wrong(kit: Any, run: RunDir, config: Config) -> None:
+def test_the_module_says_in_one_line_what_is_wrong(run: RunDir, config: Config) -> None:
     kit.write_toml(run, config)
-    command = [sys.executable, "-m", "omniopd.train", str(run.path), "--round", "0", "--set", "train.epochs=1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = Command(run.path, "--round", 0, "--set", "train.epochs=1", module="omniopd.train").wait()
     assert done.returncode == 3
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1

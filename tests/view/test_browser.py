@@ -11,8 +11,7 @@ import subprocess
 import pytest
 
 from omniopd.view.report.build import write_report
-
-from .conftest import write_tables
+from support.written_run import write_tables
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name)) is not None), None)

@@ -12,8 +12,7 @@ from omniopd.view.agreement import agreement, share
 from omniopd.view.decoder import find_decoder
 from omniopd.view.inspect import Selection, inspect
 from omniopd.view.token_texts import pieces
-
-from .conftest import write_tables
+from support.written_run import write_tables
 
 
 def shown(run, table, width=120, colour=False, **selection):

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from omniopd.stages.audit.stage import audit
-from omniopd.stages.generate.stage import generate
 from omniopd.store.config import Config, commented_toml
 from omniopd.store.layout import RunDir
 from omniopd.store.recipes import recipe, recipe_rows
@@ -79,11 +78,11 @@ def test_steps_and_epochs_count():
     assert (cut.steps, cut.trained) == (2, 2 * 16 * 450)
 
 
-def test_a_round_that_is_there_is_measured(make_run, teacher):
+def test_a_round_that_is_there_is_measured(make_run, teacher, generated):
     run = make_run(questions=4, teacher={"base_url": teacher.base_url})
     settings = run.config()
     assert not plan(run, settings).measured
-    generate(run, 0, settings)
+    generated(run)
     lengths = [len(ids) for ids in run.round(0).trajectories.read(["response_ids"])["response_ids"].to_pylist()]
     found = plan(run, settings)
     assert found.measured

@@ -14,8 +14,7 @@ from omniopd.store.evals import eval_of_run
 from omniopd.store.reader import open_reader
 from omniopd.view.report import charts, explorer, figures
 from omniopd.view.report.build import write_report
-
-from .conftest import write_tables
+from support.written_run import write_tables
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}\x1b[31m\u202e'\"&amp;<!--"
 

@@ -4,7 +4,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omniopd.demo.tasks.sums import (
@@ -38,7 +38,6 @@ def test_a_seed_gives_the_same_distinct_problems(seed: int) -> None:
     assert len(set(drawn)) == len(drawn)
 
 
-@settings(max_examples=25)
 @given(SEEDS, SEEDS)
 def test_the_splits_never_overlap(one: int, other: int) -> None:
     train, held_out = problems(50, seed=one, split="train"), problems(50, seed=other, split="heldout")

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omniopd.demo.evaluate import evaluate
@@ -68,7 +68,6 @@ def test_the_documented_example() -> None:
     assert text_of(turned).endswith(" 85; 85-14=71; 71+35=106\n#### 106")
 
 
-@settings(max_examples=25)
 @given(SEEDS)
 def test_a_seed_gives_the_same_distinct_problems_and_questions_read_back(seed: int) -> None:
     drawn = problems(20, seed=seed, split="train")
@@ -77,7 +76,6 @@ def test_a_seed_gives_the_same_distinct_problems_and_questions_read_back(seed: i
     assert [parse_question(problem.question) for problem in drawn] == drawn
 
 
-@settings(max_examples=10)
 @given(SEEDS, SEEDS)
 def test_the_splits_never_overlap(one: int, other: int) -> None:
     train, held_out = problems(50, seed=one, split="train"), problems(50, seed=other, split="heldout")
@@ -86,7 +84,6 @@ def test_the_splits_never_overlap(one: int, other: int) -> None:
     assert not set(train) & set(held_out)
 
 
-@settings(max_examples=25)
 @given(SEEDS)
 def test_right_answers_are_graded_right_in_either_manner(seed: int) -> None:
     rng = random.Random(seed)
@@ -101,7 +98,6 @@ def test_right_answers_are_graded_right_in_either_manner(seed: int) -> None:
             assert len(answer) < MAX_NEW_BYTES
 
 
-@settings(max_examples=25)
 @given(SEEDS)
 def test_mistakes_are_marked_and_gone_on_from(seed: int) -> None:
     rng = random.Random(seed)

@@ -5,8 +5,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import duckdb
 import numpy as np
@@ -33,6 +31,7 @@ from omniopd.view.inspect import Selection, inspect
 from omniopd.view.report.build import write_report
 from omniopd.view.sql import query
 from omniopd.view.status import read_status
+from support.processes import Command
 
 ANSWER = "27+58=85\n85-14=71\n#### 71"
 
@@ -150,15 +149,14 @@ def test_an_sft_budget_is_kept_and_what_was_paid_for_is_trained_on(make, teacher
 def test_an_sft_audit_that_was_killed_asks_for_no_answer_twice(make, teacher):
     run = make("sft", questions=12, teacher={"max_concurrency": 1})
     generate(run, 0, run.config())
-    command = [sys.executable, "-m", "omniopd", "audit", str(run.path)]
 
     def behave(body, number):
         if number == 5:
             os.kill(process.pid, signal.SIGKILL)
 
     teacher.behave = behave
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert process.wait(120) == -signal.SIGKILL
+    process = Command("audit", run.path)
+    assert process.wait().returncode == -signal.SIGKILL
     teacher.behave = lambda body, number: None
     audit(run, 0, run.config())
     answers = collections.Counter(row["chunk_id"] for row in rows(run.round(0).rollouts))

@@ -7,17 +7,14 @@ import pytest
 from aiohttp import web
 
 from omniopd.stages.audit.stage import audit
-from omniopd.stages.generate.stage import generate
 from omniopd.store.errors import BudgetReached, TeacherError
 from omniopd.store.ledger import NANO, read_totals
 from omniopd.store.table import Table
 
 
 @pytest.fixture
-def run(make_run, teacher):
-    run = make_run(teacher={"base_url": teacher.base_url, "max_concurrency": 4})
-    generate(run, 0, run.config())
-    return run
+def run(make_run, teacher, generated):
+    return generated(make_run(teacher={"base_url": teacher.base_url, "max_concurrency": 4}))
 
 
 def rollouts(run):
@@ -205,9 +202,8 @@ def test_a_wrong_key_is_an_error_of_the_stage_not_of_a_chunk(run, teacher):
     assert rollouts(run) == []
 
 
-def test_an_unreachable_teacher_is_found_before_anything_is_written(make_run):
-    run = make_run()
-    generate(run, 0, run.config())
+def test_an_unreachable_teacher_is_found_before_anything_is_written(make_run, generated):
+    run = generated(make_run())
     with pytest.raises(TeacherError, match=r"No teacher answers at http://127\.0\.0\.1:9/v1.*Start the server"):
         audit(run, 0, run.config())
     assert not run.round(0).chunks.folder.exists()
@@ -232,10 +228,9 @@ def test_the_key_is_sent_and_is_nowhere_in_the_run_directory(run, teacher, monke
         assert not path.is_file() or b"very-secret" not in path.read_bytes(), path
 
 
-def test_constant_weights_select_the_same_chunks_and_ask_nothing(make_run, run, teacher):
+def test_constant_weights_select_the_same_chunks_and_ask_nothing(make_run, run, generated):
     audit(run, 0, run.config())
-    control = make_run(name="control", score={"weights": "constant"})
-    generate(control, 0, control.config())
+    control = generated(make_run(name="control", score={"weights": "constant"}))
     audit(control, 0, control.config())
     assert control.round(0).chunks.existing_keys() == run.round(0).chunks.existing_keys()
     assert control.round(0).rollouts.complete
@@ -350,7 +345,7 @@ def test_a_first_answer_comes_before_the_other_samples_of_a_prefix_where_n_is_ig
         assert times[1] > times[0], "an answer lies between the first request of a prefix and the second"
 
 
-def test_the_proxy_of_the_environment_is_used(make_run, teacher, monkeypatch):
+def test_the_proxy_of_the_environment_is_used(make_run, teacher, monkeypatch, generated):
     """Plain HTTP through a proxy is a request for the whole address: the scripted server plays the proxy."""
     from omniopd.stages.audit.client import proxy_of
 
@@ -358,8 +353,7 @@ def test_the_proxy_of_the_environment_is_used(make_run, teacher, monkeypatch):
     monkeypatch.setenv("no_proxy", "internal.test")
     assert proxy_of("http://teacher.test/v1") == teacher.base_url.removesuffix("/v1")
     assert proxy_of("http://internal.test/v1") is None
-    run = make_run(questions=2, teacher={"base_url": "http://teacher.test/v1"})
-    generate(run, 0, run.config())
+    run = generated(make_run(questions=2, teacher={"base_url": "http://teacher.test/v1"}))
     audit(run, 0, run.config())
     assert_every_rollout_is_there_once(run)
     assert set(teacher.hosts) == {"teacher.test"}

@@ -1,7 +1,5 @@
 """Audit beside a generate that still writes."""
 
-import subprocess
-import sys
 import time
 
 import pytest
@@ -11,6 +9,7 @@ from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.stage import generate
 from omniopd.store.config import made_with
 from omniopd.store.ledger import read_forecast
+from support.processes import Command
 
 
 def until(true, seconds=60):
@@ -21,10 +20,8 @@ def until(true, seconds=60):
 
 
 @pytest.fixture
-def source(make_run, teacher):
-    run = make_run(name="source", questions=12, teacher={"base_url": teacher.base_url})
-    generate(run, 0, run.config())
-    return run
+def source(make_run, teacher, generated):
+    return generated(make_run(name="source", questions=12, teacher={"base_url": teacher.base_url}))
 
 
 class Writer:
@@ -41,8 +38,7 @@ class Writer:
 
 
 def follow(run, *words):
-    command = [sys.executable, "-m", "omniopd", "audit", str(run.path), "--round", "0", "--follow", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Command("audit", run.path, "--round", 0, "--follow", *words)
 
 
 def test_chunks_are_asked_for_while_trajectories_are_still_missing(make_run, source, teacher):
@@ -54,8 +50,8 @@ def test_chunks_are_asked_for_while_trajectories_are_still_missing(make_run, sou
     assert not run.round(0).chunks.complete
     writer.write()
     writer.table.finish()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
+    done = process.wait(60)
+    assert done.returncode == 0, done.stderr
     asked = teacher.requests
     audit(source, 0, source.config())
     rows = [r.round(0).rollouts.read(["chunk_id", "rollout_index"]).to_pylist() for r in (run, source)]
@@ -75,8 +71,8 @@ def test_with_a_budget_it_waits_until_it_knows_which_chunks_are_worth_it(make_ru
     assert teacher.requests == 0
     writer.write()
     writer.table.finish()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
+    done = process.wait(60)
+    assert done.returncode == 0, done.stderr
     assert teacher.requests == run.round(0).chunks.manifest.rows
 
 

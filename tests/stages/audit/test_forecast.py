@@ -6,7 +6,6 @@ from omniopd.stages.audit.forecast import Forecast, Shape, continuations, foreca
 from omniopd.stages.audit.price import Rates
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.todo import shape_of
-from omniopd.stages.generate.stage import generate
 from omniopd.store.config import Config
 from omniopd.store.ledger import read_forecast, read_totals
 from omniopd.view.plan import describe, forecasts, plan
@@ -59,10 +58,10 @@ def test_continuations_are_those_of_the_kind_or_the_configured_one():
     assert continuations("openai", "prefill") == ("prefill",)
 
 
-def test_the_prediction_of_a_round_is_kept_and_stands_beside_the_bill(make_run, teacher):
+def test_the_prediction_of_a_round_is_kept_and_stands_beside_the_bill(make_run, teacher, generated):
     run = make_run(questions=6, teacher={"base_url": teacher.base_url})
     settings = run.config(("teacher.price={input=1.0, cached_input=0.5, output=5.0}",))
-    generate(run, 0, settings)
+    generated(run)
     audit(run, 0, settings)
     kept, totals = read_forecast(run.ledger, 0), read_totals(run.ledger)
     trajectories = {t["trajectory_id"]: len(t["prompt_ids"]) for t in run.round(0).trajectories.read().to_pylist()}

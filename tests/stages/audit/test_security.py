@@ -6,15 +6,14 @@ import re
 import shutil
 import ssl
 import subprocess
-import sys
 import threading
 
 import pytest
 from aiohttp import web
 
 from omniopd.stages.audit.stage import audit
-from omniopd.stages.generate.stage import generate
 from omniopd.store.errors import TeacherError
+from support.processes import finish
 
 SECRET = "sk-very-secret-0123456789"
 
@@ -68,12 +67,14 @@ def tls_server(folder, seen):
     thread.join(10)
 
 
-def test_a_certificate_that_nobody_vouches_for_is_one_line_and_the_key_stays_here(make_run, certificate, monkeypatch):
+def test_a_certificate_that_nobody_vouches_for_is_one_line_and_the_key_stays_here(
+    make_run, generated, certificate, monkeypatch
+):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     seen = []
     with tls_server(certificate, seen) as url:
         run = make_run(questions=2, teacher={"base_url": url})
-        generate(run, 0, run.config())
+        generated(run)
         with pytest.raises(TeacherError, match=r"certificate of https://127\.0\.0\.1:\d+/v1 .*SSL_CERT_FILE") as caught:
             audit(run, 0, run.config())
     assert "\n" not in str(caught.value)
@@ -81,19 +82,21 @@ def test_a_certificate_that_nobody_vouches_for_is_one_line_and_the_key_stays_her
     assert seen == [], "no request was sent"
 
 
-def test_a_certificate_authority_of_ones_own_is_taken_from_the_environment(make_run, certificate, monkeypatch):
+def test_a_certificate_authority_of_ones_own_is_taken_from_the_environment(
+    make_run, generated, certificate, monkeypatch
+):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
     seen = []
     with tls_server(certificate, seen) as url:
         run = make_run(questions=2, teacher={"base_url": url, "model": "other"})
-        generate(run, 0, run.config())
+        generated(run)
         with pytest.raises(TeacherError, match="has no model 'other'"):
             audit(run, 0, run.config())
     assert seen
 
 
 @pytest.mark.parametrize("source", ["environment", "file"])
-def test_no_byte_that_a_run_writes_or_says_holds_the_key(make_run, teacher, monkeypatch, tmp_path, source):
+def test_no_byte_that_a_run_writes_or_says_holds_the_key(make_run, generated, teacher, monkeypatch, tmp_path, source):
     """The whole command, a refusal that repeats the key, a crash of a request and all."""
     settings = {"base_url": teacher.base_url, "max_attempts": 2}
     if source == "environment":
@@ -102,7 +105,7 @@ def test_no_byte_that_a_run_writes_or_says_holds_the_key(make_run, teacher, monk
         (tmp_path / "key").write_text(SECRET)
         settings["api_key_file"] = str(tmp_path / "key")
     run = make_run(questions=4, teacher=settings)
-    generate(run, 0, run.config())
+    generated(run)
 
     def behave(body, number):
         if number == 1:
@@ -112,9 +115,7 @@ def test_no_byte_that_a_run_writes_or_says_holds_the_key(make_run, teacher, monk
     teacher.behave = behave
     said = ""
     for command in (["--debug", "audit"], ["status", "--json"]):
-        words = [*command, str(run.path)]
-        done = subprocess.run([sys.executable, "-m", "omniopd", *words], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+        done = finish(*command, run.path)
         said += done.stdout + done.stderr
     assert SECRET not in said
     written = [path for path in run.path.rglob("*") if path.is_file()]

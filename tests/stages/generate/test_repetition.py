@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omniopd.stages.generate.repetition import longest_repeat, repetition
@@ -16,7 +16,6 @@ def by_search(ids):
     return 0
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=40))
 def test_it_equals_the_search(ids):
     assert longest_repeat(np.array(ids, dtype=np.int32)) == by_search(ids)

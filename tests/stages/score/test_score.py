@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omniopd.method.similarity.metrics import METRICS
@@ -67,7 +67,6 @@ def rounds(draw):
     return trajectories, chunks, rollouts
 
 
-@settings(max_examples=60, deadline=None)
 @given(rounds(), st.sampled_from([0.0, 0.5, 1.0, 4.0]), st.integers(1, 3))
 def test_scores_and_shards_equal_the_reference(tmp_path_factory, tables, alpha, min_rollouts):
     trajectories, chunks, rollouts = tables

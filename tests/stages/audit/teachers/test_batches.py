@@ -1,25 +1,18 @@
 """One suite for the batch APIs of all dialects, against servers that enforce the vendors' rules."""
 
 import asyncio
-import importlib
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from omniopd.stages.audit.batches import anthropic, api
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.teachers import openai
-from omniopd.stages.generate.stage import generate
 from omniopd.store.batch_book import BatchBook
 from omniopd.store.errors import BudgetReached, ConfigError, TeacherError
 from omniopd.store.ledger import Ledger, read_totals
 from omniopd.store.sections import TeacherConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-vendors = importlib.import_module("vendors")
-batch_vendors = importlib.import_module("batch_vendors")
+from support import batch_vendors, vendors
 
 CASES = {
     "openai": lambda: vendors.OpenAI("openai"),
@@ -46,13 +39,11 @@ def server(request, monkeypatch):
 
 
 @pytest.fixture
-def run(make_run, server):
+def run(make_run, server, generated):
     vendor = server.vendor
     teacher = {"kind": vendor.kind, "model": vendor.model, "base_url": server.base_url, "rollouts": N, "mode": "batch",
                "poll_s": 0.01}  # fmt: skip
-    run = make_run(questions=4, teacher=teacher)
-    generate(run, 0, run.config())
-    return run
+    return generated(make_run(questions=4, teacher=teacher))
 
 
 def rows_of(run):
@@ -105,10 +96,9 @@ def test_one_batch_brings_all_rollouts_at_half_the_price_and_the_key_is_written_
     assert len(server.made) == 1
 
 
-def test_a_batch_of_whole_answers_asks_plain_questions_once(run, make_run, server):
+def test_a_batch_of_whole_answers_asks_plain_questions_once(run, make_run, server, generated):
     teacher = run.config().teacher.model_dump(exclude_unset=True)
-    sft = make_run(name="sft", questions=4, teacher=teacher, train={"objective": "sft"})
-    generate(sft, 0, sft.config())
+    sft = generated(make_run(name="sft", questions=4, teacher=teacher, train={"objective": "sft"}))
     audit(sft, 0, sft.config())
     assert_every_rollout_is_there_once(sft)
     assert sft.round(0).chunks.manifest.rows == 4
@@ -327,9 +317,8 @@ def test_adaptive_rollouts_come_in_waves(run, server):
     assert all(4 <= count <= 8 for count in found.values())
 
 
-def test_a_server_without_batches_and_a_kind_without_them_are_one_line(make_run, teacher):
-    run = make_run(questions=2, teacher={"base_url": teacher.base_url, "mode": "batch"})
-    generate(run, 0, run.config())
+def test_a_server_without_batches_and_a_kind_without_them_are_one_line(make_run, teacher, generated):
+    run = generated(make_run(questions=2, teacher={"base_url": teacher.base_url, "mode": "batch"}))
     with pytest.raises(TeacherError, match="does not take a batch"):
         audit(run, 0, run.config())
     totals = read_totals(run.ledger)

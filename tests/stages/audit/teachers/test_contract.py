@@ -1,10 +1,7 @@
 """One suite for all dialects. A new teacher passes it against a server that enforces its vendor's rules."""
 
 import asyncio
-import importlib
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -16,13 +13,10 @@ from omniopd.stages.audit.teacher import Ask, Reply
 from omniopd.stages.audit.teachers import anthropic, openai
 from omniopd.stages.audit.teachers.common import CONTINUE
 from omniopd.stages.audit.teachers.registry import BUILT_IN, find_dialect
-from omniopd.stages.generate.stage import generate
 from omniopd.store.errors import ConfigError, TeacherError
 from omniopd.store.ledger import read_totals
 from omniopd.store.sections import TeacherConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-vendors = importlib.import_module("vendors")
+from support import vendors
 
 CASES = {
     "vllm": (lambda: vendors.OpenAI("vllm", ("/completions", "/chat/completions")), "completion"),
@@ -194,7 +188,7 @@ def test_the_key_may_come_from_a_file_or_another_variable(case, monkeypatch, tmp
 
 @pytest.mark.parametrize("instructed", [False, True])
 def test_a_run_has_every_rollout_once_pays_what_was_billed_and_writes_the_key_nowhere(
-    case, make_run, capsys, instructed
+    case, make_run, generated, capsys, instructed
 ):  # fmt: skip
     server, continuation = case
     server.vendor.answers_as = "something-else"
@@ -204,7 +198,7 @@ def test_a_run_has_every_rollout_once_pays_what_was_billed_and_writes_the_key_no
     ))  # fmt: skip
     config = run.config(("teacher.price={input=1.0, output=5.0}",))
     run.record(config)
-    generate(run, 0, config)
+    generated(run)
     audit(run, 0, config)
     rows = run.round(0).rollouts.read().to_pylist()
     chunks = run.round(0).chunks.manifest.rows

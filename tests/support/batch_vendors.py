@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import vendors
 from aiohttp import web
+
+from . import vendors
 
 
 @dataclass

@@ -1,6 +1,6 @@
-"""Form the gradient of one global batch under several layouts, in the processes of one torchrun.
+"""Form the gradient of one global batch under several layouts, in the processes of one job.
 
-    torchrun --nproc-per-node 2 one_step.py JOB.pt OUT.pt
+    torchrun --nproc-per-node 2 --module support.one_step JOB.pt OUT.pt
 
 JOB.pt holds jobs by name: the student's and the policy's folders, the shards' rows, score.centre, and [train] sections
 by name. OUT.pt gets, by both names, the step's sums, the gradient's norm and the gradient under Hugging Face's names.

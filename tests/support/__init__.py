@@ -1,0 +1,1 @@
+"""What several suites share, imported as `support` (pythonpath in pyproject.toml)."""

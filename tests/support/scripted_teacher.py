@@ -1,0 +1,101 @@
+"""A teacher whose behavior a test scripts."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+Behaviour = Callable[[dict[str, Any], int], Any]
+"""(body, which request this is, from 0) -> None for a good answer, a web.Response, "hang up", or a handler."""
+
+
+class ScriptedTeacher:
+    """An OpenAI-compatible server in a thread, which counts, and misbehaves as told."""
+
+    def __init__(self) -> None:
+        self.behave: Behaviour = lambda body, number: None
+        self.models = ["scripted"]
+        self.most_choices = 1000
+        self.chat_only = False
+        self.bodies: list[dict[str, Any]] = []
+        self.hosts: list[str] = []
+        self.answered_at: list[int] = []
+        self.in_flight = 0
+        self.answered = 0
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(10)
+
+    @property
+    def requests(self) -> int:
+        return len(self.bodies)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._start())
+        self._loop.run_forever()
+
+    async def _start(self) -> None:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/v1/models", self._list),
+                web.post("/v1/completions", self._complete),
+                web.post("/v1/chat/completions", self._complete),
+            ]
+        )
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self.base_url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/v1"
+        self._ready.set()
+
+    async def _list(self, request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": model} for model in self.models]})
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        if self.chat_only and "chat" not in request.path:
+            raise web.HTTPNotFound
+        body = await request.json()
+        if not body:
+            return web.json_response({"error": {"message": "prompt is missing"}}, status=400)
+        number = self.requests
+        self.bodies.append(body)
+        self.hosts.append(request.host.partition(":")[0])
+        self.answered_at.append(self.answered)
+        self.in_flight += 1
+        await asyncio.sleep(0.005)
+        verdict = self.behave(body, number)
+        self.in_flight -= 1
+        if verdict == "hang up":
+            request.transport.close()
+            return web.Response()
+        if callable(verdict):
+            return await verdict(request)
+        if verdict is not None:
+            return verdict
+        self.answered += 1
+        return web.json_response(self.answer(body))
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """What a good answer looks like: the text depends on the prompt and the index alone."""
+        n = min(body["n"], self.most_choices)
+        if "messages" in body:
+            choices = [
+                {"index": i, "message": {"role": "assistant", "content": f"+{i}"}, "finish_reason": "stop"}
+                for i in range(n)
+            ]
+            return {"model": body["model"], "choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": n}}
+        choices = [{"index": i, "text": f"{len(body['prompt'])}+{i}", "finish_reason": "length"} for i in range(n)]
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 4 * n,
+                 "prompt_tokens_details": {"cached_tokens": 2}}  # fmt: skip
+        return {"model": body["model"], "choices": choices, "usage": usage}
