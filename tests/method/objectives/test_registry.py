@@ -71,7 +71,7 @@ def test_a_new_objective_is_its_record_and_its_loss_terms(make_run, teacher, cop
     run = make_run(
         questions=8,
         teacher={"base_url": teacher.base_url},
-        train={"objective": "copy", "global_batch": 8, "epochs": 6},
+        train={"objective": "copy", "global_batch": 8, "epochs": 6, "checkpoint_every": 6},
     )
     config, round_ = run.config(), run.round(0)
     generate(run, 0, config)
