@@ -91,7 +91,12 @@ ROLLOUTS = TableSpec(
             _column("text", _str, "the continuation; null unless status is ok or empty"),
             _column("status", _str, "ok | refused | filtered | empty | failed"),
             _column("finish_reason", _str, "as the server said"),
-            _column("prompt_tokens", _i32, "this rollout's share of the request's prompt tokens", "teacher tokens"),
+            _column(
+                "prompt_tokens",
+                _i32,
+                "this rollout's share of the request's prompt tokens; null: no bill",
+                "teacher tokens",
+            ),
             _column("cached_tokens", _i32, "of these, read from the server's cache", "teacher tokens"),
             _column("cache_write_tokens", _i32, "of these, written to the server's cache", "teacher tokens"),
             _column("completion_tokens", _i32, "this rollout's share of the completion tokens", "teacher tokens"),
