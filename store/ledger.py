@@ -195,7 +195,7 @@ class Ledger:
                 self._db.execute(_CHARGE_LOST, (time.time(),))
             ledger_file.note_opening(self._db, path, identity, parts)
             self._held = stack.pop_all()
-        self.id_prefix = identity.prefix
+        self.run_id = identity.run_id
         """What the ids of new requests have to begin with."""
         self.worst_case = self._learned(caps.teacher_model)
         self._open = {r.request_id: r for r in self._reserved()}
