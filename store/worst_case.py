@@ -12,6 +12,8 @@ bounds at once, by the same factor.
 import bisect
 import math
 
+from .usage import Usage
+
 ENOUGH = 8
 """Bills before they count as what such prompts cost."""
 MARGIN = 1.5

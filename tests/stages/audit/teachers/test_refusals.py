@@ -231,7 +231,7 @@ def test_the_system_prompt_and_the_instruction_are_sent_and_count_in_the_worst_c
     plain = {"continuation": "instruct"}
     for kind, where in (("openai", lambda body: body["messages"][0] == {"role": "system", "content": "Be brief."}),
                         ("anthropic", lambda body: body["system"] == "Be brief."),
-                        ("gemini", lambda body: body["systemInstruction"]["parts"][0]["text"] == "Be brief.")):  # fmt: skip
+                        ("gemini", lambda body: "Be brief." in str(body["systemInstruction"]))):  # fmt: skip
         teacher = find(kind=kind, model="gemini-3-pro", **words)
         body = teacher.request(FOUR).body
         assert where(body)
