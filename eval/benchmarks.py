@@ -9,16 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..graders.code import parse_tests
-from ..stages.generate.dataset import (
-    Row,
-    Source,
-    answer_of,
-    format_of,
-    open_dataset,
-    question_of,
-    reach,
-    tests_of,
-)
+from ..stages.generate.dataset import Source, answer_of, open_dataset, question_of, reach, tests_of
+from ..stages.generate.files import Row, format_of
 from ..store.errors import InputError, UsageError
 
 

@@ -248,7 +248,7 @@ def _files_in(folder: Path, split: str) -> list[Path]:
         if format_of(path.name) and path.is_file() and not any(part.startswith(".") for part in inside.parts):
             files[inside] = path
     splits = {inside: _SPLIT.search(inside.as_posix()) for inside in files}
-    if any(splits.values()):
+    if any(splits.values()) or "[" in split:  # a slice, which only the hub's loader knows
         files = {inside: path for inside, path in files.items() if (found := splits[inside]) and found[1] == split}
         if not files:
             raise InputError(

@@ -13,7 +13,8 @@ import numpy as np
 
 from ...store.errors import InputError
 from ...store.sections import DataConfig
-from .dataset import Row, Source, answer_of, open_dataset, question_of
+from .dataset import Source, answer_of, open_dataset, question_of
+from .files import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
