@@ -156,7 +156,8 @@ class TeacherConfig(Section):
     """File that holds the key and nothing else; it takes precedence over the environment."""
     continuation: Literal["auto", "completion", "prefill", "instruct"] = "auto"
     """How the teacher is made to continue the student's prefix: the completions endpoint on the raw text, a chat whose
-    last assistant message is left open, or a chat that is told to continue; auto is the first that the server can do."""
+    last assistant message is left open, or a chat that is told to continue; auto is the first that the server
+    supports."""
     instruction: str = Field(default=CONTINUE, min_length=1)
     """The user message that makes the teacher continue where the continuation is instruct."""
     system: str = ""

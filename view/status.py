@@ -245,7 +245,7 @@ def _spend(prices: list[str], totals: Totals, budget_usd: float | None, budget_t
 
 
 def _quality(round_: RoundDir) -> tuple[float | None, float | None]:
-    """Share cut off at the limit, and mean repetition: what tells of a student that has gone astray."""
+    """Share cut off at the limit, and mean repetition: what indicates a degenerating student."""
     import pyarrow.compute as pc
 
     table = round_.trajectories.read(["finish_reason", "repetition"])

@@ -36,7 +36,7 @@ def write_report(run: RunDir, config: Config, target: Path, most_trajectories: i
     """Write the report of a run as it is now. Returns a line about it.
 
     Args:
-        most_trajectories: Trajectories that can be searched in it; of more, so many are drawn.
+        most_trajectories: Trajectories that can be searched in it; of more, this many are drawn.
 
     Raises:
         InputError: there is no trajectory yet.
@@ -139,7 +139,7 @@ def _sections(
         ),
         (
             "What the student writes",
-            "Growing repetition, or responses that run into the limit, tell of a student that has gone astray."
+            "Growing repetition, or responses that run into the limit, indicate a degenerating student."
             " Distributions are of the last round (filled) and the first (line).",
             student,
         ),
