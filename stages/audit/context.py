@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from ...method.stopping import StoppingRule
 from ...store.errors import BudgetReached
-from ...store.ledger import NANO, Budget, Reservation, Usage
+from ...store.ledger import NANO, Budget, Reservation
 from ...store.sections import TeacherConfig
+from ...store.usage import Usage
 from ..progress import Advance
 from .client import Outcome
 from .group_commit import GroupCommit

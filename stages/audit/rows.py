@@ -7,7 +7,8 @@ from typing import Any
 
 import orjson
 
-from ...store.ledger import NANO, Settlement, Usage
+from ...store.ledger import NANO, Settlement
+from ...store.usage import Usage
 from .teacher import Answer, Rollout
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from omniopd.store.errors import BusyError, TableError
 from omniopd.store.layout import RunDir
-from omniopd.store.ledger import Budget, Caps, Ledger, Reservation, Settlement, Usage, read_totals
+from omniopd.store.ledger import Budget, Caps, Ledger, Reservation, Settlement, read_totals
 from omniopd.store.ledger_repair import SOURCE, rebuild_ledger
+from omniopd.store.usage import Usage
 
 WAY_OUT = r"Restore it from a copy, or rebuild it from the rollouts: omniopd audit .*run --rebuild-ledger\."
 

@@ -14,8 +14,8 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from ....store.errors import TeacherError
-from ....store.ledger import Usage
 from ....store.sections import TeacherConfig
+from ....store.usage import Usage
 from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
 from .common import api_key, base_urls, checked_extra, key_refused, merged, no_model, open_end, prompt_bytes
 from .refusal import NO_PREFILL, Learned, names, words
