@@ -116,7 +116,8 @@ class AnthropicTeacher:
         if shown and self._continuation == "instruct":
             messages.append({"role": "user", "content": [_block(self._config.instruction)]})
         body: dict[str, Any] = {"model": self._config.model, "max_tokens": ask.max_tokens}
-        if "temperature" not in self._learned.left_out:
+        # 1 is the API's own, and newer models and versions of the API (2026-10-21) refuse to be told even that.
+        if self._config.temperature != 1 and "temperature" not in self._learned.left_out:
             body["temperature"] = self._config.temperature
         if self._config.system:
             body["system"] = self._config.system

@@ -214,13 +214,15 @@ class OpenAITeacher:
         return self._learned.changed("takes no whitespace at the end of an open message, which is held back")
 
     def request(self, ask: Ask) -> HttpRequest:
-        body: dict[str, Any] = {"model": self._config.model, self._max_tokens: ask.max_tokens}
+        raw = self._continuation == "completion"
+        body: dict[str, Any] = {"model": self._config.model}
+        body["max_tokens" if raw else self._max_tokens] = ask.max_tokens  # /completions has no other name
         if self.most_choices != 1:
             body["n"] = self._learned.choices(ask.n)
         body["temperature"] = self._config.temperature
         if ask.seed is not None:
             body["seed"] = ask.seed
-        if self._continuation == "completion":
+        if raw:
             path = "/completions"
             body["prompt"] = ask.prompt_text + ask.prefix
             if ask.holds_bos:
