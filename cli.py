@@ -70,6 +70,7 @@ def init(
 
     Example: omniopd init runs/haiku --recipe table1/qwen3-4b/claude-haiku-4.5/omniopd
     """
+    from .stages.generate.dataset import is_local
     from .store import recipes
     from .store.config import commented_toml
 
@@ -78,7 +79,8 @@ def init(
         raise UsageError(f"{target} exists.", "Edit it, or choose another run directory.")
     given = {
         "student": {"model": student},
-        "data": {"prompts": prompts},
+        # Commands are given from any folder.
+        "data": {"prompts": str(Path(prompts).absolute()) if prompts and is_local(prompts) else prompts},
         "teacher": {"model": teacher, "base_url": base_url},
     }
     values = recipes.recipe(recipe) if recipe else {}

@@ -17,7 +17,7 @@ import torch
 
 from omniopd.store.sections import TrainConfig
 from omniopd.train.architecture import Architecture
-from omniopd.train.data import Shards, Share, micro_batches
+from omniopd.train.data import Sequences, Share, micro_batches
 from omniopd.train.memory import training_need
 from omniopd.train.model import build
 from omniopd.train.objective import loss_terms
@@ -41,7 +41,7 @@ def child(name: str) -> None:
     tokens, cpu = size["tokens"], torch.device("cpu")
     ids = np.arange(tokens, dtype=np.int32) % arch.vocabulary
     audited = np.arange(tokens) % 10 == 5
-    shards = Shards(
+    shards = Sequences(
         np.array([0, tokens]),
         ids,
         audited.astype(np.float32),

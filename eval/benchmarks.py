@@ -5,11 +5,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..stages.generate.dataset import Source, as_answer, as_question, as_tests, cell, collect, read_frame
+from ..graders.code import parse_tests
+from ..stages.generate.dataset import Source, answer_of, open_dataset, question_of, reach, tests_of
+from ..stages.generate.files import Row, format_of
 from ..store.errors import InputError, UsageError
 
 
@@ -89,16 +90,17 @@ _DRAW_SEED = 0
 
 
 def load_benchmark(name: str) -> Benchmark:
-    """A benchmark by its name, or from a .jsonl, .parquet or .csv file.
+    """A benchmark by its name, or from a .jsonl, .parquet or .csv file or a folder of such.
 
     Raises:
         UsageError: neither a known name nor such a file.
-        InputError: the hub cannot be reached; a column, an answer or an id is missing; an id is there twice.
+        InputError: the hub cannot be reached; a line is damaged; a column, an answer or an id is missing; tests are in
+            no form that the grader knows; an id is there twice.
     """
     if name in HUB:
         return _from_hub(name, HUB[name])
-    source = Source(name, None, "", "--benchmark", "question", "")
-    if not source.is_file:
+    source = Source((name,), None, "test", "--benchmark", "question", "")
+    if not source.is_local:
         raise UsageError(
             f"There is no benchmark {name!r}.", f"Known: {', '.join(HUB)}; or give a .jsonl, .parquet or .csv file."
         )
@@ -106,46 +108,65 @@ def load_benchmark(name: str) -> Benchmark:
 
 
 def _from_hub(name: str, spec: HubBenchmark) -> Benchmark:
-    import polars as pl
-
     hint = f"Download it where there is a hub, and give the file: --benchmark {name}.jsonl (docs/evaluation.md)."
-    source = Source(spec.dataset, spec.subset, spec.split, "--benchmark", "question", hint)
-    frame = read_frame(source)
-    columns = frame.collect_schema().names()
-    for column in (spec.question, spec.reference, spec.id_):
-        if column is not None and column.partition(".")[0] not in columns:
+    source = Source((spec.dataset,), spec.subset, spec.split, "--benchmark", "question", hint)
+    dataset = open_dataset(source)
+    columns = dataset.columns()
+    paths = [path for path in (spec.question, spec.reference, spec.id_) if path is not None]
+    for path in paths:
+        if path.partition(".")[0] not in columns:
             raise InputError(
-                f"{spec.dataset} has changed: it has no column {column!r} (it has {', '.join(columns)}).", hint
+                f"{spec.dataset} has changed: it has no column {path!r} (it has {', '.join(columns)}).", hint
             )
-    if spec.filter_ is not None:
-        frame = frame.filter(pl.sql_expr(spec.filter_))
-    wanted = [cell(spec.question).alias("question"), cell(spec.reference).alias("reference")]
-    ids = [pl.lit(None).alias("id") if spec.id_ is None else pl.col(spec.id_).alias("id")]
-    rows = collect(source, frame.select(*wanted, *ids)).rows()
+    needs = dict.fromkeys(paths, ("--benchmark", "question"))
+    rows = list(dataset.rows(needs, spec.filter_))
     if spec.id_ is None:
         # Without ids a question is known by its text, so a copy is not another question.
-        rows = list({as_question(question): (question, *rest) for question, *rest in reversed(rows)}.values())[::-1]
+        rows = list({question_of(row, spec.question): row for row in reversed(rows)}.values())[::-1]
     if spec.draw is not None:
         order = np.random.default_rng(_DRAW_SEED).permutation(len(rows))[: spec.draw]
         rows = [rows[i] for i in sorted(order)]
-    return _build(name, rows, code=spec.code, integers=spec.integers)
+    return _build(name, rows, _Columns(spec.question, spec.reference, spec.id_, spec.code, spec.integers))
 
 
 def _from_file(source: Source) -> Benchmark:
-    import polars as pl
-
-    frame = read_frame(source)
-    columns = frame.collect_schema().names()
+    dataset = open_dataset(source)
+    columns = dataset.columns()
     found = {role: next((name for name in names if name in columns), None) for role, names in _NAMES.items()}
-    if found["question"] is None:
-        raise _no_column(source.name, "question", columns)
-    reference = found["tests"] or found["answer"]
+    question, reference = found["question"], found["tests"] or found["answer"]
+    if question is None:
+        raise _no_column(source.label, "question", columns)
     if reference is None:
-        raise _no_column(source.name, "answer", columns)
-    id_ = pl.lit(None) if found["id"] is None else pl.col(found["id"])
-    wanted = (pl.col(found["question"]).alias("q"), pl.col(reference).alias("r"), id_.alias("i"))
-    rows = collect(source, frame.select(*wanted)).rows()
-    return _build(source.name, rows, code=found["tests"] is not None, integers=False)
+        raise _no_column(source.label, "answer", columns)
+    needs = {path: ("--benchmark", "question") for path in (question, reference, found["id"]) if path is not None}
+    read = _Columns(question, reference, found["id"], code=found["tests"] is not None, integers=False)
+    return _build(source.label, list(dataset.rows(needs)), read)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where the parts of a question are, and how its reference is read."""
+
+    question: str
+    reference: str
+    id_: str | None
+    code: bool
+    integers: bool
+
+    def reference_of(self, row: Row) -> str:
+        """
+        Raises:
+            InputError: there is none, or it is no test that the grader knows.
+        """
+        if not self.code:
+            return answer_of(row, self.reference, integers=self.integers)
+        tests = tests_of(row, self.reference)
+        if tests:
+            try:
+                parse_tests(tests)
+            except InputError as error:  # now, not after the sampling
+                raise InputError(f"{row.where}: {error.problem}", error.hint) from error
+        return tests
 
 
 def _no_column(source: str, role: str, columns: Sequence[str]) -> InputError:
@@ -155,26 +176,32 @@ def _no_column(source: str, role: str, columns: Sequence[str]) -> InputError:
     return InputError(f"{source} has no column {wanted}; it has {', '.join(columns)}.", "Rename the column.")
 
 
-def _build(name: str, rows: Sequence[tuple[Any, ...]], *, code: bool, integers: bool) -> Benchmark:
+def _build(name: str, rows: Sequence[Row], columns: _Columns) -> Benchmark:
     if not rows:
         raise InputError(f"The benchmark {name} holds no question.", "Give a file with one row a question.")
     questions: dict[str, Question] = {}
-    for index, (question, reference, id_) in enumerate(rows):
-        text = as_question(question)
+    for row in rows:
+        text = question_of(row, columns.question)
         if not text:
-            raise InputError(f"Row {index} of {name} has no question.", "Drop the row, or fill it in.")
-        answer = as_tests(reference) if code else as_answer(reference, integers=integers)
-        if not answer:
-            what = "tests" if code else "answer"
-            raise InputError(f"Row {index} of {name} has no {what}.", "Drop the row, or fill it in.")
+            raise InputError(f"{row.where}: there is no question.", "Drop the row, or fill it in.")
+        reference = columns.reference_of(row)
+        if not reference:
+            what = "are no tests" if columns.code else "is no answer"
+            raise InputError(f"{row.where}: there {what}.", "Drop the row, or fill it in.")
+        id_ = None if columns.id_ is None else reach(row.values, columns.id_)
         key = _hash(text) if id_ is None else str(id_)
         if key in questions:
             what = "question" if id_ is None else f"id {key!r}"
-            raise InputError(
-                f"{name} has the same {what} twice, the second time in row {index}.", "Drop one, or give each its own."
-            )
-        questions[key] = Question(key, text, answer)
-    return Benchmark(Path(name).stem if Path(name).suffix else name, code, tuple(questions.values()))
+            raise InputError(f"{row.where}: an earlier row has the same {what}.", "Drop one, or give each its own.")
+        questions[key] = Question(key, text, reference)
+    return Benchmark(_stem(name), columns.code, tuple(questions.values()))
+
+
+def _stem(name: str) -> str:
+    """What results are called: a name of the hub's as it is, a file's without its suffixes."""
+    if format_of(name) is None:
+        return Path(name).name
+    return Path(name).name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[0]
 
 
 def _hash(text: str) -> str:

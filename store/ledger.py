@@ -29,6 +29,7 @@ import orjson
 
 from . import ledger_file
 from .batch_book import BatchBook, BatchRow
+from .usage import NO_USAGE, Usage
 from .worst_case import WorstCase
 
 NANO = 1_000_000_000
@@ -92,23 +93,6 @@ class Caps:
 
 
 @dataclass(frozen=True)
-class Usage:
-    """What the server billed, in tokens of the teacher."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    cache_write_tokens: int = 0
-    """Of the prompt tokens: written to the cache, which some providers charge extra."""
-    cache_write_1h_tokens: int = 0
-    """Of those, kept for an hour instead of some minutes."""
-
-    @property
-    def tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-
-@dataclass(frozen=True)
 class Reservation:
     """The worst case of one request."""
 
@@ -119,7 +103,7 @@ class Reservation:
     tokens: int
     price_source: str = ""
     """Whose price the dollars are: a table with its version, or the user."""
-    estimate: Usage = Usage()
+    estimate: Usage = NO_USAGE
     """The dialect's own worst case, beside which a bill is instructive; zeros teach nothing."""
 
 
@@ -143,7 +127,7 @@ class Settlement:
 
     request_id: str
     state: Literal["settled", "released", "unknown"]
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     nusd: int = 0
     payload: bytes | None = None
 
@@ -195,7 +179,7 @@ class Ledger:
                 self._db.execute(_CHARGE_LOST, (time.time(),))
             ledger_file.note_opening(self._db, path, identity, parts)
             self._held = stack.pop_all()
-        self.id_prefix = identity.prefix
+        self.run_id = identity.run_id
         """What the ids of new requests have to begin with."""
         self.worst_case = self._learned(caps.teacher_model)
         self._open = {r.request_id: r for r in self._reserved()}

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -56,16 +56,12 @@ class Identity:
     """Whose ledger it is, and how often it was opened."""
 
     run_id: str
+    """16 hexadecimal digits, with which the ids of the run's requests begin."""
     openings: int
 
     @classmethod
     def new(cls) -> "Identity":
         return cls(uuid.uuid4().hex[:16], 0)
-
-    @property
-    def prefix(self) -> str:
-        """What the ids of the run's requests begin with."""
-        return f"{self.run_id}-"
 
 
 @contextlib.contextmanager
@@ -183,12 +179,13 @@ def _compare_rollouts(db: sqlite3.Connection, path: Path, identity: Identity) ->
         TableError: the ledger does not know one; or a table is damaged.
     """
     compared = {str(name) for (name,) in db.execute("SELECT name FROM compared_parts")}
-    tables = [round_.rollouts for round_ in RunDir(path.parent).rounds()]
+    # pyarrow has no types, so that those of a table's batches would be unknown.
+    tables: list[Any] = [round_.rollouts for round_ in RunDir(path.parent).rounds()]
     unknown = 0
     for table in tables:
         for batch in table.batches(_IDS_AT_A_TIME, ["request_id"], compared):
-            ids: set[Any] = set(batch["request_id"].to_pylist()) - {None}
-            unknown += _unknown(db, [id_ for id_ in ids if id_.startswith(identity.prefix)])
+            ids = cast("set[str | None]", set(batch["request_id"].to_pylist()))
+            unknown += _unknown(db, [id_ for id_ in ids if id_ is not None and id_.startswith(identity.run_id)])
     if unknown:
         raise TableError(
             f"{path} is an older copy: {unknown} requests of the rollouts tables are not in it.", _way_out(path)

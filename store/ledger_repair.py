@@ -85,7 +85,7 @@ def rebuild_ledger(run: RunDir) -> Rebuilt:
         BatchBook(db)
         identity = max(filter(None, (beside, own)), key=lambda known: known.openings, default=Identity.new())
         # Without any word about whose the rows are, all count: better too much than too little.
-        prefix = identity.prefix if identity.openings else ""
+        prefix = identity.run_id if identity.openings else ""
         bills = [bill for round_ in run.rounds() for bill in _add(db, round_, prefix)]
         ledger_file.note_opening(db, path, identity, [])
     totals = read_totals(path)

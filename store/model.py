@@ -121,7 +121,7 @@ def _load_known(folder: Path) -> "tuple[PreTrainedTokenizerBase, int] | None":
         return None
     about, model = (json.loads(path.read_text(encoding="utf-8")) for path in paths[1:])
     key = model.get("model_type"), str(about.get("tokenizer_class")).removesuffix("Fast")
-    if key not in TOKENIZER_CLASSES or "auto_map" in about or "vocab_size" not in model:
+    if key not in TOKENIZER_CLASSES or "auto_map" in about or not isinstance(model.get("vocab_size"), int):
         return None
     import transformers
 

@@ -119,7 +119,12 @@ ROLLOUTS = TableSpec(
         Column("text", "string", "the continuation; null unless status is ok or empty"),
         Column("status", "string", "ok | refused | filtered | empty | failed"),
         Column("finish_reason", "string", "as the server said"),
-        Column("prompt_tokens", "int32", "this rollout's share of the request's prompt tokens", "teacher tokens"),
+        Column(
+            "prompt_tokens",
+            "int32",
+            "this rollout's share of the request's prompt tokens; null: no bill",
+            "teacher tokens",
+        ),
         Column("cached_tokens", "int32", "of these, read from the server's cache", "teacher tokens"),
         Column("cache_write_tokens", "int32", "of these, written to the server's cache", "teacher tokens"),
         Column("completion_tokens", "int32", "this rollout's share of the completion tokens", "teacher tokens"),

@@ -38,19 +38,22 @@ class StudentConfig(Section):
 
 
 class DataConfig(Section):
-    prompts: str = ""
-    """A .jsonl, .parquet or .csv file, or the hub id of a dataset."""
+    prompts: str | tuple[str, ...] = ""
+    """A .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .csv file, a folder of them, the hub id of a dataset, or a list of
+    such. A relative path is looked for in the current folder, then in the run directory; `init` writes an absolute
+    one."""
     subset: str | None = None
     """Configuration of a hub dataset that has several."""
     split: str = "train"
-    """Split of a hub dataset."""
+    """Split of a hub dataset, or of a folder whose file names tell splits apart."""
     field: str = "question"
     """Column that holds the question: a text, or a chat, of which the last user message is taken."""
     answer: str | None = None
     """Column with the reference answer, or the tests of a program, for train.objective = "grpo"; a dot reaches into a
-    struct."""
+    struct. Values are those of the file: 025 in a CSV stays 025, and 1 in JSON is not 1.0."""
     filter: str | None = None
-    """Use only rows that meet this SQL condition over the data set's columns, such as "length(answer) < 9"."""
+    """Use only rows that meet this SQL condition over the data set's columns, such as "length(answer) < 9". The
+    cells of a CSV are text, as is a column of several types: TRY_CAST(level AS DOUBLE) > 3."""
     template: str = "{question}"
     """Text of the user message; {question} is replaced."""
     chat_template: Literal["auto", "on", "off"] = "auto"
@@ -66,6 +69,11 @@ class DataConfig(Section):
     """Prompts a round takes, in turn and starting over at the end; unset: every round takes all."""
     seed: int = 0
     """Seed of the shuffle."""
+
+    @property
+    def prompts_label(self) -> str:
+        """The data set's name for messages."""
+        return self.prompts if isinstance(self.prompts, str) else ", ".join(self.prompts)
 
     @field_validator("template")
     @classmethod

@@ -13,7 +13,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -262,6 +261,8 @@ class Table:
 
     def _write_behind(self, parts: "Iterable[pa.Table]") -> Iterator[Part]:
         """Write each part in a thread while the next one is being made; at most these two are in memory."""
+        from concurrent.futures import Future, ThreadPoolExecutor
+
         with ThreadPoolExecutor(1) as writer:
             last: Future[Part] | None = None
             for part in parts:

@@ -11,11 +11,8 @@ bounds at once, by the same factor.
 
 import bisect
 import math
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .ledger import Usage
+from .usage import Usage
 
 ENOUGH = 8
 """Bills before they count as what such prompts cost."""
@@ -37,7 +34,7 @@ class WorstCase:
         self._highest_share = 0.0
         self._completion_overrun = 1.0
 
-    def observe(self, estimate: "Usage", billed: "Usage", bills: int = 1) -> None:
+    def observe(self, estimate: Usage, billed: Usage, bills: int = 1) -> None:
         """Learn from bills.
 
         Args:
@@ -45,16 +42,15 @@ class WorstCase:
             billed: What was billed; the most where there are several bills.
         """
         size = _size(estimate.prompt_tokens)
-        share = billed.prompt_tokens / max(1, estimate.prompt_tokens)
+        share = billed.prompt_tokens / (estimate.prompt_tokens or 1)
         before = self._bills.get(size, 0)
         self._bills[size] = before + bills
         is_higher = share > self._shares.get(size, 0.0)
         if is_higher:
             self._shares[size] = share
             self._highest_share = max(self._highest_share, share)
-        self._completion_overrun = max(
-            self._completion_overrun, billed.completion_tokens / max(1, estimate.completion_tokens)
-        )
+        if billed.completion_tokens > estimate.completion_tokens * self._completion_overrun:
+            self._completion_overrun = billed.completion_tokens / (estimate.completion_tokens or 1)
         if is_higher or before < ENOUGH:
             self._learned = self._learn()
 
@@ -69,15 +65,18 @@ class WorstCase:
             bounds.append(max(self._shares.get(known, 0.0) for known in sizes[:up_to]))
         return sizes, bounds
 
-    def bound(self, estimate: "Usage") -> "Usage":
+    def bound(self, estimate: Usage) -> Usage:
         """Most that a request can be billed for, given the dialect's own worst case of it."""
-        prompt = self._prompt(max(1, estimate.prompt_tokens))
-        written = -(-estimate.cache_write_tokens * prompt // max(1, estimate.prompt_tokens))
-        completion = math.ceil(max(1, estimate.completion_tokens) * self._completion_overrun)
-        return replace(estimate, prompt_tokens=prompt, completion_tokens=completion, cache_write_tokens=written)
+        estimated = estimate.prompt_tokens or 1
+        prompt = self._prompt(estimated)
+        completion = math.ceil((estimate.completion_tokens or 1) * self._completion_overrun)
+        written = -(-estimate.cache_write_tokens * prompt // estimated)
+        # Not dataclasses.replace, which takes as long as all the rest: this is done for every request.
+        return type(estimate)(prompt, estimate.cached_tokens, completion, written)
 
     def _prompt(self, estimate: int) -> int:
-        most = math.ceil(estimate * max(1.0, self._highest_share))
+        highest = self._highest_share
+        most = estimate if highest <= 1 else math.ceil(estimate * highest)
         sizes, shares = self._learned
         if not sizes:
             return most
@@ -86,12 +85,12 @@ class WorstCase:
             return min(most, math.ceil(estimate * shares[place] * MARGIN))
         known = _smallest(sizes[-1])
         longer = math.ceil(known * shares[-1] * MARGIN) + estimate - known
-        return min(most, max(longer, math.ceil(estimate * self._highest_share)))
+        return min(most, max(longer, math.ceil(estimate * highest)))
 
 
 def _size(tokens: int) -> int:
     """Number of the quarter octave that holds `tokens`."""
-    octave = max(1, tokens).bit_length()
+    octave = tokens.bit_length() or 1
     return 4 * octave + (tokens << 2 >> (octave - 1) & 3)
 
 

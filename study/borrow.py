@@ -14,9 +14,10 @@ import polars as pl
 from ..stages.audit.price import Rates, find_rates
 from ..store.config import Config, made_with
 from ..store.layout import RoundDir
-from ..store.ledger import NANO, Usage
+from ..store.ledger import NANO
 from ..store.sections import TeacherConfig
 from ..store.table import Table
+from ..store.usage import Usage
 
 _TOKENS = ("prompt_tokens", "cached_tokens", "cache_write_tokens")
 """Columns that hold a row's share of its request."""

@@ -57,7 +57,7 @@ def plan(run: RunDir, config: Config) -> Plan:
     Raises:
         InputError: the prompts or the student cannot be used.
     """
-    questions = questions_of_round(read_questions(config.data), config.data, 0)
+    questions = questions_of_round(read_questions(config.data, run.path), config.data, 0)
     tokenizer = load_tokenizer(resolve_model(config.student.model))
     prompts = render(questions[:_PROMPTS_READ], config.data, tokenizer)
     prompt_length = float(np.mean([len(prompt.ids) for prompt in prompts]))

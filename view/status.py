@@ -4,6 +4,7 @@
 comes to mean something else. docs/reading-a-run.md describes it.
 """
 
+import contextlib
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from ..store.files import read_json_lines
 from ..store.journal import StageRun
 from ..store.layout import RoundDir, RunDir
 from ..store.ledger import NANO, Totals, read_forecast, read_price_sources, read_totals
+from ..store.sql import connect
 from ..store.table import Table
 
 STAGES = ("generate", "audit", "score", "train")
@@ -92,6 +94,8 @@ class RoundStatus(_Model):
     """Share of the trajectories that ended at the limit; None where the student wrote none."""
     repetition: float | None
     """Mean of the trajectories' repetition; None where it was not measured."""
+    distinct_rollouts: float | None
+    """Different texts a chunk, on average over the chunks with two answers or more; None where there is none."""
     predicted: Forecast | None
     """What its audit was to cost, before the first request; None where none has begun."""
 
@@ -139,7 +143,8 @@ def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[st
     predicted = read_forecast(run.ledger, round_.index)
     return RoundStatus(
         round=round_.index, stages=stages, spend=spend, outcomes=dict(sorted(statuses.items())), cut_off=cut_off,
-        repetition=repetition, predicted=None if predicted is None else Forecast(**predicted),
+        repetition=repetition, distinct_rollouts=_distinct(round_),
+        predicted=None if predicted is None else Forecast(**predicted),
     )  # fmt: skip
 
 
@@ -249,6 +254,20 @@ def _quality(round_: RoundDir) -> tuple[float | None, float | None]:
         return None, None
     repetition = pc.mean(table["repetition"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
     return reasons.count("length") / table.num_rows, repetition
+
+
+def _distinct(round_: RoundDir) -> float | None:
+    query = """
+        SELECT avg(texts) FROM (
+            SELECT count(DISTINCT text) AS texts FROM rollouts WHERE status IN ('ok', 'empty')
+            GROUP BY chunk_id HAVING count(*) > 1
+        )
+    """
+    if round_.rollouts.manifest.rows == 0:
+        return None
+    with contextlib.closing(connect([round_])) as db:
+        ((mean,),) = db.execute(query).fetchall()
+    return mean
 
 
 def _eta(rounds: list[RoundStatus], planned: int) -> float | None:

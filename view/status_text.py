@@ -115,6 +115,9 @@ def lines(status: Status) -> list[tuple[str, str]]:
         out.append((
             "rollouts", ", ".join(f"{status.outcomes[s]:,} {s} ({status.outcomes[s] / total:.1%})" for s in order)
         ))  # fmt: skip
+    distinct = [round_.distinct_rollouts for round_ in status.rounds if round_.distinct_rollouts is not None]
+    if distinct:
+        out.append(("variety", f"{distinct[-1]:.1f} distinct rollouts a chunk in the last round"))
     repetition = [round_.repetition for round_ in status.rounds if round_.repetition is not None]
     if repetition:
         out.append(("student", f"repetition {repetition[0]:.1%} in round 0, {repetition[-1]:.1%} in the last"))

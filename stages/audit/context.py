@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from ...method.stopping import StoppingRule
 from ...store.errors import BudgetReached
-from ...store.ledger import NANO, Budget, Reservation, Usage
+from ...store.ledger import NANO, Budget, Reservation
 from ...store.sections import TeacherConfig
+from ...store.usage import Usage
 from ..progress import Advance
 from .client import Outcome
 from .group_commit import GroupCommit
@@ -70,7 +71,7 @@ class AuditContext:
 
     def new_id(self) -> str:
         """Begin of the ids of some requests, or the id of one. A rollout's request tells by it whose ledger has it."""
-        return self.commit.ledger.id_prefix + uuid.uuid4().hex
+        return self.commit.ledger.run_id + uuid.uuid4().hex
 
     def reservation(self, request_id: str, estimate: Usage) -> Reservation:
         """The worst case of one request, for the ledger: the dialect's estimate, or what bills have taught since."""
@@ -90,7 +91,8 @@ class AuditContext:
             return replace(outcome, kind="unknown", reason=f"unreadable answer: {error}")
         if not answer.rollouts:
             return replace(outcome, kind="unknown", reason="an answer without a choice")
-        return replace(answer, usage=believable(answer.usage, answer.rollouts))
+        usage = believable(answer.usage, answer.rollouts)
+        return answer if usage is answer.usage else replace(answer, usage=usage)
 
 
 def seed_of(seed: int | None, chunk_id: str, first: int) -> int | None:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from ...method.objectives.registry import objective_of
 from ...method.stopping import adaptive_checkpoints
 from ...store.config import Config
-from ...store.ledger import NANO, Usage
+from ...store.ledger import NANO
+from ...store.usage import Usage
 from .price import Rates
 from .teacher import Continuation
 from .teachers.registry import find_dialect

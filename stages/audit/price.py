@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ...store.errors import ConfigError
-from ...store.ledger import NANO, Usage
+from ...store.ledger import NANO
 from ...store.sections import TeacherConfig
+from ...store.usage import Usage
 from .teachers.registry import find_dialect
 
 _HOUR_WRITE = 2.0

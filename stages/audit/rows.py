@@ -7,7 +7,8 @@ from typing import Any
 
 import orjson
 
-from ...store.ledger import NANO, Settlement, Usage
+from ...store.ledger import NANO, Settlement
+from ...store.usage import Usage
 from .teacher import Answer, Rollout
 
 
@@ -30,14 +31,18 @@ def believable(usage: Usage | None, rollouts: Sequence[Rollout]) -> Usage | None
     """What a server says that it billed, or None where that cannot be true, which is as good as no word about it: a
     prompt of no tokens, a text of none, a total alone, negative numbers. Of the prompt, no more than all of it can have
     been read from the cache or written to it."""
-    if usage is None or not 0 < usage.prompt_tokens < _MOST_TOKENS or not 0 <= usage.completion_tokens < _MOST_TOKENS:
+    if usage is None:
         return None
-    if usage.completion_tokens == 0 and any(rollout.text for rollout in rollouts):
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    if not (0 < prompt < _MOST_TOKENS and 0 <= completion < _MOST_TOKENS):
         return None
-    cached = min(max(usage.cached_tokens, 0), usage.prompt_tokens)
-    written = min(max(usage.cache_write_tokens, 0), usage.prompt_tokens - cached)
-    if (cached, written) == (usage.cached_tokens, usage.cache_write_tokens):
+    if completion == 0 and any(rollout.text for rollout in rollouts):
+        return None
+    cached, written = usage.cached_tokens, usage.cache_write_tokens
+    if cached >= 0 and written >= 0 and cached + written <= prompt:
         return usage
+    cached = min(max(cached, 0), prompt)
+    written = min(max(written, 0), prompt - cached)
     return replace(usage, cached_tokens=cached, cache_write_tokens=written)
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import aiohttp
 
 from ...store.errors import OmniopdError
-from ...store.ledger import NANO, Settlement, Usage
+from ...store.ledger import NANO, Settlement
+from ...store.usage import Usage
 from .client import Outcome, pause_s, post
 from .concurrency import Gate
 from .context import AuditContext, budget_reached

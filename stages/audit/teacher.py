@@ -7,8 +7,8 @@ from typing import Any, Literal, Protocol
 
 from ...method.objectives.registry import objective_of
 from ...store.config import Config
-from ...store.ledger import Usage
 from ...store.sections import TeacherConfig
+from ...store.usage import Usage
 
 Continuation = Literal["completion", "prefill", "instruct"]
 

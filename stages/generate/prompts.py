@@ -1,15 +1,20 @@
 """Prompts: read from a file or the hub, shuffled, cut into rounds, and rendered as the student reads them."""
 
+import functools
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...store.errors import InputError
 from ...store.sections import DataConfig
-from .dataset import Source, as_answer, as_question, as_tests, cell, collect, read_frame
+from .dataset import Source, answer_of, open_dataset, question_of
+from .files import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,73 +33,80 @@ class Prompt:
     """The same, in student tokens."""
 
 
-def read_problems(data: DataConfig) -> dict[str, str]:
+@functools.cache
+def say_once(line: str) -> None:
+    """Write a line to stderr, unless this process has done so before: every round reads the same data."""
+    sys.stderr.write(f"{line}\n")
+
+
+def read_problems(data: DataConfig, run_folder: Path = Path(), say: Callable[[str], None] = say_once) -> dict[str, str]:
     """The distinct questions of a data set, in its order, each with the answer of its first row: "" where that has none
     or data.answer is not set.
 
+    Args:
+        run_folder: Where relative paths are looked for after the current folder.
+        say: Is told of rows that are left out, and of rounds that want more than there is.
+
     Raises:
-        InputError: the file or data set is not there, has no such column, or holds no question; the filter is no SQL.
+        InputError: the file or data set is not there, has a damaged line or no such column, or holds no question; the
+            filter is no SQL.
     """
+    source = _source(data, run_folder)
+    needs = {data.field: ("data.field", "question")}
+    if data.answer is not None:
+        needs.setdefault(data.answer, ("data.answer", "answer"))
     problems: dict[str, str] = {}
-    for value, answer in _rows(data):
-        if text := as_question(value):
-            problems.setdefault(text, as_tests(answer) if isinstance(answer, dict) else as_answer(answer))
+    left_out = _LeftOut()
+    for row in open_dataset(source).rows(needs, data.filter):
+        question = question_of(row, data.field)
+        answer = "" if data.answer is None else answer_of(row, data.answer)
+        if not question:
+            left_out.add("no question", row)
+        elif question not in problems:
+            problems[question] = answer
+        elif problems[question] == answer:
+            left_out.add("a question that an earlier row has", row)
+        else:
+            left_out.add("a question that an earlier row has with another answer", row)
     if not problems:
         kept = "" if data.filter is None else " after data.filter"
         raise InputError(
-            f"{data.prompts} holds no question in column {data.field!r}{kept}.", "Set data.prompts to another."
+            f"{source.label} holds no question in column {data.field!r}{kept}.", "Set data.prompts to another."
         )
+    left_out.tell(say)
+    available = min(len(problems), data.limit or len(problems))
+    if data.per_round is not None and data.per_round > available:
+        say(f"data.per_round is {data.per_round}, and there are {available} questions: every round takes all of them")
     return problems
 
 
-def read_questions(data: DataConfig) -> list[str]:
+def read_questions(data: DataConfig, run_folder: Path = Path()) -> list[str]:
     """The questions alone; see `read_problems`."""
-    return list(read_problems(data.model_copy(update={"answer": None})))
+    return list(read_problems(data.model_copy(update={"answer": None}), run_folder))
 
 
-def _rows(data: DataConfig) -> list[tuple[Any, Any]]:
-    """Question and answer of the rows that the filter keeps."""
-    import polars as pl
-
-    source = Source(
-        data.prompts, data.subset, data.split, "data.prompts", "prompt",
-        "Check the id, data.subset, data.split and HF_TOKEN, or download it and point data.prompts to a file.",
-    )  # fmt: skip
-    frame = read_frame(source)
-    columns = frame.collect_schema().names()
-    _require_column(data.prompts, data.field, columns, "data.field", "question")
-    answer = pl.lit(None)
-    if data.answer is not None:
-        outer = data.answer.partition(".")[0]
-        _require_column(data.prompts, outer, columns, "data.answer", "answer")
-        answer = cell(data.answer)
-    wanted = pl.col(data.field).alias("question"), answer.alias("answer")
-    if data.filter is not None:
-        try:
-            frame = frame.filter(pl.sql_expr(data.filter))
-            frame.select(data.field).collect_schema()
-        except pl.exceptions.PolarsError as error:
-            raise InputError(
-                f"data.filter is no condition over {data.prompts}: {str(error).splitlines()[0]}.",
-                f"Write SQL over its columns: {', '.join(columns)}.",
-            ) from error
-    try:
-        frame = frame.select(*wanted)
-        frame.collect_schema()
-    except pl.exceptions.PolarsError as error:
-        raise InputError(
-            f"{data.prompts} has no {data.answer!r}: {str(error).splitlines()[0]}.",
-            "Set data.answer to the answer's column.",
-        ) from error
-    return collect(source, frame).rows()
+def _source(data: DataConfig, run_folder: Path) -> Source:
+    names = (data.prompts,) if isinstance(data.prompts, str) else data.prompts
+    hint = "Check the id, data.subset, data.split and HF_TOKEN, or download it and point data.prompts to a file."
+    return Source(names, data.subset, data.split, "data.prompts", "prompt", hint, run_folder)
 
 
-def _require_column(source: str, field: str, columns: Sequence[str], setting: str, what: str) -> None:
-    if field not in columns:
-        raise InputError(
-            f"{source} has no column {field!r} (it has {', '.join(columns)}).",
-            f"Set {setting} to the {what}'s column.",
-        )
+class _LeftOut:
+    """Counts rows that are left out, by reason."""
+
+    def __init__(self) -> None:
+        self._count: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, reason: str, row: Row) -> None:
+        self._count[reason] += 1
+        if reason not in self._first:
+            self._first[reason] = row.where
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        for reason, count in self._count.items():
+            rows = "row left out, which has" if count == 1 else "rows left out, which have"
+            say(f"{count} {rows} {reason}: {'' if count == 1 else 'the first is '}{self._first[reason]}")
 
 
 def questions_of_round(questions: Sequence[str], data: DataConfig, index: int) -> list[str]:

@@ -19,7 +19,7 @@ from ...store.worker import ALONE, Worker
 from ..progress import progress
 from .engine import Engine, Request, Response, Sampling
 from .engines.registry import make_engine
-from .prompts import Prompt, questions_of_round, read_problems, render, user_message
+from .prompts import Prompt, questions_of_round, read_problems, render, say_once, user_message
 from .repetition import repetition
 from .workers import claim_devices
 
@@ -45,7 +45,8 @@ def generate(run: RunDir, index: int, config: Config, worker: Worker = ALONE) ->
         ConfigChangedError: the table was begun with other settings.
     """
     round_ = run.round(index)
-    problems = read_problems(config.data)
+    # One worker says what there is to say about the data.
+    problems = read_problems(config.data, run.path, say_once if worker.index == 0 else lambda _: None)
     objective = objective_of(config)
     check_samples(objective, config)
     if objective.graded:
@@ -124,7 +125,7 @@ def check_gradable(problems: Mapping[str, str], config: Config) -> None:
     missing = [question for question in questions_of_round(list(problems), every_round, 0) if not problems[question]]
     if missing:
         raise InputError(
-            f"{len(missing)} questions of {config.data.prompts} have no {config.data.answer!r}, the first is"
+            f"{len(missing)} questions of {config.data.prompts_label} have no {config.data.answer!r}, the first is"
             f" {missing[0][:_SHOWN]!r}.",
             "Leave those rows out, with data.filter or in the file.",
         )

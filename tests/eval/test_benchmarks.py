@@ -1,11 +1,14 @@
 """Benchmarks from files and from the hub: what is read, and what is refused in one line."""
 
+import gzip
 import json
 
 import polars as pl
 import pytest
 
 from omniopd.eval.benchmarks import HUB, load_benchmark
+from omniopd.graders.code import CodeTests
+from omniopd.graders.sandbox import Limits
 from omniopd.store.errors import InputError, UsageError
 
 
@@ -44,18 +47,75 @@ def test_tests_are_read_as_text_or_as_a_struct(tmp_path):
     assert [json.loads(q.reference) for q in as_struct.questions] == [tests, tests]
 
 
+EXACT = {
+    "mixed": ({"fn_name": "f", "inputs": [[3, "x"]], "outputs": [6]}, "def f(a, b):\n    return a * 2 + len(b) - 1"),
+    "objects": (
+        {"fn_name": "f", "inputs": [[{"a": 1}], [{"b": 2, "c": 3}]], "outputs": [["a"], ["b", "c"]]},
+        "def f(d):\n    return sorted(d)",
+    ),
+    "text and lists": (
+        {"fn_name": "add", "inputs": ["1\n2", [3, 4]], "outputs": ["3", 7]}, "def add(a, b):\n    return a + b",
+    ),
+    "whole and decimal": (
+        {"fn_name": "f", "inputs": [[1], [1.0], [10**20]], "outputs": ["int", "float", "int"]},
+        "def f(x):\n    return type(x).__name__",
+    ),
+}  # fmt: skip
+
+
+def test_tests_reach_the_grader_as_the_exact_json_of_the_file(tmp_path):
+    """Values of several types, objects with other keys, 1 and 1.0, in one file: none is made like another."""
+    rows = [{"id": name, "question": name, "tests": tests} for name, (tests, _) in EXACT.items()]
+    benchmark = load_benchmark(write(tmp_path / "x.jsonl", rows))
+    grader = CodeTests(Limits())
+    for question in benchmark.questions:
+        tests, program = EXACT[question.question_id]
+        assert question.reference == json.dumps(tests)
+        assert grader.grade(f"```python\n{program}\n```", question.reference).correct, question.question_id
+
+
+def test_tests_that_no_grader_knows_are_refused_with_their_line_before_anything_is_sampled(tmp_path):
+    good = {"question": "a", "tests": {"inputs": ["1"], "outputs": ["1"]}}
+    for tests, message in (
+        (["assert f(1) == 1"], "line 2, column 'tests': a list"),
+        ({"inputs": ["1"], "outputs": []}, "line 2: The tests of a question have 1 inputs and 0 outputs"),
+        ("no json", "line 2: The tests of a question are no JSON"),
+    ):
+        with pytest.raises(InputError, match=rf"x\.jsonl, {message}"):
+            load_benchmark(write(tmp_path / "x.jsonl", [good, {"question": "b", "tests": tests}]))
+
+
+def test_a_compressed_file_and_a_folder_are_benchmarks_too(tmp_path):
+    rows = "".join(json.dumps({"question": q, "answer": q}) + "\n" for q in "ab")
+    (tmp_path / "sums.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    benchmark = load_benchmark(str(tmp_path / "sums.jsonl.gz"))
+    assert (benchmark.name, len(benchmark.questions)) == ("sums", 2)
+    folder = tmp_path / "held.out"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text(rows)
+    (folder / "train.jsonl").write_text(rows * 2)
+    benchmark = load_benchmark(str(folder))
+    assert (benchmark.name, len(benchmark.questions)) == ("held.out", 2)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([{"text": "x", "answer": 1}], r"has no column 'question' \(or 'problem', 'prompt'\); it has text, answer"),
         ([{"question": "x", "solution": 1}], r"has no column 'answer' \(or 'final_answer'\), and no 'tests'"),
-        ([{"question": "x", "answer": "1"}, {"question": "y", "answer": None}], "Row 1 of .* has no answer"),
-        ([{"question": " ", "answer": "1"}], "Row 0 of .* has no question"),
+        (
+            [{"question": "x", "answer": "1"}, {"question": "y", "answer": None}],
+            r"x\.jsonl, line 2: there is no answer",
+        ),
+        ([{"question": " ", "answer": "1"}], r"x\.jsonl, line 1: there is no question"),
         (
             [{"id": 1, "question": "x", "answer": 1}, {"id": 1, "question": "y", "answer": 1}],
-            "same id '1' twice.* row 1",
+            r"x\.jsonl, line 2: an earlier row has the same id '1'",
         ),
-        ([{"question": "x", "answer": 1}, {"question": "x", "answer": 2}], "has the same question twice"),
+        (
+            [{"question": "x", "answer": 1}, {"question": "x", "answer": 2}],
+            "line 2: an earlier row has the same question",
+        ),
         ([], "is empty"),
     ],
 )
@@ -69,7 +129,7 @@ def test_a_missing_or_damaged_file_and_an_unknown_name(tmp_path):
     with pytest.raises(InputError, match=r"no\.jsonl does not exist"):
         load_benchmark(str(tmp_path / "no.jsonl"))
     (tmp_path / "bad.jsonl").write_text("{")
-    with pytest.raises(InputError, match="cannot be read as jsonl"):
+    with pytest.raises(InputError, match=r"bad\.jsonl, line 1, column 2: not JSON"):
         load_benchmark(str(tmp_path / "bad.jsonl"))
     (tmp_path / "header.csv").write_text("question,answer\n")
     with pytest.raises(InputError, match="holds no question"):

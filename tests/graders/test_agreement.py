@@ -56,6 +56,7 @@ def test_twenty_programs_are_graded_as_by_hand():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_all_programs_are_graded_as_by_hand():
     assert disagreements(graded(CODE), CODE, "difference") == []
 

@@ -7,8 +7,9 @@ import pytest
 
 from omniopd.store.errors import BusyError, TableError
 from omniopd.store.layout import RunDir
-from omniopd.store.ledger import Budget, Caps, Ledger, Reservation, Settlement, Usage, read_totals
+from omniopd.store.ledger import Budget, Caps, Ledger, Reservation, Settlement, read_totals
 from omniopd.store.ledger_repair import SOURCE, rebuild_ledger
+from omniopd.store.usage import Usage
 
 WAY_OUT = r"Restore it from a copy, or rebuild it from the rollouts: omniopd audit .*run --rebuild-ledger\."
 
@@ -21,7 +22,7 @@ def run(tmp_path):
 def spend(run, *names, round_index=0, tokens=30, rows=True):
     """Requests of two rollouts each that were answered, settled at `tokens` and 70 nano-dollars, and written."""
     ledger = Ledger(run.ledger, Caps(round_index=round_index))
-    ids = [ledger.id_prefix + name for name in names]
+    ids = [ledger.run_id + name for name in names]
     ledger.commit([Reservation(id_, round_index, "m", 100, 90, "teacher.price") for id_ in ids], [])
     ledger.commit([], [Settlement(id_, "settled", Usage(tokens - 7, 5, 7), 70) for id_ in ids])
     ledger.close()
@@ -190,7 +191,7 @@ def test_a_lost_ledger_is_rebuilt_from_the_bills_of_the_rollouts(run, tmp_path, 
 
 def test_a_rebuilt_older_copy_keeps_what_it_knows_and_settles_what_was_open(run):
     ledger = Ledger(run.ledger)
-    prefix = ledger.id_prefix
+    prefix = ledger.run_id
     lost, asked = f"{prefix}lost", f"{prefix}asked"
     ledger.commit([Reservation(lost, 0, "m", 100, 90), Reservation(asked, 0, "m", 100, 90)], [])
     ledger.commit([], [Settlement(lost, "unknown")])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniopd.store.ledger import Usage
+from omniopd.store.usage import Usage
 from omniopd.store.worst_case import ENOUGH, MARGIN, WorstCase
 
 tokens = st.integers(1, 5000)

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from omniopd.store.layout import RunDir
-from omniopd.store.ledger import Ledger, Reservation, Settlement, Usage
+from omniopd.store.ledger import Ledger, Reservation, Settlement
 from omniopd.store.sections import ScoreConfig
+from omniopd.store.usage import Usage
 
 TEXTS = ["Let me count.\nBut wait, I know sin A = 3/5.", "So the answer is 42."]
 

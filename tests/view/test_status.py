@@ -35,6 +35,7 @@ def test_the_states_of_the_stages_come_from_tables_metrics_and_records(written_r
     assert (train.state, train.done, train.expected, train.rate_per_s) == ("partial", 2, None, 0.5)
     assert round_.outcomes == {"ok": 8, "failed": 4}
     assert round_.cut_off == 0.5
+    assert round_.distinct_rollouts == 1.0
 
 
 def test_spend_stands_against_the_budget_with_the_share_of_the_cache(written_run):
@@ -151,7 +152,16 @@ def test_the_json_has_the_fields_that_programs_rely_on(written_run):
     assert status["version"] == 1
     assert set(status) == {"version", "run", "time", "rounds_planned", "rounds", "spend", "outcomes", "eta_s"}
     (round_,) = status["rounds"]
-    assert set(round_) == {"round", "stages", "spend", "outcomes", "cut_off", "repetition", "predicted"}
+    assert set(round_) == {
+        "round",
+        "stages",
+        "spend",
+        "outcomes",
+        "cut_off",
+        "repetition",
+        "distinct_rollouts",
+        "predicted",
+    }
     assert [stage["stage"] for stage in round_["stages"]] == ["generate", "audit", "score", "train"]
     assert set(round_["stages"][0]) == {
         "stage", "state", "unit", "done", "expected", "failed", "rate_per_s", "eta_s", "seconds", "error"

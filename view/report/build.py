@@ -187,6 +187,9 @@ def _tiles(
             out.append(("Prompts", f"{chunks:,}", "answered by the teacher"))
         answered = sum(row["answered"] or 0 for row in audits)
         out.append(("Rollouts", f"{rollouts:,}", f"{answered / rollouts:.1%} answered" if rollouts else "none"))
+    distinct = [round_.distinct_rollouts for round_ in status.rounds if round_.distinct_rollouts is not None]
+    if distinct:
+        out.append(("Distinct rollouts", f"{distinct[-1]:.1f}", "a chunk, in the last round"))
     spend = status.spend
     cached = "" if spend.cache_share is None else f"{spend.cache_share:.0%} of the prompts cached"
     out.append(("Teacher tokens", _large(spend.tokens), cached))

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ....store.ledger import Usage
 from ....store.sections import TeacherConfig
+from ....store.usage import Usage
 from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
 from .common import api_key, base_urls, cannot, checked_extra, key_refused, merged, no_model, open_end, prompt_bytes
 from .refusal import NO_PREFILL, Learned, words

@@ -14,8 +14,8 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from ....store.errors import TeacherError
-from ....store.ledger import Usage
 from ....store.sections import TeacherConfig
+from ....store.usage import Usage
 from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
 from .common import api_key, base_urls, checked_extra, key_refused, merged, no_model, open_end, prompt_bytes
 from .refusal import NO_PREFILL, Learned, names, words
@@ -23,6 +23,10 @@ from .reply import count, joined, listing, mapping, rollout, text_or_none, usage
 
 _DEFAULT_URL = "http://127.0.0.1:8000/v1"
 KEY = "OPENAI_API_KEY"
+
+
+_NEWER = "max_completion_tokens"
+"""The later name of max_tokens, of which some models take no other."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ _SELF_SERVED = Host(
 )
 
 HOSTS = {
-    "api.openai.com": Host("instruct", max_tokens="max_completion_tokens"),
+    "api.openai.com": Host("instruct", max_tokens=_NEWER),
     "api.deepseek.com": Host(
         "prefill", open_message={"prefix": True}, thinking_off='{ thinking = { type = "disabled" } }'
     ),
@@ -76,8 +80,6 @@ _OPTIONAL = {
     "seed": ": rollouts are not repeatable",
     "add_special_tokens": ": the server may begin the prompt a second time",
 }
-
-_OTHER_NAME = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 _CHAT_ONLY = re.compile(r"chat/completions|chat model|not support(ed)? (for |by )?(the )?(text )?completions?", re.I)
 """How servers say that a model has no /completions."""
@@ -182,7 +184,7 @@ class OpenAITeacher:
             return None
         return (
             self._other_continuation(said)
-            or self._other_name(said)
+            or self._newer_name(said)
             or self._trimmed(said)
             or self._learned.fewer_choices(said)
             or self._learned.without_field(said)
@@ -199,12 +201,11 @@ class OpenAITeacher:
             return self._learned.changed("does not continue an open message; continuation = instruct from here on")
         return None
 
-    def _other_name(self, said: str) -> str | None:
-        other = _OTHER_NAME[self._max_tokens]
-        if not (names(said, self._max_tokens) and names(said, other)):
+    def _newer_name(self, said: str) -> str | None:
+        if self._max_tokens == _NEWER or not (names(said, self._max_tokens) and names(said, _NEWER)):
             return None
-        self._max_tokens = other
-        return self._learned.changed(f"takes {other}")
+        self._max_tokens = _NEWER
+        return self._learned.changed(f"takes {_NEWER}")
 
     def _trimmed(self, said: str) -> str | None:
         if self._trims or self._continuation != "prefill" or "trailing whitespace" not in said:

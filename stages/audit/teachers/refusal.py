@@ -95,7 +95,7 @@ class Learned:
         named = _AT_MOST.search(said)
         limit = max(int(named[1]), 1) if named else 1
         self.most_choices = limit if self.most_choices is None or limit < self.most_choices else 1
-        return self.changed(f"takes requests for at most {self.most_choices} continuation(s) each, so more are sent")
+        return self.changed(f"takes at most n = {self.most_choices}, so there are more requests, of fewer each")
 
     def without_field(self, said: str) -> str | None:
         """Leave out an optional field that is not wanted."""

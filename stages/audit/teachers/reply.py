@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from itertools import takewhile
 from typing import Any, cast
 
-from ....store.ledger import Usage
+from ....store.usage import Usage
 from ..teacher import Rollout
 
 _MOST_TOKENS = 1 << 40

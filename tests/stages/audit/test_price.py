@@ -7,8 +7,9 @@ import pytest
 
 from omniopd.stages.audit.price import find_rates, table_version
 from omniopd.store.errors import ConfigError
-from omniopd.store.ledger import NANO, Usage
+from omniopd.store.ledger import NANO
 from omniopd.store.sections import TeacherConfig
+from omniopd.store.usage import Usage
 
 
 def rates(**teacher):

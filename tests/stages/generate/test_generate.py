@@ -152,7 +152,7 @@ def test_prompts_come_from_a_data_set_folder_through_datasets(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "is empty"), ("{not json\n", "cannot be read as jsonl"), ('{"question": null}\n', "holds no question")],
+    [("", "is empty"), ("{not json\n", "line 1, column 2: not JSON"), ('{"question": null}\n', "holds no question")],
 )
 def test_an_unusable_prompt_file_is_a_clear_error(tmp_path, content, message):
     path = tmp_path / "p.jsonl"
