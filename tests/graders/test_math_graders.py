@@ -76,6 +76,7 @@ def pairs(count):
     return out[:count]
 
 
+@pytest.mark.slow
 def test_agrees_with_math_verifys_own_verdict_on_500_pairs_of_many_forms():
     from math_verify import parse, verify
 

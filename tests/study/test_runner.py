@@ -67,6 +67,7 @@ def rows_of(study, kind):
     return pl.DataFrame(study.results(kind).read()).drop(*TIMES)
 
 
+@pytest.mark.slow
 def test_arms_that_differ_only_after_the_audit_ask_the_teacher_once(make_study, base_url):
     study = make_study()
     before, base = requests_so_far(base_url), study.base.config()

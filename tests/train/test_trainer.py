@@ -176,6 +176,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone_and_is_counted(
     assert row["loss"] is None
 
 
+@pytest.mark.slow
 def test_a_trainer_killed_and_stopped_ends_with_the_bits_of_one_that_was_not(
     tmp_path: Path, students: Callable[[str], Path]
 ) -> None:
@@ -290,13 +291,9 @@ def test_one_process_cannot_be_split(run: RunDir, config: Config) -> None:
         launch(run, 0, kit.make_config(config.student.model, tensor_parallel=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("layout", "distributed"),
-    [
-        ("tensor_parallel", False),
-        pytest.param("pipeline_parallel", False, marks=pytest.mark.slow),
-        pytest.param("context_parallel", True, marks=pytest.mark.slow),
-    ],
+    ("layout", "distributed"), [("tensor_parallel", False), ("pipeline_parallel", False), ("context_parallel", True)]
 )
 def test_a_round_begun_by_one_process_is_ended_by_two_as_one_would_have(
     tmp_path: Path, students: Callable[[str], Path], layout: str, distributed: bool

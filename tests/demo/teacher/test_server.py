@@ -161,6 +161,7 @@ def _stats(base_url: str) -> dict[str, int]:
         return json.load(answer)
 
 
+@pytest.mark.slow
 def test_the_server_does_not_outlive_a_starter_that_was_killed() -> None:
     code = (
         "import os, signal\n"

@@ -76,6 +76,7 @@ def test_with_a_budget_it_waits_until_it_knows_which_chunks_are_worth_it(make_ru
     assert teacher.requests == run.round(0).chunks.manifest.rows
 
 
+@pytest.mark.slow
 def test_run_overlaps_the_two_if_it_is_told_to(make_run, teacher):
     run = make_run(questions=12, teacher={"base_url": teacher.base_url}, run={"overlap": True})
     config = run.config()

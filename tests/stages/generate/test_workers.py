@@ -1,16 +1,12 @@
 """Several workers fill a round without talking to each other, and it comes out as one worker's."""
 
-import concurrent.futures
-import os
-import subprocess
-import sys
-
 import pytest
 
 from omniopd.stages.generate.stage import generate
 from omniopd.stages.generate.workers import claim_devices, which_worker
 from omniopd.store.errors import UsageError
 from omniopd.store.worker import Worker
+from support.processes import Command
 
 
 @pytest.mark.parametrize(
@@ -70,14 +66,10 @@ def test_three_workers_at_once_write_the_table_of_one(make_run):
     # The same prompts, so that the ids can be compared.
     shared.config_toml.write_text(alone.config_toml.read_text())
 
-    def worker(rank):
-        environment = os.environ | {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "3"}
-        command = [sys.executable, "-m", "omniopd", "generate", str(shared.path)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        for result in pool.map(worker, range(3)):
-            assert result.returncode == 0, result.stderr
+    environments = [{"SLURM_PROCID": str(rank), "SLURM_NTASKS": "3"} for rank in range(3)]
+    for worker in [Command("generate", shared.path, env=environment) for environment in environments]:
+        ended = worker.wait()
+        assert ended.returncode == 0, ended.stderr
     table = shared.round(0).trajectories
     assert table.complete
     assert sorted(path.name for path in table.folder.glob("manifest*")) == [
