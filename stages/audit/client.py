@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
 
-from ...store.errors import TeacherError
+from ...store.errors import TeacherError, without_credentials
 from ...store.sections import TeacherConfig
 from .json_body import read_json
 from .teacher import HttpRequest, Reply, Teacher
@@ -122,20 +122,21 @@ async def post(session: aiohttp.ClientSession, base_url: str, request: HttpReque
             status, headers = response.status, response.headers
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         kind = "unsent" if isinstance(error, aiohttp.ClientConnectorError) else "unknown"
-        return Outcome(kind, reason=f"{type(error).__name__}: {error}".rstrip(": "))
+        reason = without_secrets(f"{type(error).__name__}: {error}".rstrip(": "), session.headers)
+        return Outcome(kind, reason=reason)
     if status != 200:
-        return _not_answered(status, raw, headers, session.headers)
+        return _not_answered(status, raw, headers, _sent_secrets(session.headers, base_url))
     try:
         body = read_json(raw)
     except ValueError as error:
         return Outcome("unknown", status=status, reason=f"the answer is not JSON: {error}")
     if (meant := _status_in_answer(body)) is not None:
-        return _not_answered(meant, raw, headers, session.headers)
+        return _not_answered(meant, raw, headers, _sent_secrets(session.headers, base_url))
     return Outcome("answered", body=body, status=status)
 
 
 def _not_answered(status: int, raw: bytes, headers: Mapping[str, str], sent: Mapping[str, str]) -> Outcome:
-    """The outcome of a status that is no success. `sent`: headers of the request."""
+    """The outcome of a status that is no success. `sent`: what the request held that nobody may read."""
     kind = "unknown" if status in _OUTCOME_UNKNOWN else "refused"
     if status < 400:
         host = urlsplit(headers.get("Location", "")).hostname
@@ -214,6 +215,11 @@ class _SessionHttp:
         return await self._ask("POST", url, headers, orjson.dumps(body))
 
     async def _ask(self, method: str, url: str, headers: Mapping[str, str], data: bytes | None) -> Reply:
+        if urlsplit(url).password is not None and "Authorization" in headers:
+            raise TeacherError(
+                f"{url} holds a password, and there is a key too: both go into the same header.",
+                "Take the password out of teacher.base_url, or unset the key.",
+            )
         try:
             async with self._session.request(
                 method, url, headers=headers, data=data, allow_redirects=False, proxy=proxy_of(url)
@@ -241,16 +247,25 @@ _LONGEST_REASON = 200
 def without_secrets(text: str, headers: Mapping[str, str]) -> str:
     """The beginning of what a server said, without the words of the session's headers: some repeat the key that they
     refuse, as it is, in a URL, or in base64. Shortened last, or the end of the text could be half a key."""
-    for word in " ".join(headers.values()).split():
-        if len(word) >= 8:
-            for form in _written_forms(word):
-                text = text.replace(form, "(key)")
-    return text[:_LONGEST_REASON]
+    words = {word for word in " ".join(headers.values()).split() if len(word) >= 8}
+    # The longest first: one may hold another.
+    for form in sorted({form for word in words for form in _written_forms(word)}, key=len, reverse=True):
+        text = text.replace(form, "(key)")
+    return without_credentials(text)[:_LONGEST_REASON]
+
+
+def _sent_secrets(headers: Mapping[str, str], base_url: str) -> Mapping[str, str]:
+    """The headers of a request, with those that aiohttp makes of a user and password in the URL."""
+    parts = urlsplit(base_url)
+    if parts.password is None:
+        return headers
+    user, password = unquote(parts.username or ""), unquote(parts.password)
+    return {**headers, "password": password, "basic": base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
 @functools.cache
 def _written_forms(word: str) -> tuple[str, ...]:
-    """A word and its encodings, the longest first. Base64 of a longer text holds the word at one of three offsets, with
+    """A word and its encodings. Base64 of a longer text holds the word at one of three offsets, with
     what the neighbors do not touch."""
     raw = word.encode()
     forms = {word, quote(word, safe=""), quote_plus(word)}
@@ -259,7 +274,7 @@ def _written_forms(word: str) -> tuple[str, ...]:
         for before in range(3):
             begin, end = -(-before * 8 // 6), (before + len(raw)) * 8 // 6
             forms.add(encode(b"\0" * before + raw).decode()[begin:end])
-    return tuple(sorted((form for form in forms if len(form) >= 8), key=len, reverse=True))
+    return tuple(form for form in forms if len(form) >= 8)
 
 
 def error_body(raw: bytes) -> Any:
