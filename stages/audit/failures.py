@@ -1,4 +1,3 @@
-# pyright: strict
 """Rollouts that are recorded as failed, and how they are asked for again. What they cost stays in the ledger."""
 
 from collections.abc import Iterator, Mapping

@@ -15,7 +15,9 @@ from aiohttp import web
 
 from omniopd.stages.audit.client import without_secrets
 from omniopd.stages.audit.stage import audit
+from omniopd.stages.audit.teachers.common import api_key
 from omniopd.store.errors import TeacherError
+from omniopd.store.sections import TeacherConfig
 from support.processes import Command, finish
 
 SECRET = "sk-very-secret-0123456789"
@@ -170,3 +172,9 @@ def test_a_password_in_the_address_stays_in_the_config_file(make_run, generated,
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     with pytest.raises(TeacherError, match="holds a password, and there is a key too"):
         audit(run, 0, run.config())
+
+
+@pytest.mark.parametrize(("value", "key"), [(f"{SECRET}\n", SECRET), (f" {SECRET}\r\n", SECRET), ("\n", None)])
+def test_the_end_of_a_line_is_no_part_of_a_key(monkeypatch, value, key):
+    monkeypatch.setenv("SOME_KEY", value)
+    assert api_key(TeacherConfig(), "SOME_KEY") == key
