@@ -119,7 +119,7 @@ def test_refusals_filters_and_bad_requests_are_typed_rows_without_text(run, teac
             return web.json_response(answer)
         if number == 2:
             for choice in answer["choices"]:
-                choice["text"] = ""
+                choice.update(text="", finish_reason="stop")
             return web.json_response(answer)
         if number == 3:
             return web.json_response({"error": {"message": "prompt too long"}}, status=400)
