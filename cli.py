@@ -132,6 +132,9 @@ def audit(
         bool,
         typer.Option("--rebuild-ledger", help="Ask nothing: rebuild a lost ledger.sqlite from the rollouts' bills."),
     ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask once more for the rollouts that are recorded as failed.")
+    ] = False,
     set_: Set = [],
 ) -> None:
     """Stage 2: pick the peak-entropy chunks and ask the teacher to continue their prefixes, under the budget.
@@ -146,7 +149,7 @@ def audit(
     from .stages.audit.stage import audit
 
     config = _recorded_config(run, set_)
-    _say(audit(RunDir(run), _round_index(run, round_), config, follow))
+    _say(audit(RunDir(run), _round_index(run, round_), config, follow, retry_failed))
 
 
 @app.command()

@@ -57,7 +57,7 @@ class AuditContext:
         Args:
             form: The teacher's form when the request was written.
         """
-        if outcome.kind != "refused" or outcome.worth_retrying:
+        if outcome.kind != "refused" or outcome.worth_retrying or outcome.about_account or outcome.from_elsewhere:
             return False
         if self.teacher.form == form and (line := self.teacher.adapt(outcome.status, outcome.body)) is not None:
             sys.stderr.write(f"{line}\n")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...method.similarity.metrics import METRICS, Metric, find_metric, make_encoder, similarities
 from ...stages.progress import progress
 from ...store.config import Config
-from ...store.errors import InputError
+from ...store.errors import InputError, without_credentials
 from ...store.layout import RoundDir, RunDir
 from ...store.model import resolve_model, weights_hash
 from ...store.schema import ESTIMATOR_STUDY, TRUTH
@@ -143,7 +143,7 @@ def _oracle(teacher: str, config: Config) -> Oracle:
 
 def _identity(teacher: str, config: Config) -> str:
     if teacher == SERVER:
-        return f"{config.teacher.model} at {config.teacher.base_url}"
+        return without_credentials(f"{config.teacher.model} at {config.teacher.base_url}")
     return weights_hash(resolve_model(teacher))
 
 
