@@ -20,6 +20,7 @@ from ..sanitize import one_line
 from ..status import Status, read_status
 from . import charts, figures
 from .explorer import HEAT, block, marked, rollouts_of, sha256_source
+from .glossary import terms
 
 if TYPE_CHECKING:
     import duckdb
@@ -77,7 +78,7 @@ def _page(run: RunDir, config: Config, most_trajectories: int) -> str:
         tiles=_tiles(status, students, audits, accuracy), settings=objective_of(config).shown(config),
         sections=sections, costs=figures.costs(students, audits, config.teacher.most_rollouts),
         priced=status.spend.prices not in ([], ["unknown"]), decode_to_prefill=figures.DECODE_TO_PREFILL,
-        worst=worst, best=best, block=trajectories, heat=HEAT, version=version("omniopd"),
+        worst=worst, best=best, glossary=terms(), block=trajectories, heat=HEAT, version=version("omniopd"),
         made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
     )  # fmt: skip
 
