@@ -29,6 +29,8 @@ import orjson
 
 from . import ledger_file
 from .batch_book import BatchBook, BatchRow
+from .usage import NOTHING
+from .usage import Usage as Usage
 from .worst_case import WorstCase
 
 NANO = 1_000_000_000
@@ -92,21 +94,6 @@ class Caps:
 
 
 @dataclass(frozen=True)
-class Usage:
-    """What the server billed, in tokens of the teacher."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    cache_write_tokens: int = 0
-    """Of the prompt tokens: written to the cache, which some providers charge extra."""
-
-    @property
-    def tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-
-@dataclass(frozen=True)
 class Reservation:
     """The worst case of one request."""
 
@@ -117,7 +104,7 @@ class Reservation:
     tokens: int
     price_source: str = ""
     """Whose price the dollars are: a table with its version, or the user."""
-    estimate: Usage = Usage()
+    estimate: Usage = NOTHING
     """The dialect's own worst case, beside which a bill is instructive; zeros teach nothing."""
 
 
@@ -141,7 +128,7 @@ class Settlement:
 
     request_id: str
     state: Literal["settled", "released", "unknown"]
-    usage: Usage = Usage()
+    usage: Usage = NOTHING
     nusd: int = 0
     payload: bytes | None = None
 

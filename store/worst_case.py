@@ -11,10 +11,8 @@ bounds at once, by the same factor.
 
 import bisect
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .ledger import Usage
+from .usage import Usage
 
 ENOUGH = 8
 """Bills before they count as what such prompts cost."""
@@ -36,7 +34,7 @@ class WorstCase:
         self._highest_share = 0.0
         self._completion_overrun = 1.0
 
-    def observe(self, estimate: "Usage", billed: "Usage", bills: int = 1) -> None:
+    def observe(self, estimate: Usage, billed: Usage, bills: int = 1) -> None:
         """Learn from bills.
 
         Args:
@@ -67,14 +65,14 @@ class WorstCase:
             bounds.append(max(self._shares.get(known, 0.0) for known in sizes[:up_to]))
         return sizes, bounds
 
-    def bound(self, estimate: "Usage") -> "Usage":
+    def bound(self, estimate: Usage) -> Usage:
         """Most that a request can be billed for, given the dialect's own worst case of it."""
         estimated = estimate.prompt_tokens or 1
         prompt = self._prompt(estimated)
         completion = math.ceil((estimate.completion_tokens or 1) * self._completion_overrun)
         written = -(-estimate.cache_write_tokens * prompt // estimated)
         # Not dataclasses.replace, which takes as long as all the rest: this is done for every request.
-        return type(estimate)(prompt, estimate.cached_tokens, completion, written)
+        return Usage(prompt, estimate.cached_tokens, completion, written)
 
     def _prompt(self, estimate: int) -> int:
         highest = self._highest_share
