@@ -188,11 +188,19 @@ def test_a_redirect_and_an_empty_answer_end_the_stage(run, teacher, status):
     assert read_totals(run.ledger).unknown == 0
 
 
+@pytest.fixture
+def heard(number):
+    """A signal that is not ignored, as nohup and a shell's `&` have it for all that they start."""
+    before = signal.signal(number, signal.SIG_DFL)
+    yield number
+    signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=str)
-def test_a_signal_waits_for_the_answers_in_flight_and_none_is_bought_twice(run, teacher, number):
+def test_a_signal_waits_for_the_answers_in_flight_and_none_is_bought_twice(run, teacher, heard):
     def behave(body, request):
         if request == 6:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), heard)
 
     teacher.behave = behave
     with pytest.raises(Interrupted) as caught:
