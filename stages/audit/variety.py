@@ -1,5 +1,6 @@
 # pyright: strict
-"""Does the teacher's answer vary? A server that ignores temperature, or that caches answers, gives N times the same."""
+"""Does the teacher's answer vary? A server that ignores temperature, or that caches answers, gives N times the same; so
+does a teacher that is certain, which no answer tells from the others."""
 
 import sys
 from collections.abc import Iterable
@@ -33,6 +34,7 @@ class VarietyWatch:
         if self._chunks >= _CHUNKS and self._texts >= _TEXTS:
             self._watches = False
             sys.stderr.write(
-                f"the rollouts of the last {self._chunks} chunks are identical within each chunk: the server seems to"
-                " ignore temperature or to cache answers, and N rollouts tell no more than one\n"
+                f"the rollouts of the last {self._chunks} chunks are identical within each chunk: either the teacher is"
+                " certain there, or its server ignores temperature or caches answers; N such rollouts tell no more than"
+                " one\n"
             )
