@@ -81,7 +81,7 @@ def demo(path: Path, rounds: int, seed: int, say: Say) -> Demo:
 
 def _prepare(run: RunDir, rounds: int, seed: int, base_url: str, changes: dict[str, dict[str, object]]) -> None:
     """Write prompts and config, unless they are there."""
-    prompts = run.path / "prompts.jsonl"
+    prompts = run.path.absolute() / "prompts.jsonl"
     if run.config_toml.exists():
         if not prompts.exists():
             raise UsageError(f"{run.path} is not a run of the demo.", "Choose another folder: omniopd demo FOLDER.")

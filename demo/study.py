@@ -49,7 +49,8 @@ def prepare(study: StudyDir, task: Task) -> None:
     if study.base.config_toml.exists():
         return
     study.path.mkdir(parents=True, exist_ok=True)
-    prompts, held_out = study.path / "prompts.jsonl", study.path / "heldout.jsonl"
+    folder = study.path.absolute()
+    prompts, held_out = folder / "prompts.jsonl", folder / "heldout.jsonl"
     _write(prompts, task.problems(POOL, seed=0, split="train"))
     _write(held_out, task.problems(HELD_OUT, seed=0, split="heldout"))
     study.base.config_toml.write_text(commented_toml(settings(task, prompts, held_out)), encoding="utf-8")

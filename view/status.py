@@ -4,7 +4,6 @@
 comes to mean something else. docs/reading-a-run.md describes it.
 """
 
-import contextlib
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -257,19 +256,15 @@ def _quality(round_: RoundDir) -> tuple[float | None, float | None]:
 
 def _distinct(round_: RoundDir) -> float | None:
     """Mean number of different texts among a chunk's rollouts."""
-    query = """
-        SELECT avg(texts) FROM (
-            SELECT count(DISTINCT text) AS texts FROM rollouts WHERE status IN ('ok', 'empty')
-            GROUP BY chunk_id HAVING count(*) > 1
-        )
-    """
     if round_.rollouts.manifest.rows == 0:
         return None
-    from ..store.sql import connect
+    import pyarrow.compute as pc
 
-    with contextlib.closing(connect([round_])) as db:
-        ((mean,),) = db.execute(query).fetchall()
-    return mean
+    # Only usable rollouts have a text, and both counts leave nulls out.
+    rows = round_.rollouts.read(["chunk_id", "text"])
+    counts = rows.group_by("chunk_id").aggregate([("text", "count"), ("text", "count_distinct")])
+    several = counts.filter(pc.greater(counts["text_count"], 1))  # pyright: ignore[reportAttributeAccessIssue]
+    return pc.mean(several["text_count_distinct"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _eta(rounds: list[RoundStatus], planned: int) -> float | None:
