@@ -36,7 +36,7 @@ class TeacherHealth:
         if outcome.about_account:
             return TeacherError(
                 f"The teacher at {self._url} refuses the account: {outcome.problem}.",
-                "Top up or mend the account, then run the same command again.",
+                "Top up or fix the account, then run the same command again.",
             )
         if outcome.status in (401, 403, 404):
             return TeacherError(

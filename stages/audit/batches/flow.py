@@ -221,7 +221,7 @@ class BatchFlow:
             await self._give_back(batch.key)
             raise TeacherError(
                 f"The provider refused batch {batch.remote_id}: {state.reason or 'without a reason'}.",
-                "Mend [teacher], and run the same command again.",
+                "Fix [teacher], and run the same command again.",
             )
         await self._fetch(batch.key, batch.remote_id, batch.intended_at)
         await self._mark(batch.key, "closed")
