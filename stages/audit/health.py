@@ -31,7 +31,7 @@ class TeacherHealth:
         if outcome.from_elsewhere:
             return TeacherError(
                 f"What is at {self._url} is no teacher: {outcome.problem}.",
-                "Set teacher.base_url to the address of the API itself, or mend the proxy on the way.",
+                "Set teacher.base_url to the address of the API itself, or fix the proxy on the way.",
             )
         if outcome.about_account:
             return TeacherError(
@@ -57,5 +57,5 @@ class TeacherHealth:
         every = "has begun to refuse" if self._succeeded else "refuses"
         return TeacherError(
             f"The teacher at {self._url} {every} every request: {outcome.problem}.",
-            "Mend [teacher] or the account, then run the same command again.",
+            "Fix [teacher] or the account, then run the same command again.",
         )
