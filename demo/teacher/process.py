@@ -7,7 +7,7 @@ speak the same API, so whoever talks to it cannot tell. The process ends with th
 import importlib.util
 import json
 import os
-import select
+import selectors
 import socket
 import subprocess
 import sys
@@ -67,8 +67,11 @@ class TeacherServer:
         # A server must not outlive whoever started it, even one that was killed.
         process = self._launch(f"{__package__}.server", "--port", "0", "--exit-with-stdin", stdout=subprocess.PIPE)
         assert process.stdout is not None
-        while not select.select([process.stdout], [], [], 0.1)[0]:
-            self._check(process, deadline)
+        # Not select(): it refuses descriptors above 1023.
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while not selector.select(0.1):
+                self._check(process, deadline)
         if line := process.stdout.readline():
             return str(json.loads(line)["url"])
         process.wait(_STOP_S)

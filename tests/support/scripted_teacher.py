@@ -40,10 +40,13 @@ class ScriptedTeacher:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._start())
+        runner = self._loop.run_until_complete(self._start())
         self._loop.run_forever()
+        # A suite has hundreds of these, and each has sockets.
+        self._loop.run_until_complete(runner.cleanup())
+        self._loop.close()
 
-    async def _start(self) -> None:
+    async def _start(self) -> web.AppRunner:
         app = web.Application()
         app.add_routes(
             [
@@ -52,12 +55,13 @@ class ScriptedTeacher:
                 web.post("/v1/chat/completions", self._complete),
             ]
         )
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         self.base_url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/v1"
         self._ready.set()
+        return runner
 
     async def _list(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": model} for model in self.models]})
