@@ -132,6 +132,9 @@ def audit(
         bool,
         typer.Option("--rebuild-ledger", help="Ask nothing: rebuild a lost ledger.sqlite from the rollouts' bills."),
     ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask once more for the rollouts that are recorded as failed.")
+    ] = False,
     set_: Set = [],
 ) -> None:
     """Stage 2: pick the peak-entropy chunks and ask the teacher to continue their prefixes, under the budget.
@@ -146,7 +149,7 @@ def audit(
     from .stages.audit.stage import audit
 
     config = _recorded_config(run, set_)
-    _say(audit(RunDir(run), _round_index(run, round_), config, follow))
+    _say(audit(RunDir(run), _round_index(run, round_), config, follow, retry_failed))
 
 
 @app.command()
@@ -177,7 +180,7 @@ def train(run: Run, round_: Round = None, set_: Set = []) -> None:
 def run_(
     run: Run, rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in all.")] = None, set_: Set = []
 ) -> None:
-    """Drive the four stages, round after round; goes on where it was stopped.
+    """Drive the four stages, round after round; resumes where it was stopped.
 
     Example: omniopd run runs/first --rounds 5
     """
@@ -217,7 +220,7 @@ def inspect(
     sort: Annotated[str, typer.Option(help='SQL order, such as "pi_teacher DESC".')] = "",
     limit: Annotated[int, typer.Option(min=1, help="Rows shown.")] = 3,
     offset: Annotated[int, typer.Option(min=0, help="Rows left out before them.")] = 0,
-    sample: Annotated[int | None, typer.Option(min=1, help="Draw so many rows at random first.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Draw this many rows at random first.")] = None,
     seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
 ) -> None:
     """Read rows: a trajectory with its chunks marked and the teacher's rollouts under them; chunks as case studies.
@@ -272,7 +275,9 @@ def report(
 def export(
     run: Run,
     folder: Annotated[Path, typer.Argument(help="Where to; must not exist.", show_default=False)],
-    after: Annotated[int | None, typer.Option(min=1, help="After so many rounds; unset: all that are trained.")] = None,
+    after: Annotated[
+        int | None, typer.Option(min=1, help="After this many rounds; unset: all that are trained.")
+    ] = None,
     dtype: Annotated[
         Literal["keep", "float32", "bfloat16", "float16"], typer.Option(help="Precision of the weights.")
     ] = "keep",
@@ -369,13 +374,13 @@ def demo(
 
 
 def main() -> None:
-    """Run a command; an error that the user can cure is one line, and its exit code says of what kind it is."""
+    """Run a command; an error that the user can fix is one line, and its exit code says of what kind it is."""
     try:
         app(standalone_mode=True)
     except OmniopdError as error:
         _fail(error)
     except KeyboardInterrupt:
-        _fail(Interrupted("Interrupted.", "Run the same command again to go on."))
+        _fail(Interrupted("Interrupted.", "Run the same command again to resume."))
 
 
 def _fail(error: OmniopdError) -> None:

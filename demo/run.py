@@ -44,7 +44,7 @@ class Demo:
 
 
 def demo(path: Path, rounds: int, seed: int, say: Say) -> Demo:
-    """Distil for some rounds, train the controls, and compare. Goes on where it was stopped.
+    """Distil for some rounds, train the controls, and compare. Resumes where it was stopped.
 
     Raises:
         UsageError: the folder is a run that the demo did not make.

@@ -27,7 +27,7 @@ POOL = 8192
 
 
 def study(folder: Path, task: Task, kinds: Sequence[str], rounds: int, options: StudyOptions) -> list[str]:
-    """Run studies of an embedded task; goes on where it was stopped. Returns their tables."""
+    """Run studies of an embedded task; resumes where it was stopped. Returns their tables."""
     from ..study.arms import ablation_arms, compare_arms, sensitivity_arms
 
     study_ = StudyDir(folder / task.name)

@@ -16,7 +16,7 @@ from ..store.errors import InputError, UsageError
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a benchmark, and what a response to it is held against."""
+    """One question of a benchmark, and what a response to it is compared with."""
 
     question_id: str
     text: str
@@ -55,7 +55,7 @@ class HubBenchmark:
     """Answers are whole numbers, some written as 025 or 27.0."""
     filter_: str | None = None
     draw: int | None = None
-    """Take so many at random, always the same ones."""
+    """Take this many at random, always the same ones."""
 
 
 def _prime(category: str) -> HubBenchmark:

@@ -49,8 +49,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}.", "Mend that line.") from error
-    config = _validated(tree, overrides, f"Mend it in {path} or in --set.")
+        raise ConfigError(f"{path} is not TOML: {error}.", "Fix that line.") from error
+    config = _validated(tree, overrides, f"Fix it in {path} or in --set.")
     objective = REGISTERED[config.train.objective]
     for key in (*_REQUIRED, *objective.required):
         if not _value(config, key):
@@ -76,7 +76,7 @@ def default_config(overrides: Iterable[str]) -> Config:
     Raises:
         ConfigError: an unknown key, a value out of range.
     """
-    return _validated({}, overrides, "Mend it in --set.")
+    return _validated({}, overrides, "Fix it in --set.")
 
 
 def config_of(tree: dict[str, dict[str, Any]], hint: str) -> Config:

@@ -4,6 +4,15 @@
 Exit codes: 2 usage (also what typer uses for a wrong flag), 3 bad input, 4 budget reached, 130 interrupted.
 """
 
+import re
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s\"']*@")
+
+
+def without_credentials(text: str) -> str:
+    """A text whose URLs keep their hosts and lose their users and passwords."""
+    return _CREDENTIALS.sub("***@", text)
+
 
 class OmniopdError(Exception):
     """Base of all errors that a user can fix; the command line prints them as one line, without a traceback."""
@@ -11,9 +20,9 @@ class OmniopdError(Exception):
     exit_code = 3
 
     def __init__(self, problem: str, hint: str) -> None:
-        super().__init__(f"{problem} {hint}")
-        self.problem = problem
-        self.hint = hint
+        self.problem = without_credentials(problem)
+        self.hint = without_credentials(hint)
+        super().__init__(f"{self.problem} {self.hint}")
 
     def __reduce__(self) -> tuple[type["OmniopdError"], tuple[str, str]]:
         # Errors travel between processes, and Exception would be made again of the whole line.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import files
+from .errors import without_credentials
 from .schema import CHUNKS, REWARDS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES, TableSpec
 from .table import Table
 from .worker import ALONE, Worker
@@ -200,8 +201,9 @@ class RunDir:
         return load_config(self.config_toml, overrides)
 
     def record(self, config: "Config") -> None:
-        """Write down what actually runs. Keys are never in the config, only the names of their variables."""
-        files.write_text(self.resolved_config, config.model_dump_json(indent=1) + "\n")
+        """Write down what actually runs. Keys are never in the config, only the names of their variables; a password in
+        an address is left out."""
+        files.write_text(self.resolved_config, without_credentials(config.model_dump_json(indent=1)) + "\n")
 
     def policy_for(self, index: int, config: "Config") -> str:
         """Model that samples round `index`: the initial student, then what the round before trained."""

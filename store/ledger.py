@@ -280,6 +280,12 @@ class Ledger:
         ]
         self._many(_STORE, answers)
 
+    def record(self, released: Settlement, round_index: int) -> None:
+        """Put the rows of a request that was settled without them into the outbox."""
+        if released.payload is not None:
+            with self._db:
+                self._many(_STORE, [(released.request_id, round_index, released.payload.decode())])
+
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
         """Run a statement over rows that it reads as JSON. One step of SQLite for all of them: at each step the
         interpreter's lock changes hands, which costs more than the step. Returns how many rows were changed."""

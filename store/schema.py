@@ -118,7 +118,11 @@ ROLLOUTS = TableSpec(
         Column("teacher", "string", "id of the model that answered"),
         Column("text", "string", "the continuation; null unless status is ok or empty"),
         Column("status", "string", "ok | refused | filtered | empty | failed"),
-        Column("finish_reason", "string", "as the server said"),
+        Column(
+            "finish_reason",
+            "string",
+            "as the server said; thinking: ... of one that only thought, and the problem of a failed request",
+        ),
         Column(
             "prompt_tokens",
             "int32",

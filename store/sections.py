@@ -64,7 +64,7 @@ class DataConfig(Section):
     max_prompt_tokens: int | None = Field(default=None, gt=0)
     """Drop prompts of more student tokens, templates included."""
     limit: int | None = Field(default=None, gt=0)
-    """Use only the first so many prompts after the shuffle."""
+    """Use only the first N prompts after the shuffle."""
     per_round: int | None = Field(default=None, gt=0)
     """Prompts a round takes, in turn and starting over at the end; unset: every round takes all."""
     seed: int = 0
@@ -153,10 +153,11 @@ class TeacherConfig(Section):
     """Name of the environment variable that holds the key; no key is sent where it is not set. Unset: OPENAI_API_KEY,
     ANTHROPIC_API_KEY or GEMINI_API_KEY, by kind."""
     api_key_file: str = ""
-    """File that holds the key and nothing else; it goes before the environment."""
+    """File that holds the key and nothing else; it takes precedence over the environment."""
     continuation: Literal["auto", "completion", "prefill", "instruct"] = "auto"
     """How the teacher is made to continue the student's prefix: the completions endpoint on the raw text, a chat whose
-    last assistant message is left open, or a chat that is told to go on; auto is the first that the server can do."""
+    last assistant message is left open, or a chat that is told to continue; auto is the first that the server
+    supports."""
     instruction: str = Field(default=CONTINUE, min_length=1)
     """The user message that makes the teacher continue where the continuation is instruct."""
     system: str = ""
@@ -287,7 +288,7 @@ class TrainConfig(Section):
     epochs: int = Field(default=1, gt=0)
     """Passes over a round's trajectories."""
     steps: int | None = Field(default=None, gt=0)
-    """Stop a round after so many steps."""
+    """Stop a round after this many steps."""
     global_batch: int = Field(default=64, gt=0)
     """Trajectories in one optimizer step."""
     micro_batch: int = Field(default=2, gt=0)

@@ -231,11 +231,11 @@ class Table:
         own = self._own
         self._commit(replace(own, parts=(*own.parts, part)))
 
-    def replace(self, parts: "Iterable[pa.Table]", made_with: Mapping[str, Any]) -> None:
+    def replace(self, parts: "Iterable[pa.Table]", made_with: Mapping[str, Any], complete: bool = True) -> None:
         """Put a whole new content in place of the old one, at once. For tables that can be derived again."""
         self.folder.mkdir(parents=True, exist_ok=True)
         written = tuple(self._write_behind(parts))
-        self._commit(Manifest(self.spec.name, made_with=dict(made_with), complete=True, parts=written))
+        self._commit(Manifest(self.spec.name, made_with=dict(made_with), complete=complete, parts=written))
         current = {part.name for part in written}
         for path in self.folder.glob("part-*.parquet"):
             if path.name not in current:

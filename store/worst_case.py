@@ -72,7 +72,7 @@ class WorstCase:
         completion = math.ceil((estimate.completion_tokens or 1) * self._completion_overrun)
         written = -(-estimate.cache_write_tokens * prompt // estimated)
         # Not dataclasses.replace, which takes as long as all the rest: this is done for every request.
-        return type(estimate)(prompt, estimate.cached_tokens, completion, written)
+        return Usage(prompt, estimate.cached_tokens, completion, written)
 
     def _prompt(self, estimate: int) -> int:
         highest = self._highest_share

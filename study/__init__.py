@@ -1,1 +1,1 @@
-"""Many runs side by side: arms over seeds, in one table; and the estimator held against known probabilities."""
+"""Many runs side by side: arms over seeds, in one table; and the estimator compared with known probabilities."""

@@ -15,7 +15,7 @@ Equal = Literal["tokens", "usd"]
 """What an arm spends as much of, each round, as the reference arm of its seed did."""
 
 REFERENCE = "omniopd"
-"""The arm without a change: others borrow its tables, match its spend and are held against it."""
+"""The arm without a change: others borrow its tables, match its spend and are compared with it."""
 
 GROUP = 8
 """Samples of a prompt that grpo normalises its rewards over."""

@@ -62,10 +62,10 @@ def test_help_and_version_load_none_of_the_heavy_packages():
 
 def test_plan_and_status_load_no_more_than_they_need(make_run):
     run = make_run()
-    assert heavy_imports_of("plan", run.path) == {"numpy", "polars", "pydantic", "transformers"}
+    assert heavy_imports_of("plan", run.path) == {"numpy", "pydantic", "transformers"}
     assert heavy_imports_of("status", run.path) == {"pydantic"}
     omniopd("generate", run.path)
-    assert heavy_imports_of("plan", run.path) == {"numpy", "polars", "pyarrow", "pydantic", "transformers"}
+    assert heavy_imports_of("plan", run.path) == {"numpy", "pyarrow", "pydantic", "transformers"}
     assert heavy_imports_of("status", run.path) == {"numpy", "pyarrow", "pydantic"}
 
 

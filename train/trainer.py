@@ -1,6 +1,6 @@
 """Train one round: shards and a policy in, a new policy out. The loop, and what a crash must not break.
 
-`train_round` may be killed at any moment and called again: it goes on from its newest checkpoint, and the policy that
+`train_round` may be killed at any moment and called again: it resumes from its newest checkpoint, and the policy that
 comes out has the same bits. The policy folder appears under its name only when it is whole.
 """
 
@@ -80,7 +80,7 @@ class _Prepared:
     carried: str | None
     """Checkpoint of the round before whose optimizer state is carried over."""
     resume: str | None
-    """Checkpoint of this round to go on from."""
+    """Checkpoint of this round to resume from."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def _train(
             if stop:
                 raise Interrupted(
                     f"SIGTERM: stopped after step {position.step} of {total}, with a checkpoint.",
-                    "Run the same command again to go on from there.",
+                    "Run the same command again to resume from there.",
                 )
 
     write_policy(policy, inputs.initial, round_.policy)

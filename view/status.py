@@ -20,7 +20,6 @@ from ..store.files import read_json_lines
 from ..store.journal import StageRun
 from ..store.layout import RoundDir, RunDir
 from ..store.ledger import NANO, Totals, read_forecast, read_price_sources, read_totals
-from ..store.sql import connect
 from ..store.table import Table
 
 STAGES = ("generate", "audit", "score", "train")
@@ -245,7 +244,7 @@ def _spend(prices: list[str], totals: Totals, budget_usd: float | None, budget_t
 
 
 def _quality(round_: RoundDir) -> tuple[float | None, float | None]:
-    """Share cut off at the limit, and mean repetition: what tells of a student that has gone astray."""
+    """Share cut off at the limit, and mean repetition: what indicates a degenerating student."""
     import pyarrow.compute as pc
 
     table = round_.trajectories.read(["finish_reason", "repetition"])
@@ -257,6 +256,7 @@ def _quality(round_: RoundDir) -> tuple[float | None, float | None]:
 
 
 def _distinct(round_: RoundDir) -> float | None:
+    """Mean number of different texts among a chunk's rollouts."""
     query = """
         SELECT avg(texts) FROM (
             SELECT count(DISTINCT text) AS texts FROM rollouts WHERE status IN ('ok', 'empty')
@@ -265,6 +265,8 @@ def _distinct(round_: RoundDir) -> float | None:
     """
     if round_.rollouts.manifest.rows == 0:
         return None
+    from ..store.sql import connect
+
     with contextlib.closing(connect([round_])) as db:
         ((mean,),) = db.execute(query).fetchall()
     return mean

@@ -48,7 +48,7 @@ def similarities(metric: Metric, encoder: Encoder, chunks: pa.ChunkedArray, roll
         if phi_P.shape != (len(pairs),) or not ((phi_P >= 0) & (phi_P <= 1)).all():
             raise InputError(
                 f"The metric {getattr(metric, '__name__', metric)} gave values that are no numbers in [0, 1].",
-                "Mend it, or set score.phi to another.",
+                "Fix it, or set score.phi to another.",
             )
         phi_P = np.where(pairs.rollout_length_P == 0, 0.0, phi_P)
         parts.append(pa.array(phi_P, mask=pairs.chunk_length_P == 0))

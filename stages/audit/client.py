@@ -1,6 +1,7 @@
 """Sending requests: one attempt, its outcome, and when to try again."""
 
 import asyncio
+import base64
 import functools
 import random
 import re
@@ -11,13 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
 
-from ...store.errors import TeacherError
+from ...store.errors import TeacherError, without_credentials
 from ...store.sections import TeacherConfig
 from .json_body import read_json
 from .teacher import HttpRequest, Reply, Teacher
@@ -27,13 +28,30 @@ _LARGEST_ANSWER = 4 << 20
 _LONGEST_WAIT_S = 60.0
 _NO_TIMEOUT = aiohttp.ClientTimeout()
 
+_OUTCOME_UNKNOWN = frozenset({408, 502, 504, 520, 524})
+"""What a gateway says when the server behind it took the request and brought no answer in time, or none that it could
+read: the work may have been done and billed. Other 5xx are free. 500 is the server's own word that it failed, for which
+no provider bills; 503, 529, 521, 522, 523, 525 and 526 mean that nobody took the request."""
+
+_ACCOUNT_CODES = frozenset(
+    {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error", "account_deactivated",
+     "insufficient_balance", "credit_balance_too_low"}
+)  # fmt: skip
+"""`error.code` or `error.type` of OpenAI, Anthropic and those who speak like them."""
+_ACCOUNT_WORDS = re.compile(
+    r"credit balance|insufficient (balance|credits?|funds|quota)|billing hard limit"
+    r"|account\b.{0,40}\b(deactivated|suspended|disabled)",
+    re.IGNORECASE,
+)
+"""Not "exceeded your current quota" alone: Gemini says so of a limit of one minute too."""
+
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of one attempt.
 
     `answered`: a 200 with JSON. `unsent` (no connection) and `refused` (the server said no) are not billed.
-    `unknown`: no whole answer came, and the server may have done the work.
+    `unknown`: no whole answer came, or a gateway spoke for the server, which may have done the work.
     """
 
     kind: Literal["answered", "unsent", "refused", "unknown"]
@@ -53,11 +71,23 @@ class Outcome:
         return self.kind in ("unsent", "refused")
 
     @property
+    def about_account(self) -> bool:
+        """Whether the account or its balance is refused, whatever is asked."""
+        return self.status == 402 or (self.kind == "refused" and _speaks_of_account(self.body))
+
+    @property
+    def from_elsewhere(self) -> bool:
+        """Whether this comes from no teacher at all: a redirect, or a status that no API has for an answer."""
+        return self.kind == "refused" and self.status < 400
+
+    @property
     def throttled(self) -> bool:
-        return self.status in (429, 529)
+        return self.status in (429, 529) and not self.about_account
 
     @property
     def worth_retrying(self) -> bool:
+        if self.about_account or self.from_elsewhere:
+            return False
         return self.kind in ("unsent", "unknown") or self.status in (408, 409, 425, 429) or self.status >= 500
 
 
@@ -92,14 +122,53 @@ async def post(session: aiohttp.ClientSession, base_url: str, request: HttpReque
             status, headers = response.status, response.headers
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         kind = "unsent" if isinstance(error, aiohttp.ClientConnectorError) else "unknown"
-        return Outcome(kind, reason=f"{type(error).__name__}: {error}".rstrip(": "))
+        reason = without_secrets(f"{type(error).__name__}: {error}".rstrip(": "), session.headers)
+        return Outcome(kind, reason=reason)
     if status != 200:
-        reason = without_secrets(error_message(raw), session.headers)
-        return Outcome("refused", error_body(raw), status, reason, retry_after_s(headers))
+        return _not_answered(status, raw, headers, _sent_secrets(session.headers, base_url))
     try:
-        return Outcome("answered", body=read_json(raw), status=status)
+        body = read_json(raw)
     except ValueError as error:
         return Outcome("unknown", status=status, reason=f"the answer is not JSON: {error}")
+    if (meant := _status_in_answer(body)) is not None:
+        return _not_answered(meant, raw, headers, _sent_secrets(session.headers, base_url))
+    return Outcome("answered", body=body, status=status)
+
+
+def _not_answered(status: int, raw: bytes, headers: Mapping[str, str], sent: Mapping[str, str]) -> Outcome:
+    """The outcome of a status that is no success. `sent`: what the request held that nobody may read."""
+    kind = "unknown" if status in _OUTCOME_UNKNOWN else "refused"
+    if status < 400:
+        host = urlsplit(headers.get("Location", "")).hostname
+        reason = f"it redirects to {host or 'another address'}" if 300 <= status != 304 else "it sends no answer"
+    else:
+        reason = without_secrets(error_message(raw), sent)
+    return Outcome(kind, error_body(raw), status, reason, retry_after_s(headers))
+
+
+def _status_in_answer(body: Any) -> int | None:
+    """The status that a 200 should have had whose body is an error and nothing else: its code, where that is a status.
+    Else 500: the server says that it failed."""
+    if not isinstance(body, dict) or not body.get("error") or _ANSWERS.intersection(body):
+        return None
+    error = body["error"]
+    code = error.get("code", error.get("status")) if isinstance(error, dict) else None
+    status = int(code) if isinstance(code, int | str) and str(code).isdigit() else 0
+    return status if 400 <= status < 600 else 500
+
+
+_ANSWERS = frozenset({"choices", "content", "candidates"})
+"""Where the dialects' answers have their texts."""
+
+
+def _speaks_of_account(body: Any) -> bool:
+    if isinstance(body, str):
+        return _ACCOUNT_WORDS.search(body) is not None
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(error, dict):
+        return isinstance(error, str) and _ACCOUNT_WORDS.search(error) is not None
+    codes = {error.get(name) for name in ("code", "type") if isinstance(error.get(name), str)}
+    return not codes.isdisjoint(_ACCOUNT_CODES) or _ACCOUNT_WORDS.search(str(error.get("message", ""))) is not None
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -146,6 +215,11 @@ class _SessionHttp:
         return await self._ask("POST", url, headers, orjson.dumps(body))
 
     async def _ask(self, method: str, url: str, headers: Mapping[str, str], data: bytes | None) -> Reply:
+        if urlsplit(url).password is not None and "Authorization" in headers:
+            raise TeacherError(
+                f"{url} holds a password, and there is a key too: both go into the same header.",
+                "Take the password out of teacher.base_url, or unset the key.",
+            )
         try:
             async with self._session.request(
                 method, url, headers=headers, data=data, allow_redirects=False, proxy=proxy_of(url)
@@ -167,11 +241,40 @@ class _SessionHttp:
             return Reply(status, None)
 
 
+_LONGEST_REASON = 200
+
+
 def without_secrets(text: str, headers: Mapping[str, str]) -> str:
-    """What a server said, without the words of the session's headers: some repeat the key that they refuse."""
-    for word in " ".join(headers.values()).split():
-        text = text.replace(word, "(key)") if len(word) >= 8 else text
-    return text
+    """The beginning of what a server said, without the words of the session's headers: some repeat the key that they
+    refuse, as it is, in a URL, or in base64. Shortened last, or the end of the text could be half a key."""
+    words = {word for word in " ".join(headers.values()).split() if len(word) >= 8}
+    # The longest first: one may hold another.
+    for form in sorted({form for word in words for form in _written_forms(word)}, key=len, reverse=True):
+        text = text.replace(form, "(key)")
+    return without_credentials(text)[:_LONGEST_REASON]
+
+
+def _sent_secrets(headers: Mapping[str, str], base_url: str) -> Mapping[str, str]:
+    """The headers of a request, with those that aiohttp makes of a user and password in the URL."""
+    parts = urlsplit(base_url)
+    if parts.password is None:
+        return headers
+    user, password = unquote(parts.username or ""), unquote(parts.password)
+    return {**headers, "password": password, "basic": base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+@functools.cache
+def _written_forms(word: str) -> tuple[str, ...]:
+    """A word and its encodings. Base64 of a longer text holds the word at one of three offsets, with
+    what the neighbors do not touch."""
+    raw = word.encode()
+    forms = {word, quote(word, safe=""), quote_plus(word)}
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        forms.add(encode(raw).decode())
+        for before in range(3):
+            begin, end = -(-before * 8 // 6), (before + len(raw)) * 8 // 6
+            forms.add(encode(b"\0" * before + raw).decode()[begin:end])
+    return tuple(form for form in forms if len(form) >= 8)
 
 
 def error_body(raw: bytes) -> Any:
@@ -186,9 +289,9 @@ def error_message(raw: bytes) -> str:
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:
-        return raw[:200].decode(errors="replace")
+        return raw.decode(errors="replace")
     error = body.get("error", body) if isinstance(body, dict) else body
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:200]
+    return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
 _RESET = re.compile(r"(x-ratelimit-reset-[a-z]+|anthropic-ratelimit-[a-z-]+-reset)$", re.IGNORECASE)

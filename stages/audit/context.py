@@ -2,8 +2,8 @@
 """What one round's audit works with, whether it asks request by request (flow.py) or by batches (batches/flow.py)."""
 
 import hashlib
+import secrets
 import sys
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -57,7 +57,7 @@ class AuditContext:
         Args:
             form: The teacher's form when the request was written.
         """
-        if outcome.kind != "refused" or outcome.worth_retrying:
+        if outcome.kind != "refused" or outcome.worth_retrying or outcome.about_account or outcome.from_elsewhere:
             return False
         if self.teacher.form == form and (line := self.teacher.adapt(outcome.status, outcome.body)) is not None:
             sys.stderr.write(f"{line}\n")
@@ -70,8 +70,8 @@ class AuditContext:
         return sum(map(self.rates.nusd, usages)), sum(usage.tokens for usage in usages)
 
     def new_id(self) -> str:
-        """Begin of the ids of some requests, or the id of one. A rollout's request tells by it whose ledger has it."""
-        return self.commit.ledger.run_id + uuid.uuid4().hex
+        """Begin of the ids of some requests, or the id of one: 32 letters and digits that tell whose ledger has it."""
+        return self.commit.ledger.run_id + secrets.token_hex(8)
 
     def reservation(self, request_id: str, estimate: Usage) -> Reservation:
         """The worst case of one request, for the ledger: the dialect's estimate, or what bills have taught since."""

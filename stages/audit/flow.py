@@ -14,6 +14,7 @@ import aiohttp
 
 from ...store.errors import Interrupted, OmniopdError
 from .context import AuditContext
+from .held import HeldRefusals
 from .sender import Request, Sender
 from .todo import Work
 from .variety import VarietyWatch
@@ -37,8 +38,10 @@ class ChunkState:
     """Whether the rest is to be asked for later."""
 
     @classmethod
-    def of(cls, work: Work, last_turn: bool) -> "ChunkState":
-        return cls(work, last_turn, work.missing, dict(work.phi))
+    def of(cls, work: Work, last_turn: bool, held: HeldRefusals) -> "ChunkState":
+        """What was refused before in this audit is not asked for once more."""
+        missing = tuple(index for index in work.missing if not held.holds(work.chunk_id, index))
+        return cls(work, last_turn, missing, dict(work.phi))
 
 
 class Flow:
@@ -68,6 +71,11 @@ class Flow:
         if stop is not None:
             raise stop
 
+    @property
+    def held(self) -> HeldRefusals:
+        """What was refused and is not recorded yet."""
+        return self._sender.held
+
     def worst_case(self, work: Work) -> tuple[int, int]:
         """Most that a chunk can cost if every request is answered: nano-dollars and tokens."""
         choices = self._sender.choices
@@ -91,7 +99,7 @@ class Flow:
         the shorter one in the server's cache only when that was answered."""
         for trajectory in queue:
             for work in trajectory:
-                await self._complete(ChunkState.of(work, last_turn))
+                await self._complete(ChunkState.of(work, last_turn, self._sender.held))
 
     async def _complete(self, chunk: ChunkState) -> None:
         """Ask until the chunk has as many rollouts as the stopping rule wants, or retrying cannot help."""

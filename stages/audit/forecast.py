@@ -80,7 +80,7 @@ def forecast(
 
 
 def continuations(kind: str, chosen: str) -> tuple[Continuation, ...]:
-    """The ways in which a kind of teacher may be made to go on, given teacher.continuation.
+    """The ways in which a kind of teacher may be made to continue, given teacher.continuation.
 
     Raises:
         ConfigError: there is no such kind.

@@ -40,6 +40,10 @@ class GroupCommit:
         self._start()
         await future
 
+    async def record(self, released: Settlement, round_index: int) -> None:
+        """Store the rows of a request that was released before without them. Durable when it returns."""
+        await self.call(self.ledger.record, released, round_index)
+
     def _start(self) -> None:
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._commit_until_idle())

@@ -7,7 +7,7 @@ from ...store.errors import TeacherError
 from .client import Outcome
 
 _REFUSED_BEFORE_GIVING_UP = 10
-"""Chunks that may be refused for good before the first request has succeeded."""
+"""Chunks in a row, without a success between, that may be refused for good."""
 _EXHAUSTED_BEFORE_GIVING_UP = 3
 """Chunks in a row, without a success between, that may run out of attempts: then it is the teacher, not the prompt."""
 
@@ -18,18 +18,30 @@ class TeacherHealth:
     def __init__(self, base_urls: Sequence[str]) -> None:
         self._url = ", ".join(base_urls)
         self._succeeded = False
-        self._refused = 0
+        self._refused_in_a_row = 0
         self._exhausted_in_a_row = 0
 
     def answered(self) -> None:
-        self._succeeded, self._exhausted_in_a_row = True, 0
+        self._succeeded = True
+        self._refused_in_a_row = self._exhausted_in_a_row = 0
 
     def gave_up(self, outcome: Outcome) -> TeacherError | None:
         """A chunk is given up with this last outcome: the error that ends the stage, or None where the others may still
         be answered."""
+        if outcome.from_elsewhere:
+            return TeacherError(
+                f"What is at {self._url} is no teacher: {outcome.problem}.",
+                "Set teacher.base_url to the address of the API itself, or mend the proxy on the way.",
+            )
+        if outcome.about_account:
+            return TeacherError(
+                f"The teacher at {self._url} refuses the account: {outcome.problem}.",
+                "Top up or mend the account, then run the same command again.",
+            )
         if outcome.status in (401, 403, 404):
             return TeacherError(
-                f"The teacher at {self._url} refuses: {outcome.problem}.", "Check the key, the URL and the model id."
+                f"The teacher at {self._url} refuses: {outcome.problem}.",
+                "Check the key, the URL and the model id, then run the same command again.",
             )
         if outcome.worth_retrying:
             self._exhausted_in_a_row += 1
@@ -39,7 +51,11 @@ class TeacherHealth:
                 f"The teacher at {self._url} has stopped answering ({outcome.problem}).",
                 "Run the same command again once it is back.",
             )
-        self._refused += 1
-        if self._succeeded or self._refused < _REFUSED_BEFORE_GIVING_UP:
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row < _REFUSED_BEFORE_GIVING_UP:
             return None
-        return TeacherError(f"The teacher at {self._url} refuses every request: {outcome.problem}.", "Mend [teacher].")
+        every = "has begun to refuse" if self._succeeded else "refuses"
+        return TeacherError(
+            f"The teacher at {self._url} {every} every request: {outcome.problem}.",
+            "Mend [teacher] or the account, then run the same command again.",
+        )

@@ -18,6 +18,7 @@ from .client import Outcome, pause_s, post
 from .concurrency import Gate
 from .context import AuditContext, budget_reached
 from .health import TeacherHealth
+from .held import HeldRefusals
 from .rows import Receipt, billed, unbilled
 from .served_model import ModelWatch
 from .silence import SilenceWatch
@@ -52,6 +53,9 @@ class Sender:
         """How many continuations one request may ask for; some servers ignore `n`."""
         self._gate = Gate(context.config.max_concurrency, context.config.rpm, context.config.tpm)
         self._health = TeacherHealth(context.teacher.base_urls)
+        self.held = HeldRefusals()
+        self._short: int | None = None
+        """How many continuations the last answer had, if fewer than were asked for."""
         self._watch = ModelWatch(context.config.model)
         self._silence = SilenceWatch(context.teacher.thinking_off)
         self._open = 0
@@ -92,9 +96,9 @@ class Sender:
             sent = await self._attempt(request.work, ask, attempt)
             if sent is None:
                 return None
-            result, receipt, form = sent
+            result, receipt, form, sent_at = sent
             if isinstance(result, Answer):
-                return await self._accept(request, result, receipt)
+                return await self._accept(request, result, receipt, sent_at)
             if self._context.adapted(form, result):
                 self.choices = min(self.choices, self._context.most_choices)
                 await self._settle(unbilled(receipt, known=True))
@@ -106,8 +110,9 @@ class Sender:
             if not result.throttled or result.retry_after_s is None:  # else the gate holds everyone back
                 await asyncio.sleep(pause_s(attempt, result.retry_after_s))
 
-    async def _attempt(self, work: Work, ask: Ask, attempt: int) -> tuple[Answer | Outcome, Receipt, int] | None:
-        """Reserve and send once. The number is the teacher's form of the request. None: the audit stops first."""
+    async def _attempt(self, work: Work, ask: Ask, attempt: int) -> tuple[Answer | Outcome, Receipt, int, float] | None:
+        """Reserve and send once. The numbers are the teacher's form of the request, and when it was sent. None: the
+        audit stops first."""
         teacher = self._context.teacher
         # All at once: while this waits, another request may change the form, and what a request can cost with it.
         worst, posted, form, continuation = (
@@ -130,30 +135,45 @@ class Sender:
                 used = used if result.usage is None else result.usage.tokens
             elif result.throttled:
                 self._gate.throttled(sent, result.retry_after_s)
-            return result, Receipt(work.chunk_id, request_id, latency_s, attempt, continuation), form
+            return result, Receipt(work.chunk_id, request_id, latency_s, attempt, continuation), form, sent
         finally:
             self._gate.leave(worst.tokens - used)
 
-    async def _accept(self, request: Request, answer: Answer, receipt: Receipt) -> dict[int, str | None]:
+    async def _accept(self, request: Request, answer: Answer, receipt: Receipt, sent: float) -> dict[int, str | None]:
         indices = request.indices[: len(answer.rollouts)]
         nusd = 0 if answer.usage is None else self._context.rates.nusd(answer.usage)
         await self._settle(billed(receipt, answer, indices, nusd), len(indices))
-        if len(indices) < len(request.indices):
-            self.choices = min(self.choices, len(indices))
+        self._count_choices(len(request.indices), len(indices))
         self._health.answered()
+        for refused, rows in self.held.answered(sent):
+            await self._context.commit.record(refused, self._context.round_index)
+            self._context.advance(rows, self.spent)
         if (silent := self._silence.saw(answer.rollouts)) is not None:
             self.end(silent)
         return {index: rollout.text for index, rollout in zip(indices, answer.rollouts, strict=False)}
 
+    def _count_choices(self, asked: int, came: int) -> None:
+        """Ask for fewer at a time once two answers in a row have brought the same smaller number: one may be chance."""
+        if came < asked:
+            if came == self._short:
+                self.choices = min(self.choices, came)
+            self._short = came
+        elif self._short is not None and asked > self._short:
+            self._short = None
+
     async def _give_up(self, request: Request, outcome: Outcome, receipt: Receipt) -> dict[int, str | None] | None:
-        """Record rollouts as failed, or leave them for later (None).
+        """Record rollouts as failed, now or once another request is answered, or leave them for later (None).
 
         Raises:
             TeacherError: it is not this chunk's fault.
         """
         error = self._health.gave_up(outcome)
-        if error is None and (request.last_turn or not outcome.worth_retrying):
-            failed = request.at_stake
+        failed = request.at_stake
+        if error is None and not outcome.worth_retrying:
+            self.held.hold(receipt, failed, outcome.problem)
+            await self._settle(unbilled(receipt, outcome.known))
+            return dict.fromkeys(failed)
+        if error is None and request.last_turn:
             await self._settle(unbilled(receipt, outcome.known, failed, outcome.problem), len(failed))
             return dict.fromkeys(failed)
         await self._settle(unbilled(receipt, outcome.known))

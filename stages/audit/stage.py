@@ -20,6 +20,7 @@ from ...store.layout import RoundDir, RunDir
 from ...store.ledger import Budget, Caps, Ledger
 from ...store.sections import TeacherConfig
 from ..progress import progress
+from . import failures
 from .batches.api import open_batches
 from .batches.flow import BatchFlow
 from .chunk_writer import ChunkWriter
@@ -35,16 +36,19 @@ from .todo import Todo, keys_present, open_todo, prefixes_of, shape_of
 _POLL_INTERVAL_S = 1.0
 """Of trajectories that are still being written."""
 
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 OpenTodo = Callable[[], contextlib.AbstractContextManager[Todo]]
 
 
-def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
+def audit(run: RunDir, index: int, config: Config, follow: bool = False, retry_failed: bool = False) -> str:
     """Select a round's chunks and get the rollouts that are missing. Returns a line about the tables.
 
     A chunk may be a whole answer (sft), and there are none where the objective asks nobody (opd, grpo).
 
     Args:
         follow: Begin with the trajectories that are there, and go on until `generate` has finished.
+        retry_failed: Ask once more for the rollouts that are recorded as failed.
 
     Raises:
         TableError: the round's trajectories are not complete.
@@ -69,7 +73,7 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
             return f"{round_.chunks.manifest.rows} chunks, and constant weights: the teacher is not asked"
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_audit(run, round_, config, chunks, follow))
+                runner.run(_audit(run, round_, config, chunks, follow, retry_failed))
         except BudgetReached:
             round_.rollouts.finish()
             raise
@@ -77,7 +81,9 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False) -> str:
     return summary(round_, config)
 
 
-async def _audit(run: RunDir, round_: RoundDir, config: Config, chunks: ChunkWriter, follow: bool) -> None:
+async def _audit(
+    run: RunDir, round_: RoundDir, config: Config, chunks: ChunkWriter, follow: bool, retry_failed: bool
+) -> None:
     rates = find_rates(config.teacher)
     shown = rates.batch() if config.teacher.mode == "batch" else rates
     rule = stopping_rule(config)
@@ -85,8 +91,10 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config, chunks: ChunkWri
     sys.stderr.write(
         f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why}); {_priced(shown)}\n"
     )
-    table = round_.rollouts
-    table.begin(made_with(config, table.spec.name))
+    table, settings = round_.rollouts, made_with(config, round_.rollouts.spec.name)
+    if failures.holds_nothing_else(table):
+        failures.forget(table, settings)  # they would pin the settings that may be what is wrong
+    table.begin(settings)
     with contextlib.closing(Ledger(run.ledger, _caps(config.teacher, round_.index))) as ledger:
         at_once = follow and ledger.left == Budget() and config.teacher.mode == "live"
         while not chunks.extend() and not at_once:
@@ -95,6 +103,8 @@ async def _audit(run: RunDir, round_: RoundDir, config: Config, chunks: ChunkWri
         outbox = Outbox(table, round_.index, commit)
         # What a crash left in the outbox goes into the table first, so that it counts as present.
         await outbox.drain(lambda chunk_ids: keys_present(round_, chunk_ids))
+        if retry_failed:
+            failures.forget(table, settings)
         todo = functools.partial(open_todo, round_, config, rule, run.spill)
         total = round_.chunks.manifest.rows * rule.most if chunks.complete else None
         with progress("audit", total, table.manifest.rows) as advance:
@@ -155,6 +165,8 @@ async def _ask_live(
             await _ask_as_they_come(flow, chunks, todo)
             _predict(context, round_, config)
         await _ask_within_budget(context, config, flow, todo)
+    if flow.held.said:
+        sys.stderr.write(f"{flow.held.said}\n")
 
 
 async def _ask_as_they_come(flow: Flow, chunks: ChunkWriter, open_todo: OpenTodo) -> None:
@@ -164,7 +176,7 @@ async def _ask_as_they_come(flow: Flow, chunks: ChunkWriter, open_todo: OpenTodo
         with open_todo() as todo:
             missing = todo.chunks
             await flow.run(todo.most_uncertain(missing))
-        if not missing:
+        if missing <= len(flow.held.chunk_ids):
             await asyncio.sleep(_POLL_INTERVAL_S)
 
 
@@ -178,6 +190,7 @@ async def _ask_within_budget(
     Raises:
         BudgetReached: chunks are left out.
     """
+    before = None
     while True:
         with open_todo() as todo:
             missing = todo.chunks
@@ -185,15 +198,17 @@ async def _ask_within_budget(
                 return
             left = context.commit.ledger.left
             covered = missing if left == Budget() else todo.affordable(left, flow.worst_case)
-            if covered == 0:
+            if covered == 0 or (isinstance(flow, Flow) and missing == before):  # or all covered ones were refused
                 answers = objective_of(config).asks == "answers"
                 left_out = f"{missing} prompts" if answers else f"{missing} chunks of the lowest entropy"
                 raise budget_reached(left, left_out)
+            before = missing
             try:
                 await flow.run(todo.most_uncertain(covered))
             except BudgetReached:
                 if not isinstance(flow, Flow):
                     raise
+                before = None
                 continue  # bills taught that these chunks cost more than was thought: see what is covered now
         if covered == missing and isinstance(flow, Flow):
             return
@@ -207,19 +222,29 @@ def _priced(rates: Rates) -> str:
 
 @contextlib.contextmanager
 def _interruptible(flow: Flow | BatchFlow, said: str) -> Iterator[None]:
-    """The first Ctrl-C lets the flow end; the second leaves at once."""
+    """The first Ctrl-C lets the flow end; the second leaves at once. SIGTERM and SIGHUP too: so a scheduler and a
+    closed terminal stop what is paid for."""
     loop = asyncio.get_running_loop()
+    # nohup ignores SIGHUP, and so do we then.
+    heard = [number for number in _INTERRUPTS if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def release() -> None:
+        for number in heard:
+            loop.remove_signal_handler(number)
 
     def interrupt() -> None:
-        sys.stderr.write(f"{said}\n")
-        loop.remove_signal_handler(signal.SIGINT)
+        release()
+        # A closed terminal takes no line.
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{said}\n")
         flow.interrupt()
 
-    loop.add_signal_handler(signal.SIGINT, interrupt)
+    for number in heard:
+        loop.add_signal_handler(number, interrupt)
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        release()
 
 
 def summary(round_: RoundDir, config: Config) -> str:

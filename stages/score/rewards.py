@@ -1,4 +1,4 @@
-"""grpo: the student's responses graded, and each held against the other samples of its prompt."""
+"""grpo: the student's responses graded, and each compared with the other samples of its prompt."""
 
 import contextlib
 from collections.abc import Iterator

@@ -39,7 +39,7 @@ def score(run: RunDir, index: int, config: Config) -> str:
     """Build a round's training sequences. Returns a line about them.
 
     The teacher is not asked. Scores under another phi, unit or alpha stay beside the new ones; the shards are replaced
-    and so always those of the config in force.
+    and so always those of the present config.
 
     Raises:
         TableError: the rollouts are not complete, or rows of the tables contradict each other.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...method.similarity.metrics import METRICS, Metric, find_metric, make_encoder, similarities
 from ...stages.progress import progress
 from ...store.config import Config
-from ...store.errors import InputError
+from ...store.errors import InputError, without_credentials
 from ...store.layout import RoundDir, RunDir
 from ...store.model import resolve_model, weights_hash
 from ...store.schema import ESTIMATOR_STUDY, TRUTH
@@ -24,7 +24,7 @@ from .plot import plot
 SERVER = "server"
 """In place of a model: the config's own teacher, if it returns log-probs."""
 _BUDGETS = (1, 2, 5, 10, 20, 50, 100)
-"""Rollouts a chunk at which the estimators are compared, as far as the run has so many."""
+"""Rollouts a chunk at which the estimators are compared, as far as the run has that many."""
 _CHUNKS_A_PART = 1024
 _LEAST_TRAJECTORIES = 3
 
@@ -55,7 +55,7 @@ def study_estimator(run: RunDir, index: int, config: Config, teacher: str) -> st
     table = round_.study("estimator", ESTIMATOR_STUDY)
     table.replace([pa.Table.from_pylist(rows, schema=ESTIMATOR_STUDY.schema)], {"teacher": _identity(teacher, config)})
     head = (
-        f"{len(full)} chunks of {trajectory_C.max() + 1} trajectories, {len(frame) - len(full)} set aside for want of"
+        f"{len(full)} chunks of {trajectory_C.max() + 1} trajectories, {len(frame) - len(full)} excluded: fewer than"
         f" {n_max} rollouts, {truth['straddled'].sum()} cut inside a teacher token; unit {config.score.unit},"
         f" alpha {config.score.alpha:g}; 95 % intervals by bootstrap over trajectories\n"
         f"mean true probability {full['pi_true'].mean():.3f}, mean prior {full['prior'].mean():.3f}"
@@ -97,7 +97,7 @@ def study_alpha(run: RunDir, index: int, config: Config, teacher: str | None) ->
 
 def true_probabilities(run: RunDir, round_: RoundDir, config: Config, teacher: str) -> pl.DataFrame:
     """The teacher's probability of every chunk: chunk_id, pi_true, straddled. Kept beside the round, so that a second
-    study of the same teacher costs nothing and an interrupted one goes on."""
+    study of the same teacher costs nothing and an interrupted run resumes."""
     table = round_.study("truth", TRUTH)
     made_with = {
         "teacher": _identity(teacher, config),
@@ -143,7 +143,7 @@ def _oracle(teacher: str, config: Config) -> Oracle:
 
 def _identity(teacher: str, config: Config) -> str:
     if teacher == SERVER:
-        return f"{config.teacher.model} at {config.teacher.base_url}"
+        return without_credentials(f"{config.teacher.model} at {config.teacher.base_url}")
     return weights_hash(resolve_model(teacher))
 
 

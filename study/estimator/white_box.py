@@ -52,7 +52,7 @@ class WhiteBox:
         return [Truth(p, row.chunk_tokens, row.straddled) for p, row in zip(logprobs, rows, strict=True)]
 
     def _tokens(self, text: Text) -> "_Tokens":
-        """The teacher reads `before` as tokens and goes on from there, so that is what the chunk is conditioned on.
+        """The teacher reads `before` as tokens and continues from there, so that is what the chunk is conditioned on.
         Where it would tokenize both together differently, the chunk's own tokens stand after those of `before`."""
         tokenizer = self._tokenizer
         # A prompt from a chat template begins with its special token already.

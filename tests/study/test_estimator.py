@@ -282,7 +282,7 @@ def test_the_estimator_study_prints_table_3_and_keeps_it(run, student):
     rows = table.read().to_pylist()
     assert {row["phi"] for row in rows} == {"edit", "rouge1", "rougeL", "jaccard", "bleu1", "bleu2", "exact"}
     assert {row["n"] for row in rows} == {1, 2, 4}
-    assert "36 chunks of 12 trajectories, 0 set aside for want of 4 rollouts" in text
+    assert "36 chunks of 12 trajectories, 0 excluded: fewer than 4 rollouts" in text
     assert "Bayes is better" in text
     assert (table.folder / "estimator.png").read_bytes().startswith(b"\x89PNG")
     for row in rows:

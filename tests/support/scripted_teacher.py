@@ -88,7 +88,7 @@ class ScriptedTeacher:
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """What a good answer looks like: the text depends on the prompt and the index alone."""
-        n = min(body["n"], self.most_choices)
+        n = min(body.get("n", 1), self.most_choices)
         if "messages" in body:
             choices = [
                 {"index": i, "message": {"role": "assistant", "content": f"+{i}"}, "finish_reason": "stop"}

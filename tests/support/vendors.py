@@ -140,7 +140,7 @@ class Anthropic(Vendor):
         require(not set(body) - allowed, f"{sorted(set(body) - allowed)}: Extra inputs are not permitted")
         require(body.get("model") == self.model, "model")
         require(isinstance(body.get("max_tokens"), int) and body["max_tokens"] > 0, "max_tokens: Field required")
-        require(0 <= body["temperature"] <= 1, "temperature: range: 0..1")
+        require(0 <= body.get("temperature", 1) <= 1, "temperature: range: 0..1")
         messages = body["messages"]
         require(messages[0]["role"] == "user", "first message must use the user role")
         blocks = [block for message in messages for block in message["content"]]

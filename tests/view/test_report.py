@@ -14,6 +14,7 @@ from omniopd.store.evals import eval_of_run
 from omniopd.store.reader import open_reader
 from omniopd.view.report import charts, explorer, figures
 from omniopd.view.report.build import write_report
+from omniopd.view.report.glossary import terms
 from support.written_run import write_tables
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}\x1b[31m\u202e'\"&amp;<!--"
@@ -221,7 +222,9 @@ def test_json_in_the_page_cannot_end_its_script(written_run, tmp_path):
 def test_the_page_loads_nothing_and_runs_only_its_own_scripts(written_run, tmp_path):
     page = write(written_run, tmp_path)
     tags = Page(page).tags
-    assert not [attrs for _, attrs in tags if {"src", "href"} & set(attrs)]
+    # A link to a place in the page itself loads nothing.
+    links = [attrs[name] for _, attrs in tags for name in ("src", "href") if name in attrs]
+    assert [link for link in links if not link.startswith("#")] == []
     (policy,) = [a["content"] for t, a in tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe" not in policy
@@ -236,6 +239,16 @@ def test_the_page_shows_figures_cost_and_chunks(written_run, tmp_path):
     for part in ("Audited chunks 4", "Rollouts 12 66.7% answered", "Spent $0.01", "Fork #2", "No accuracy yet"):
         assert part in text, part
     assert str(written_run.path.parent) not in text.replace(f"omniopd eval {written_run.path}", "")
+
+
+def test_the_page_explains_every_term_of_the_glossary_as_plain_text(written_run, tmp_path):
+    page = Page(write(written_run, tmp_path))
+    assert ("a", {"href": "#glossary"}) in page.tags
+    assert [tag for tag, _ in page.tags].count("dt") == len(terms()) > 50
+    meanings = dict(terms())
+    assert meanings["pi_true (π*_teacher)"].startswith("length-normalized probability of a chunk")
+    assert "pi_teacher (π̂_teacher)" in page.text
+    assert not [text for pair in terms() for text in pair if re.search(r"`|\]\(", text)]
 
 
 def test_a_run_that_was_only_generated_has_a_page_too(make_run, tmp_path):

@@ -20,6 +20,7 @@ from ..sanitize import one_line
 from ..status import Status, read_status
 from . import charts, figures
 from .explorer import HEAT, block, marked, rollouts_of, sha256_source
+from .glossary import terms
 
 if TYPE_CHECKING:
     import duckdb
@@ -36,7 +37,7 @@ def write_report(run: RunDir, config: Config, target: Path, most_trajectories: i
     """Write the report of a run as it is now. Returns a line about it.
 
     Args:
-        most_trajectories: Trajectories that can be searched in it; of more, so many are drawn.
+        most_trajectories: Trajectories that can be searched in it; of more, this many are drawn.
 
     Raises:
         InputError: there is no trajectory yet.
@@ -77,7 +78,7 @@ def _page(run: RunDir, config: Config, most_trajectories: int) -> str:
         tiles=_tiles(status, students, audits, accuracy), settings=objective_of(config).shown(config),
         sections=sections, costs=figures.costs(students, audits, config.teacher.most_rollouts),
         priced=status.spend.prices not in ([], ["unknown"]), decode_to_prefill=figures.DECODE_TO_PREFILL,
-        worst=worst, best=best, block=trajectories, heat=HEAT, version=version("omniopd"),
+        worst=worst, best=best, glossary=terms(), block=trajectories, heat=HEAT, version=version("omniopd"),
         made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
     )  # fmt: skip
 
@@ -139,7 +140,7 @@ def _sections(
         ),
         (
             "What the student writes",
-            "Growing repetition, or responses that run into the limit, tell of a student that has gone astray."
+            "Growing repetition, or responses that run into the limit, indicate a degenerating student."
             " Distributions are of the last round (filled) and the first (line).",
             student,
         ),

@@ -15,7 +15,7 @@ from ....store.sections import TeacherConfig
 from ....store.usage import Usage
 from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
 from .common import api_key, base_urls, cannot, checked_extra, key_refused, merged, no_model, open_end, prompt_bytes
-from .refusal import NO_PREFILL, Learned, words
+from .refusal import NO_PREFILL, Adapting, Learned, words
 from .reply import count, joined, listing, mapping, rollout, text_or_none, usage_or_none
 
 _DEFAULT_URL = "https://api.anthropic.com/v1"
@@ -65,7 +65,7 @@ def _error_type(body: Any) -> Any:
     return cast("dict[str, Any]", error).get("type") if isinstance(error, dict) else None
 
 
-class AnthropicTeacher:
+class AnthropicTeacher(Adapting):
     """`/messages` with the student's prefix as an open assistant turn, or with an instruction to continue it."""
 
     caches_after_first = True
@@ -87,18 +87,6 @@ class AnthropicTeacher:
         self._extra = checked_extra(config, _SET_BY)
         self._learned = Learned(config.model, _MOST_CHOICES, _OPTIONAL)
 
-    @property
-    def continuation(self) -> Continuation:
-        return self._continuation
-
-    @property
-    def most_choices(self) -> int | None:
-        return self._learned.most_choices
-
-    @property
-    def form(self) -> int:
-        return self._learned.form
-
     def adapt(self, status: int, body: Any) -> str | None:
         said = words(status, body)
         if self._config.continuation == "auto" and self._continuation == "prefill" and NO_PREFILL.search(said):
@@ -116,7 +104,8 @@ class AnthropicTeacher:
         if shown and self._continuation == "instruct":
             messages.append({"role": "user", "content": [_block(self._config.instruction)]})
         body: dict[str, Any] = {"model": self._config.model, "max_tokens": ask.max_tokens}
-        if "temperature" not in self._learned.left_out:
+        # 1 is the API's own, and newer models and versions of the API (2026-10-21) refuse to be told even that.
+        if self._config.temperature != 1 and "temperature" not in self._learned.left_out:
             body["temperature"] = self._config.temperature
         if self._config.system:
             body["system"] = self._config.system

@@ -36,7 +36,8 @@ def api_key(config: TeacherConfig, variable: str) -> str | None:
             raise TeacherError(
                 f"teacher.api_key_file cannot be read ({type(error).__name__}).", "Put the key, and only it, there."
             ) from error
-    return os.environ.get(config.api_key_env or variable)
+    # Read from a file by a shell, a key may have brought the end of its line.
+    return os.environ.get(config.api_key_env or variable, "").strip() or None
 
 
 def key_refused(url: str, status: int, variable: str) -> TeacherError:

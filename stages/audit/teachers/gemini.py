@@ -14,7 +14,7 @@ from ....store.sections import TeacherConfig
 from ....store.usage import Usage
 from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
 from .common import api_key, base_urls, cannot, checked_extra, key_refused, merged, no_model, open_end, prompt_bytes
-from .refusal import NO_PREFILL, Learned, words
+from .refusal import NO_PREFILL, Adapting, Learned, words
 from .reply import count, listing, mapping, required_text, rollout, text_or_none, usage_or_none
 
 _DEFAULT_URL = "https://generativelanguage.googleapis.com/v1beta"
@@ -71,7 +71,7 @@ async def find(config: TeacherConfig, http: Http) -> "GeminiTeacher":
     return teacher
 
 
-class GeminiTeacher:
+class GeminiTeacher(Adapting):
     """`:generateContent` with the student's prefix as an open model turn, or with an instruction to continue it."""
 
     caches_after_first = True
@@ -97,18 +97,6 @@ class GeminiTeacher:
         self._extra = checked_extra(config, _SET_BY)
         self._learned = Learned(config.model, most_candidates(config.model), _OPTIONAL)
         self._thinking = _first_thinking(config)
-
-    @property
-    def continuation(self) -> Continuation:
-        return self._continuation
-
-    @property
-    def most_choices(self) -> int | None:
-        return self._learned.most_choices
-
-    @property
-    def form(self) -> int:
-        return self._learned.form
 
     def adapt(self, status: int, body: Any) -> str | None:
         said = words(status, body)

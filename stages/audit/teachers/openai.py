@@ -18,7 +18,7 @@ from ....store.sections import TeacherConfig
 from ....store.usage import Usage
 from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
 from .common import api_key, base_urls, checked_extra, key_refused, merged, no_model, open_end, prompt_bytes
-from .refusal import NO_PREFILL, Learned, names, words
+from .refusal import NO_PREFILL, Adapting, Learned, names, words
 from .reply import count, joined, listing, mapping, rollout, text_or_none, usage_or_none
 
 _DEFAULT_URL = "http://127.0.0.1:8000/v1"
@@ -145,7 +145,7 @@ async def _models(http: Http, url: str, headers: Mapping[str, str]) -> set[str]:
     return {str(cast("dict[str, Any]", entry).get("id")) for entry in entries if isinstance(entry, dict)}
 
 
-class OpenAITeacher:
+class OpenAITeacher(Adapting):
     """`/completions` on the raw text, or `/chat/completions` whose last assistant message is continued, or that is
     asked to continue it."""
 
@@ -165,18 +165,6 @@ class OpenAITeacher:
         self._max_tokens = host.max_tokens
         self._trims = host.trims
         self._learned = Learned(config.model, None, _OPTIONAL)
-
-    @property
-    def continuation(self) -> Continuation:
-        return self._continuation
-
-    @property
-    def most_choices(self) -> int | None:
-        return self._learned.most_choices
-
-    @property
-    def form(self) -> int:
-        return self._learned.form
 
     def adapt(self, status: int, body: Any) -> str | None:
         said = words(status, body)
@@ -214,13 +202,15 @@ class OpenAITeacher:
         return self._learned.changed("takes no whitespace at the end of an open message, which is held back")
 
     def request(self, ask: Ask) -> HttpRequest:
-        body: dict[str, Any] = {"model": self._config.model, self._max_tokens: ask.max_tokens}
+        raw = self._continuation == "completion"
+        body: dict[str, Any] = {"model": self._config.model}
+        body["max_tokens" if raw else self._max_tokens] = ask.max_tokens  # /completions has no other name
         if self.most_choices != 1:
             body["n"] = self._learned.choices(ask.n)
         body["temperature"] = self._config.temperature
         if ask.seed is not None:
             body["seed"] = ask.seed
-        if self._continuation == "completion":
+        if raw:
             path = "/completions"
             body["prompt"] = ask.prompt_text + ask.prefix
             if ask.holds_bos:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+from ..teacher import Continuation
+
 _ABOUT_THE_REQUEST = {400, 404, 405, 422}
 """404 and 405 too: so an endpoint says that it does not take this model."""
 
@@ -110,3 +112,22 @@ class Learned:
     def choices(self, n: int) -> int:
         """How many of `n` continuations a request asks for."""
         return n if self.most_choices is None else min(n, self.most_choices)
+
+
+class Adapting:
+    """A teacher's part that changes with what its server refuses."""
+
+    _continuation: Continuation
+    _learned: Learned
+
+    @property
+    def continuation(self) -> Continuation:
+        return self._continuation
+
+    @property
+    def most_choices(self) -> int | None:
+        return self._learned.most_choices
+
+    @property
+    def form(self) -> int:
+        return self._learned.form

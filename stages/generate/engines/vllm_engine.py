@@ -188,7 +188,7 @@ def _import() -> Any:
     except (ImportError, RuntimeError, OSError) as error:
         raise InputError(
             f"vLLM is installed and cannot be imported: {_last_line(error)}.",
-            'docs/install.md has cures (torchvision is the usual cause); or set student.engine = "transformers".',
+            'docs/install.md has fixes (torchvision is the usual cause); or set student.engine = "transformers".',
         ) from error
     return vllm
 

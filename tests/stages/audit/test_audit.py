@@ -119,7 +119,7 @@ def test_refusals_filters_and_bad_requests_are_typed_rows_without_text(run, teac
             return web.json_response(answer)
         if number == 2:
             for choice in answer["choices"]:
-                choice["text"] = ""
+                choice.update(text="", finish_reason="stop")
             return web.json_response(answer)
         if number == 3:
             return web.json_response({"error": {"message": "prompt too long"}}, status=400)
@@ -329,9 +329,9 @@ def test_redirects_are_not_followed_with_the_key(run, teacher, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     elsewhere = {"Location": teacher.base_url + "/completions"}
     teacher.behave = lambda body, number: web.json_response({}, status=307, headers=elsewhere)
-    with pytest.raises(TeacherError, match="refuses every request: 307"):
+    with pytest.raises(TeacherError, match=r"is no teacher: 307: it redirects to 127\.0\.0\.1\. Set teacher\.base_url"):
         audit(run, 0, run.config())
-    assert teacher.answered == 0
+    assert (teacher.answered, rollouts(run)) == (0, [])
 
 
 def test_a_first_answer_comes_before_the_other_samples_of_a_prefix_where_n_is_ignored(run, teacher):

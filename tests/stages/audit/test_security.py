@@ -1,19 +1,24 @@
 """What goes over the wire, and what does not: certificates, redirects, proxies, and keys in files."""
 
 import asyncio
+import base64
 import contextlib
 import re
 import shutil
 import ssl
 import subprocess
 import threading
+from urllib.parse import quote
 
 import pytest
 from aiohttp import web
 
+from omniopd.stages.audit.client import without_secrets
 from omniopd.stages.audit.stage import audit
+from omniopd.stages.audit.teachers.common import api_key
 from omniopd.store.errors import TeacherError
-from support.processes import finish
+from omniopd.store.sections import TeacherConfig
+from support.processes import Command, finish
 
 SECRET = "sk-very-secret-0123456789"
 
@@ -122,3 +127,54 @@ def test_no_byte_that_a_run_writes_or_says_holds_the_key(make_run, generated, te
     assert any(path.name == "ledger.sqlite" for path in written)
     for path in written:
         assert not re.search(SECRET.encode(), path.read_bytes()), path
+
+
+@pytest.mark.parametrize("key", [SECRET, "sk+very/secret=0123456789?"])
+@pytest.mark.parametrize("before", ["", "x", "xy", "user:"])
+def test_a_key_that_comes_back_in_another_writing_is_not_shown(key, before):
+    headers = {"Authorization": f"Bearer {key}"}
+    encoded = base64.b64encode(f"{before}{key} and more".encode()).decode()
+    shown = without_secrets(f"{quote(key, safe='')} {encoded} {key}", headers)
+    assert shown.count("(key)") == 3
+    left = base64.b64encode(key.encode()).decode()
+    assert not any(left[i : i + 8] in shown or key[i : i + 8] in shown for i in range(len(key) - 8))
+
+
+def test_a_key_at_the_place_where_a_long_message_is_cut_is_not_shown_in_part():
+    said = without_secrets("x" * 190 + SECRET, {"Authorization": f"Bearer {SECRET}"})
+    assert said == "x" * 190 + "(key)"
+
+
+def test_a_password_in_the_address_stays_in_the_config_file(make_run, generated, teacher, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    password = "hunter2-is-long"
+    basic = base64.b64encode(f"user:{password}".encode()).decode()
+    url = teacher.base_url.replace("://", f"://user:{password}@")
+    run = make_run(questions=4, teacher={"base_url": url, "max_concurrency": 1})
+    generated(run)
+
+    def behave(body, number):
+        if number == 1:
+            return web.json_response({"error": {"message": f"not {basic} nor {password}"}}, status=400)
+        return web.json_response({"error": {"message": f"{url} is not paid for"}}, status=402) if number == 4 else None
+
+    teacher.behave = behave
+    done = Command("audit", run.path).wait()
+    assert done.returncode == 3
+    assert f"The teacher at {teacher.base_url.replace('://', '://***@')} refuses the account: 402" in done.stderr
+    assert password not in done.stdout + done.stderr
+    rows = run.round(0).rollouts.read().to_pylist()
+    assert {row["finish_reason"] for row in rows if row["status"] == "failed"} == {"400: not (key) nor (key)"}
+    assert "://***@127.0.0.1" in run.resolved_config.read_text()
+    for path in run.path.rglob("*"):
+        if path.is_file() and path != run.config_toml:
+            assert not re.search(f"{password}|{basic}".encode(), path.read_bytes()), path
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    with pytest.raises(TeacherError, match="holds a password, and there is a key too"):
+        audit(run, 0, run.config())
+
+
+@pytest.mark.parametrize(("value", "key"), [(f"{SECRET}\n", SECRET), (f" {SECRET}\r\n", SECRET), ("\n", None)])
+def test_the_end_of_a_line_is_no_part_of_a_key(monkeypatch, value, key):
+    monkeypatch.setenv("SOME_KEY", value)
+    assert api_key(TeacherConfig(), "SOME_KEY") == key

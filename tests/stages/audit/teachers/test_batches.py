@@ -351,3 +351,30 @@ def test_a_batch_of_answers_without_a_usable_bill_is_charged_its_worst_case_and_
     assert totals.unknown == totals.requests
     assert totals.charged_tokens > 256 * totals.requests
     assert totals.charged_nusd > 0
+
+
+def test_rows_that_are_refused_for_their_form_are_asked_again_in_the_next_batch_in_another(run, server, capsys):
+    answer = server.vendor.answer
+
+    def strict(path, headers, body):
+        vendors.require("temperature" not in str(body), "`temperature` is deprecated for this model.")
+        return answer(path, headers, body)
+
+    server.vendor.answer = strict
+    audit(run, 0, run.config(("teacher.temperature=0.5",)))
+    assert_every_rollout_is_there_once(run)
+    assert {row["status"] for row in rows_of(run)} == {"ok"}
+    assert len(server.made) == 2
+    assert capsys.readouterr().err.count("does not take temperature, which is left out") == 1
+    totals = read_totals(run.ledger)
+    billed = totals.prompt_tokens + totals.completion_tokens
+    assert (totals.unknown, totals.charged_tokens) == (0, billed), "a refused row is not paid for"
+    assert billed == sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows_of(run))
+
+
+def test_a_batch_whose_answers_are_only_thinking_ends_the_stage(run, server):
+    server.vendor.text = "<think>hm"
+    with pytest.raises(TeacherError, match=r"thinks and does not answer: 20 rollouts .* \(thinking: "):
+        audit(run, 0, run.config())
+    assert {row["status"] for row in rows_of(run)} == {"failed"}
+    assert read_totals(run.ledger).reserved_tokens == 0

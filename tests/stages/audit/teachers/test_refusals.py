@@ -101,6 +101,11 @@ def test_a_temperature_that_is_not_taken_is_left_out(kind, body):
     assert teacher.adapt(400, body) is None
 
 
+def test_anthropic_is_told_no_temperature_that_is_its_own():
+    assert "temperature" not in find(kind="anthropic").request(FOUR).body
+    assert find(kind="anthropic", temperature=0.7).request(FOUR).body["temperature"] == 0.7
+
+
 @pytest.mark.parametrize(
     ("status", "body"),
     [
@@ -229,9 +234,11 @@ def test_extra_is_merged_deeply_and_may_not_set_what_other_keys_set():
 def test_the_system_prompt_and_the_instruction_are_sent_and_count_in_the_worst_case():
     words = {"system": "Be brief.", "instruction": "Go on.", "continuation": "instruct"}
     plain = {"continuation": "instruct"}
-    for kind, where in (("openai", lambda body: body["messages"][0] == {"role": "system", "content": "Be brief."}),
-                        ("anthropic", lambda body: body["system"] == "Be brief."),
-                        ("gemini", lambda body: "Be brief." in str(body["systemInstruction"]))):  # fmt: skip
+    for kind, where in (
+        ("openai", lambda body: body["messages"][0] == {"role": "system", "content": "Be brief."}),
+        ("anthropic", lambda body: body["system"] == "Be brief."),
+        ("gemini", lambda body: body["systemInstruction"]["parts"][0]["text"] == "Be brief."),
+    ):
         teacher = find(kind=kind, model="gemini-3-pro", **words)
         body = teacher.request(FOUR).body
         assert where(body)
