@@ -444,7 +444,6 @@ def check_read_back(folder: Path, rows: list[dict[str, Any]], styles: list[Style
         assert [row.number for row in read] == list(range(1, 1 + step * len(rows), step))
 
 
-@hypothesis.settings(max_examples=25)
 @hypothesis.given(_ROWS, st.lists(_STYLES, min_size=4, max_size=4))
 def test_what_pythons_json_writes_is_read_back_equal(tmp_path_factory, rows, styles):
     check_read_back(tmp_path_factory.getbasetemp(), rows, styles)
@@ -458,7 +457,6 @@ def test_what_pythons_json_writes_is_read_back_equal_in_10000_files(tmp_path_fac
     check_read_back(tmp_path_factory.getbasetemp(), rows, styles)
 
 
-@hypothesis.settings(max_examples=100)
 @hypothesis.given(st.binary(max_size=60), st.sampled_from([".jsonl", ".csv", ".jsonl.gz", ".jsonl.zst", ".parquet"]))
 def test_arbitrary_bytes_are_read_or_refused_in_one_line(tmp_path_factory, content, suffix):
     path = tmp_path_factory.getbasetemp() / f"any{suffix}"
