@@ -318,7 +318,7 @@ def eval_(
     """Measure a model on a benchmark: Pass@1 and pass@k with intervals, length, truncation, repetition.
 
     Samples, length, temperature, template, seed and graders are keys of
-    \\[eval], in a run's config.toml or by --set. Goes on where it was stopped.
+    \\[eval], in a run's config.toml or by --set. Resumes where it was stopped.
 
     FILE is .jsonl, .parquet or .csv with the columns question and answer
     (or tests, for programs, which run in a sandbox): docs/evaluation.md.

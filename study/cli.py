@@ -42,7 +42,7 @@ def compare(
 ) -> None:
     """OmniOPD beside SFT, white-box OPD, GRPO and constant weights, at equal teacher tokens or dollars (Tables 1-2).
 
-    opd needs train.teacher, grpo needs data.answer. Goes on where it was stopped; docs/studies.md says what arms share
+    opd needs train.teacher, grpo needs data.answer. Resumes where it was stopped; docs/studies.md says what arms share
     and what the intervals hold for.
 
     Example: omniopd study compare studies/first --benchmark math500 --set run.rounds=3

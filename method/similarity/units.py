@@ -11,7 +11,7 @@ Shapes: P pairs, D texts (each chunk once, and all rollouts), U units of all tex
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import polars as pl
@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Unit = Literal["word", "char", "digit", "token"]
 
 _compute: Any = pyarrow.compute  # its functions are made at import, out of a type checker's sight
 
