@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .chat_template import render_chat
 from .config import Config
 from .errors import InputError
 from .files import sha256
@@ -143,8 +144,7 @@ def end_of_turn(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: Conf
     stops = stop_ids(folder, tokenizer, config)
     if config.data.chat_template != "off" and tokenizer.chat_template:
         chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MESSAGE}]
-        text = tokenizer.apply_chat_template(chat, tokenize=False)
-        assert isinstance(text, str)
+        text = render_chat(tokenizer, chat)
         after = tokenizer(text.rpartition(_MESSAGE)[2], add_special_tokens=False)["input_ids"]
         found = next((id_ for id_ in after if id_ in stops), None)  # pyright: ignore[reportGeneralTypeIssues]
         if found is not None:

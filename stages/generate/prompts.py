@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...store.chat_template import render_chat
 from ...store.errors import InputError
 from ...store.sections import DataConfig
+from ...store.tokens import prompt_ids
 from .dataset import Source, answer_of, open_dataset, question_of
 from .files import Row
 
@@ -146,17 +148,11 @@ def _render(question: str, data: DataConfig, tokenizer: "PreTrainedTokenizerBase
     message = user_message(question, data)
     chat = data.chat_template != "off" and bool(tokenizer.chat_template)
     text = _chat(message, data.enable_thinking, tokenizer) if chat else message
-    # A chat template writes its own special tokens. The engine says which prompt is too long, so verbose is off.
-    ids = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
+    ids = prompt_ids(tokenizer, text, templated=chat)
     prompt_id = hashlib.blake2b(message.encode(), digest_size=8).hexdigest()
-    return Prompt(prompt_id, message, text, tuple(ids))  # pyright: ignore[reportArgumentType]
+    return Prompt(prompt_id, message, text, tuple(ids))
 
 
 def _chat(message: str, enable_thinking: bool | None, tokenizer: "PreTrainedTokenizerBase") -> str:
-    # Templates that do not know the switch ignore it.
-    switches: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True, **switches
-    )
-    assert isinstance(text, str)
-    return text
+    switches = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    return render_chat(tokenizer, [{"role": "user", "content": message}], add_generation_prompt=True, **switches)

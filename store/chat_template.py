@@ -1,0 +1,34 @@
+# pyright: strict
+"""A student's chat template, applied."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def render_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    """A conversation as the student reads it, special tokens written out.
+
+    Args:
+        options: For `apply_chat_template`: add_generation_prompt, tools, and switches of the template itself, which
+            templates that do not know them ignore.
+
+    Raises:
+        InputError: the template refuses the conversation, or has a mistake.
+    """
+    from jinja2 import TemplateError
+
+    template: Any = tokenizer
+    try:
+        return cast(str, template.apply_chat_template(list(messages), tokenize=False, **options))
+    # TypeError: an expression of the template met a value of another kind than it expects.
+    except (TemplateError, TypeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"The student's chat template refuses the conversation: {reason}.",
+            'Give it what it asks for, or set data.chat_template = "off" and put the whole prompt into data.template.',
+        ) from error
