@@ -36,6 +36,7 @@ from omniopd.store.config import Config
 from omniopd.store.model import load_tokenizer
 from omniopd.store.schema import TRAJECTORIES
 from omniopd.store.table import Table
+from omniopd.store.tokens import response_decoder
 
 SEQUENCES, TOKENS, PROMPT, FULL_TOKENS = 16, 64, 12, 4
 
@@ -80,7 +81,7 @@ class Bench:
             table.begin({})
             sampling = Sampling(TOKENS, 1.0, 1.0, frozenset())
             rows = Rows(wanted, {"q": ""}, {"round": 0, "policy": "0" * 16})
-            Writer(table, rows, self.tokenizer, sampling).fill(self.engine, asked, part_rows=512)
+            Writer(table, rows, response_decoder(self.tokenizer), sampling).fill(self.engine, asked, part_rows=512)
         return SEQUENCES * TOKENS
 
     def bare(self, logprobs: int | None, tokens: int = TOKENS) -> int:

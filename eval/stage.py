@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..graders.find import in_parallel, make_grader
 from ..graders.verdict import Grader, Verdict
@@ -22,12 +22,10 @@ from ..store.errors import ConfigChangedError, UsageError
 from ..store.evals import EvalDir
 from ..store.model import load_tokenizer, resolve_model, stop_ids, weights_hash
 from ..store.table import Table
+from ..store.tokens import Decode, response_decoder
 from ..store.worker import ALONE, Worker
 from .benchmarks import Benchmark, Question, load_benchmark
 from .settings import Target, default_folder, sampling_config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _VERDICTS_A_PART = 256
 _SECONDS_A_PART = 60.0
@@ -100,8 +98,9 @@ def _respond(table: Table, benchmark: Benchmark, config: Config, folder: Path, p
         with contextlib.closing(engine), progress("answer", len(wanted), len(wanted) - len(missing)) as advance:
             rows: list[dict[str, Any]] = []
             committed = time.monotonic()
+            decode = response_decoder(tokenizer)
             for response in engine.generate(missing, sampling):
-                row = _row(response, *wanted[response.trajectory_id], tokenizer, sampling)
+                row = _row(response, *wanted[response.trajectory_id], decode, sampling)
                 rows.append(row | {"policy": policy, "engine": engine.name})
                 advance(1, "")
                 if len(rows) == generate.part_rows or time.monotonic() - committed > _SECONDS_A_PART:
@@ -154,7 +153,7 @@ def _row(
     question: Question,
     prompt: Prompt,
     sample: int,
-    tokenizer: "PreTrainedTokenizerBase",
+    decode: Decode,
     sampling: Sampling,
 ) -> dict[str, Any]:
     ids = response.ids_T.tolist()
@@ -164,7 +163,7 @@ def _row(
         "sample_index": sample,
         "question": question.text,
         "prompt_text": prompt.text,
-        "response_text": tokenizer.decode(spoken, clean_up_tokenization_spaces=False),
+        "response_text": decode(spoken),
         "response_tokens": len(ids),
         "finish_reason": response.finish_reason,
         "repetition": repetition(response.ids_T),

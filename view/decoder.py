@@ -1,11 +1,11 @@
 """The student's tokenizer, for showing tokens: without its model, without transformers, without a download."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..store.config import Config
 from ..store.layout import RunDir
-from .token_texts import Decode
+from ..store.tokens import Decode, decoder_after
 
 
 def find_decoder(run: RunDir, config: Config) -> Decode | None:
@@ -16,13 +16,15 @@ def find_decoder(run: RunDir, config: Config) -> Decode | None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))
+    special = (id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+    behind = decoder_after(lambda ids: tokenizer.decode(ids, skip_special_tokens=False), min(special, default=0))
     single: dict[int, str] = {}
 
-    def decode(ids: list[int]) -> str:
+    def decode(ids: Sequence[int]) -> str:
         if len(ids) > 1:
-            return tokenizer.decode(ids, skip_special_tokens=False)
+            return behind(ids)
         if ids[0] not in single:
-            single[ids[0]] = tokenizer.decode(ids, skip_special_tokens=False)
+            single[ids[0]] = behind(ids)
         return single[ids[0]]
 
     return decode

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from ..store.tokens import Decode
 from .agreement import agreement, share
 from .sanitize import one_line, printable
-from .token_texts import Decode, pieces
+from .token_texts import pieces
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -1,9 +1,9 @@
 # pyright: strict
 """A response as its tokens' texts with their entropies: what a reader sees coloured. Pure, given a decoder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-Decode = Callable[[list[int]], str]
+from ..store.tokens import Decode
 
 _LONGEST = 16
 """Tokens that one piece may take: some write a character in several."""
@@ -25,9 +25,7 @@ def pieces(text: str, ids: Sequence[int], entropies: Sequence[float], decode: De
         held.append(id_)
         highest = max(highest, entropy)
         piece = decode(held)
-        # Some decoders drop the space that begins a text.
-        piece = next((p for p in (piece, " " + piece) if p and text.startswith(p, done)), None)
-        if piece is not None:
+        if piece and text.startswith(piece, done):
             out.append((piece, highest))
             done, held, highest = done + len(piece), [], 0.0
     if done < len(text):

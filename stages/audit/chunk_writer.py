@@ -10,6 +10,7 @@ from ...store.config import Config, made_with
 from ...store.errors import InputError
 from ...store.layout import RoundDir, RunDir
 from ...store.model import bos_text, load_tokenizer, resolve_model, stop_ids
+from ...store.tokens import response_decoder
 from .chunks import COLUMNS, chunks_of, whole_answers
 
 _TRAJECTORIES_AT_A_TIME = 512
@@ -74,10 +75,10 @@ class ChunkWriter:
         return chunks_of(batch, self._config.select, *self._tokenizer())
 
     def _tokenizer(self) -> Any:
-        """Tokenizer, clean starts and stop tokens of the round's policy."""
+        """Decoder of responses, clean starts and stop tokens of the round's policy."""
         if self._tools is None:
             folder = resolve_model(self._policy)
             tokenizer = load_tokenizer(folder)
             stops = stop_ids(folder, tokenizer, self._config)
-            self._tools = tokenizer, clean_start_table(tokenizer, self._config.select.boundary), stops
+            self._tools = response_decoder(tokenizer), clean_start_table(tokenizer, self._config.select.boundary), stops
         return self._tools

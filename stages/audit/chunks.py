@@ -6,7 +6,7 @@ single tokens.
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +14,7 @@ from numpy.typing import NDArray
 
 from ...method.peaks import Chunks, select_chunks
 from ...store.sections import SelectConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-_CUT_CHARACTER = "\ufffd"
-"""What a decoder writes for half a character."""
+from ...store.tokens import CUT_CHARACTER, Decode
 
 COLUMNS = ("trajectory_id", "round", "response_ids", "logprobs", "entropies")
 """What is read of the trajectories table."""
@@ -28,20 +23,21 @@ COLUMNS = ("trajectory_id", "round", "response_ids", "logprobs", "entropies")
 def chunks_of(
     trajectories: pa.RecordBatch,
     select: SelectConfig,
-    tokenizer: "PreTrainedTokenizerBase",
+    decode: Decode,
     clean_V: NDArray[np.bool_],
     stop_ids: frozenset[int],
 ) -> pa.Table:
     """Rows of the chunks table for a batch of trajectories.
 
     Args:
+        decode: Text of response tokens.
         clean_V: Whether a chunk may start at a token (boundaries.py).
     """
     found = find_chunks(trajectories, select, clean_V, stop_ids)
     ids, entropies = _Lists.of(trajectories["response_ids"]), _Lists.of(trajectories["entropies"])
     names = trajectories["trajectory_id"].to_pylist()
     spans = list(zip(found.row.tolist(), found.start.tolist(), found.end.tolist(), strict=True))
-    texts = [_texts(tokenizer, ids.row(row), start, end) for row, start, end in spans]
+    texts = [_texts(decode, ids.row(row), start, end) for row, start, end in spans]
     return pa.table(
         {
             "chunk_id": [_chunk_id(names[row], start, end) for row, start, end in spans],
@@ -136,17 +132,11 @@ def _chunk_id(trajectory_id: str, start: int, end: int) -> str:
     return hashlib.blake2b(f"{trajectory_id}|{start}|{end}".encode(), digest_size=16).hexdigest()
 
 
-def _texts(tokenizer: "PreTrainedTokenizerBase", ids_T: NDArray[np.int32], start: int, end: int) -> tuple[str, str]:
+def _texts(decode: Decode, ids_T: NDArray[np.int32], start: int, end: int) -> tuple[str, str]:
     """The text before a chunk, and the chunk's own."""
-    prefix = _decode(tokenizer, ids_T[:start])
-    # Decoded together with the prefix: some decoders write a token's leading space only after another token.
-    return prefix, _decode(tokenizer, ids_T[:end])[len(prefix) :].rstrip(_CUT_CHARACTER)
-
-
-def _decode(tokenizer: "PreTrainedTokenizerBase", ids_T: NDArray[np.int32]) -> str:
-    text = tokenizer.decode(ids_T.tolist(), clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)
-    return text
+    ids = ids_T[:end].tolist()
+    prefix = decode(ids[:start])
+    return prefix, decode(ids)[len(prefix) :].rstrip(CUT_CHARACTER)
 
 
 def _noise(lengths_B: NDArray[np.int64], trajectory_ids: list[str], seed: int) -> NDArray[np.float64]:

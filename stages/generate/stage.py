@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...method.objectives.record import Objective
 from ...method.objectives.registry import objective_of
@@ -15,6 +15,7 @@ from ...store.errors import InputError
 from ...store.layout import RunDir
 from ...store.model import load_tokenizer, resolve_model, stop_ids, weights_hash
 from ...store.table import Table
+from ...store.tokens import Decode, response_decoder
 from ...store.worker import ALONE, Worker
 from ..progress import progress
 from .engine import Engine, Request, Response, Sampling
@@ -22,9 +23,6 @@ from .engines.registry import make_engine
 from .prompts import Prompt, questions_of_round, read_problems, render, say_once, user_message
 from .repetition import repetition
 from .workers import claim_devices
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _SHOWN = 60
 """Characters of a question in an error."""
@@ -83,7 +81,7 @@ def generate(run: RunDir, index: int, config: Config, worker: Worker = ALONE) ->
                 config.generate.max_new_tokens, config.generate.temperature, config.generate.top_p,
                 stop_ids(folder, tokenizer, config),
             )  # fmt: skip
-            writer = Writer(table, rows, tokenizer, sampling)
+            writer = Writer(table, rows, response_decoder(tokenizer), sampling)
             with contextlib.closing(engine):
                 writer.fill(engine, missing, config.generate.part_rows)
         table.finish()
@@ -184,7 +182,8 @@ class Writer:
 
     table: Table
     rows: Rows
-    tokenizer: "PreTrainedTokenizerBase"
+    decode: Decode
+    """Text of response tokens."""
     sampling: Sampling
 
     def fill(self, engine: Engine, missing: Sequence[Request], part_rows: int) -> None:
@@ -206,7 +205,7 @@ class Writer:
         spoken = ids[:-1] if ids[-1] in self.sampling.stop_ids else ids
         return {
             **self.rows.of(response.trajectory_id),
-            "response_text": self.tokenizer.decode(spoken, clean_up_tokenization_spaces=False),
+            "response_text": self.decode(spoken),
             "response_ids": response.ids_T,
             "logprobs": response.logprobs_T,
             "entropies": response.entropies_T,

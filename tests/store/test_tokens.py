@@ -70,6 +70,19 @@ def test_prompt_and_response_decoded_apart_are_what_they_are_together(kind, prom
 TOKENIZERS = {name: make() for name, make in KINDS.items()}
 
 
+@pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
+@given(text=st.text(st.sampled_from("a \u00e9\u4e16\U0001f389"), min_size=1, max_size=6), cut=st.integers(1, 3))
+def test_a_character_that_is_cut_off_spoils_none_before_it(kind, text, cut):
+    """A chunk may end inside a character."""
+    tokenizer = TOKENIZERS[kind]
+    decode = response_decoder(tokenizer)
+    ids = encode(tokenizer, "x" + text)[len(encode(tokenizer, "x")) :]
+    last = len(ids) - len(encode(tokenizer, "x" + text[:-1])[len(encode(tokenizer, "x")) :])
+    cut = min(cut, last - 1)
+    assert decode(ids) == text
+    assert decode(ids[: len(ids) - cut]).rstrip("\ufffd") == (text[:-1] if cut else text)
+
+
 def test_a_special_token_inside_a_response_is_shown():
     tokenizer = kit.metaspace()
     assert response_decoder(tokenizer)([TURN, *encode(tokenizer, "x y")[-2:]]) == "<|im_end|> y"

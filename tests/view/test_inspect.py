@@ -14,6 +14,7 @@ from omniopd.view.agreement import agreement, share
 from omniopd.view.decoder import find_decoder
 from omniopd.view.inspect import Selection, inspect
 from omniopd.view.token_texts import pieces
+from support.tokenizers import metaspace
 from support.written_run import write_tables
 
 
@@ -83,9 +84,14 @@ def test_pieces_are_the_text_with_the_highest_entropy_of_each(text, data):
 def test_without_a_tokenizer_or_with_another_ones_tokens_the_text_is_still_there():
     assert pieces("abc", [1, 2], [0.5, 0.6], None) == [("abc", 0.0)]
     assert pieces("abc", [97, 120], [0.5, 0.6], lambda ids: bytes(ids).decode()) == [("a", 0.5), ("bc", 0.0)]
-    # SentencePiece drops the space that begins a text.
-    words = {1: "so", 2: "it"}
-    assert pieces("so it", [1, 2], [0.1, 0.2], lambda ids: words[ids[-1]]) == [("so", 0.1), (" it", 0.2)]
+
+def test_a_sentencepiece_students_tokens_keep_their_spaces(make_run, tmp_path):
+    tokenizer = metaspace()
+    tokenizer.save_pretrained(tmp_path / "student")
+    run = make_run(student={"model": str(tmp_path / "student")})
+    ids = tokenizer("x so it", add_special_tokens=False)["input_ids"][-6:]
+    found = pieces(" so it", ids, [0.1 * i for i in range(6)], find_decoder(run, run.config()))
+    assert [piece for piece, _ in found] == list(" so it")
 
 
 def test_the_students_tokenizer_decodes_what_it_wrote(make_run, student):

@@ -15,9 +15,10 @@ from typing import Any
 import duckdb
 import orjson
 
+from ...store.tokens import Decode
 from ..agreement import agreement, share
 from ..render import is_whole
-from ..token_texts import Decode, pieces
+from ..token_texts import pieces
 from .figures import Row, rows
 
 HEAT = (0.1, 0.5, 1.0, 2.0)
