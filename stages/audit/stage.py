@@ -198,11 +198,11 @@ async def _ask_within_budget(
                 return
             left = context.commit.ledger.left
             covered = missing if left == Budget() else todo.affordable(left, flow.worst_case)
-            if covered == 0 or (isinstance(flow, Flow) and missing == before):  # or all covered ones were refused
-                answers = objective_of(config).asks == "answers"
-                left_out = f"{missing} prompts" if answers else f"{missing} chunks of the lowest entropy"
-                raise budget_reached(left, left_out)
-            before = missing
+            # What is covered and still missing after it was asked for is held.
+            if covered == 0 or (isinstance(flow, Flow) and (missing, covered) == before):
+                answers, rest = objective_of(config).asks == "answers", missing - covered
+                raise budget_reached(left, f"{rest} prompts" if answers else f"{rest} chunks of the lowest entropy")
+            before = missing, covered
             try:
                 await flow.run(todo.most_uncertain(covered))
             except BudgetReached:
