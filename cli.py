@@ -10,6 +10,7 @@ import typer
 
 from .store.errors import Interrupted, OmniopdError, UsageError
 from .store.layout import RunDir
+from .store.storage import storage_error
 from .study.cli import study
 
 if TYPE_CHECKING:
@@ -381,6 +382,10 @@ def main() -> None:
         _fail(error)
     except KeyboardInterrupt:
         _fail(Interrupted("Interrupted.", "Run the same command again to resume."))
+    except Exception as error:
+        if (told := storage_error(error)) is None:
+            raise
+        _fail(told)
 
 
 def _fail(error: OmniopdError) -> None:

@@ -29,6 +29,7 @@ import orjson
 
 from . import ledger_file
 from .batch_book import BatchBook, BatchRow
+from .storage import storing
 from .usage import NO_USAGE, Usage
 from .worst_case import WorstCase
 
@@ -168,8 +169,10 @@ class Ledger:
         Raises:
             BusyError: another process has opened it.
             TableError: it is missing, empty, damaged, another run's, or an older copy.
+            StorageError: it cannot be written.
         """
-        with contextlib.ExitStack() as stack:
+        self.path = path
+        with contextlib.ExitStack() as stack, storing(path):
             stack.enter_context(ledger_file.held(path, f"round {caps.round_index}, process {os.getpid()}"))
             self._db, identity, parts = ledger_file.open_checked(path)
             stack.callback(self._db.close)

@@ -45,7 +45,8 @@ class ChunkState:
 
 
 class Flow:
-    """One round's audit, request by request. After `run`, every answer that came is in the table, however it ended."""
+    """One round's audit, request by request. After `run`, every answer that came is in the table, however it ended; or
+    in the ledger, where the disk takes no table."""
 
     def __init__(self, context: AuditContext, session: aiohttp.ClientSession) -> None:
         self._context = context
@@ -61,9 +62,10 @@ class Flow:
             BudgetReached: the budget does not cover what is left.
             TeacherError: the teacher went away, or refuses everything.
             Interrupted: `interrupt` was called.
+            StorageError: the ledger or the table cannot be written.
         """
         with _what_is_loaded_kept():
-            async with self._context.outbox.written():
+            async with self._context.outbox.written(self._sender.end):
                 await self._ask_all(works, last_turn=False)
                 deferred, self._deferred = self._deferred, []
                 await self._ask_all(deferred, last_turn=True)

@@ -19,6 +19,7 @@ from ...store.errors import BudgetReached
 from ...store.layout import RoundDir, RunDir
 from ...store.ledger import Budget, Caps, Ledger
 from ...store.sections import TeacherConfig
+from ...store.storage import Spare, allow_open_files
 from ..progress import progress
 from . import failures
 from .batches.api import open_batches
@@ -35,6 +36,10 @@ from .todo import Todo, keys_present, open_todo, prefixes_of, shape_of
 
 _POLL_INTERVAL_S = 1.0
 """Of trajectories that are still being written."""
+
+_SPARE_BYTES = 4 << 20
+_SPARE_BYTES_PER_REQUEST = 64 << 10
+"""Kept on the ledger's disk, so that the answers in flight can be stored when it is full: some 20 kB each."""
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -54,6 +59,7 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False, retry_f
         TableError: the round's trajectories are not complete.
         TeacherError: the teacher cannot be reached; nothing was written.
         BudgetReached: the budget ended first; what was paid for is in the table, which is as good as complete.
+        StorageError: the disk is full, say. What was paid for is in the table or in the ledger.
     """
     round_ = run.round(index)
     if not follow:
@@ -87,6 +93,7 @@ async def _audit(
     rates = find_rates(config.teacher)
     shown = rates.batch() if config.teacher.mode == "batch" else rates
     rule = stopping_rule(config)
+    allow_open_files()
     teacher = await find_teacher(config.teacher)
     sys.stderr.write(
         f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why}); {_priced(shown)}\n"
@@ -95,11 +102,15 @@ async def _audit(
     if failures.holds_nothing_else(table):
         failures.forget(table, settings)  # they would pin the settings that may be what is wrong
     table.begin(settings)
-    with contextlib.closing(Ledger(run.ledger, _caps(config.teacher, round_.index))) as ledger:
+    spare_bytes = max(_SPARE_BYTES, _SPARE_BYTES_PER_REQUEST * config.teacher.max_concurrency)
+    with (
+        contextlib.closing(Ledger(run.ledger, _caps(config.teacher, round_.index))) as ledger,
+        Spare(run.ledger, spare_bytes) as spare,
+    ):
         at_once = follow and ledger.left == Budget() and config.teacher.mode == "live"
         while not chunks.extend() and not at_once:
             await asyncio.sleep(_POLL_INTERVAL_S)
-        commit = GroupCommit(ledger)
+        commit = GroupCommit(ledger, spare)
         outbox = Outbox(table, round_.index, commit)
         # What a crash left in the outbox goes into the table first, so that it counts as present.
         await outbox.drain(lambda chunk_ids: keys_present(round_, chunk_ids))
