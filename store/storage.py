@@ -21,15 +21,20 @@ _HINTS = {
     errno.EPERM: "Give yourself permission to write there, or choose another run directory",
     errno.EMFILE: OPEN_FILES,
     errno.ENFILE: OPEN_FILES,
-    errno.EIO: "Look at the disk and the system's log",
+    errno.EIO: "See whether the disk is full or damaged",
 }
 
 _PRIMARY_CODE = 0xFF
 _OF_SQLITE = {8: errno.EROFS, 10: errno.EIO, 13: errno.ENOSPC, 14: errno.EACCES}
 """SQLITE_READONLY, _IOERR, _FULL, _CANTOPEN. https://www.sqlite.org/rescode.html"""
 
-_IN_WORDS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
-"""Numbers whose words the errors of libraries repeat (DuckDB, safetensors), which have no number of their own."""
+_IN_WORDS = {
+    os.strerror(number): number for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
+} | {"inline_container.cc": errno.EIO}
+"""What errors of libraries say that have no number of their own: DuckDB, safetensors and shutil repeat the system's
+words; torch names its writer of files, whatever kept that from writing."""
+
+_LONGEST = 200
 
 
 def storage_error(error: BaseException, path: Path | None = None) -> StorageError | None:
@@ -39,16 +44,14 @@ def storage_error(error: BaseException, path: Path | None = None) -> StorageErro
     Args:
         path: What was to be stored, where the error itself names nothing.
     """
-    number = _number(error)
-    if number is None or isinstance(error, StorageError):
-        return None
+    number = None if isinstance(error, StorageError) else _number(error)
     named = path or getattr(error, "filename", None)
-    if number in (errno.EACCES, errno.EPERM) and named is None:
-        return None  # of something else than a file
-    said = error.strerror if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
+    if number is None or (number in (errno.EACCES, errno.EPERM) and named is None):
+        return None  # without a name, of something else than a file
+    said = _words(error, number)
     return StorageError(
         f"{named}: {said}." if named else f"{said}.",
-        f"{_HINTS[number]}, then run the same command again: it resumes with what is stored.",
+        f"{_HINTS[number]}, then run the same command again.",
     )
 
 
@@ -58,8 +61,14 @@ def _number(error: BaseException) -> int | None:
         return error.errno if error.errno in _HINTS else None
     if (code := getattr(error, "sqlite_errorcode", None)) is not None:
         return _OF_SQLITE.get(code & _PRIMARY_CODE)
-    words = str(error)
-    return next((number for number in _IN_WORDS if os.strerror(number) in words), None)
+    said = str(error)
+    return next((number for words, number in _IN_WORDS.items() if words in said), None)
+
+
+def _words(error: BaseException, number: int) -> str:
+    """What an error says in a line: its own words where they are one, which may name a file."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return said if len(said) <= _LONGEST and "\n" not in said else os.strerror(number)
 
 
 @contextlib.contextmanager
@@ -71,7 +80,7 @@ def storing(path: Path) -> Generator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except BaseException as error:  # torch's CheckpointException is no Exception
         if (told := storage_error(error, path)) is None:
             raise
         raise told from error

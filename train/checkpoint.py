@@ -25,6 +25,7 @@ import torch.distributed as dist
 from ..store import files
 from ..store.errors import ConfigChangedError, InputError
 from ..store.sections import TrainConfig
+from ..store.storage import storing
 from . import mcore
 from .mcore import parallel_state as mpu
 from .optimizer import prepare_to_load
@@ -138,7 +139,8 @@ class Checkpoints:
         # Megatron's writer passes results through a queue of a spawned manager process, which a killed trainer would
         # leave behind; for a synchronous save a queue of this process does.
         mcore.filesystem_async._results_queue = queue.Queue()
-        mcore.dist_checkpointing.save(_state(learner, position, loading=False), str(target))
+        with storing(target):
+            mcore.dist_checkpointing.save(_state(learner, position, loading=False), str(target))
         if dist.get_rank() == 0:
             files.sync_files(target)
             files.write_text(self.folder / "latest", name + "\n")

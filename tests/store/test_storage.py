@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import shutil
 import sqlite3
 
 import pytest
@@ -22,7 +23,7 @@ from omniopd.store.storage import Spare, storage_error, storing
         (errno.EPERM, "permission to write"),
         (errno.EMFILE, "ulimit -n"),
         (errno.ENFILE, "ulimit -n"),
-        (errno.EIO, "Look at the disk"),
+        (errno.EIO, "full or damaged"),
     ],
     ids=errno.errorcode.get,
 )
@@ -52,9 +53,31 @@ def test_what_sqlite_says_of_the_disk_is_told_the_same_way(tmp_path, statement, 
     assert hint in str(told)
 
 
-def test_libraries_that_repeat_the_systems_words_are_understood():
-    told = storage_error(RuntimeError('IO Error: cannot write "/there": No space left on device\nmore'))
-    assert str(told).startswith('IO Error: cannot write "/there": No space left on device. Free some space there')
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError('IO Error: cannot write "/there": No space left on device'),
+         'IO Error: cannot write "/there": No space left on device. Free some space there'),
+        (shutil.Error([("/a", "/b", f"[Errno 28] No space left on device: {'/long' * 50}")]),
+         "No space left on device. Free some space there"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598\nmore"),
+         "Input/output error. See whether the disk is full or damaged"),
+    ],
+    ids=["DuckDB", "shutil", "torch"],
+)  # fmt: skip
+def test_libraries_that_repeat_the_systems_words_are_understood(error, said):
+    assert str(storage_error(error)) == f"{said}, then run the same command again."
+
+
+class Failure(BaseException):
+    """As torch's CheckpointException."""
+
+
+def test_an_error_that_is_no_exception_is_told_too(tmp_path):
+    with pytest.raises(StorageError, match="No space left on device"), storing(tmp_path):
+        raise Failure("ranks 0\nRuntimeError: [Errno 28] No space left on device")
+    with pytest.raises(KeyboardInterrupt), storing(tmp_path):
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
