@@ -299,6 +299,21 @@ class Ledger:
         with self._db:
             self._db.execute("INSERT OR IGNORE INTO forecasts VALUES (?, ?)", (round_index, json.dumps(forecast)))
 
+    def note_lesson(self, teacher: str, status: int, said: str) -> None:
+        """Keep a refusal that has changed the form of a teacher's requests.
+
+        Args:
+            teacher: Digest of whom and how it was asked.
+        """
+        with self._db:
+            self._db.execute("INSERT INTO lessons VALUES (?, ?, ?)", (teacher, status, said))
+
+    def lessons(self, teacher: str) -> list[tuple[int, str]]:
+        """Status and text of the refusals that have changed the form of a teacher's requests, oldest first."""
+        return self._db.execute(
+            "SELECT status, said FROM lessons WHERE teacher = ? ORDER BY rowid", (teacher,)
+        ).fetchall()
+
     # -- answers
 
     def outbox(self, round_index: int, limit: int) -> list[tuple[str, bytes]]:

@@ -248,13 +248,18 @@ _LONGEST_REASON = 200
 
 
 def without_secrets(text: str, headers: Mapping[str, str]) -> str:
-    """The beginning of what a server said, without the words of the session's headers: some repeat the key that they
-    refuse, as it is, in a URL, or in base64. Shortened last, or the end of the text could be half a key."""
-    words = {word for word in " ".join(headers.values()).split() if len(word) >= 8}
+    """The beginning of what a server said, redacted; shortened last, or the end of the text could be half a key."""
+    return redacted(text, headers)[:_LONGEST_REASON]
+
+
+def redacted(text: str, headers: Mapping[str, str]) -> str:
+    """What a server said, without the words of the session's headers: some repeat the key that they refuse, as it is,
+    in a URL, or in base64."""
+    secrets = {word for word in " ".join(headers.values()).split() if len(word) >= 8}
     # The longest first: one may hold another.
-    for form in sorted({form for word in words for form in _written_forms(word)}, key=len, reverse=True):
+    for form in sorted({form for word in secrets for form in _written_forms(word)}, key=len, reverse=True):
         text = text.replace(form, "(key)")
-    return without_credentials(text)[:_LONGEST_REASON]
+    return without_credentials(text)
 
 
 def _sent_secrets(headers: Mapping[str, str], base_url: str) -> Mapping[str, str]:

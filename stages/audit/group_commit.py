@@ -60,6 +60,11 @@ class GroupCommit:
         """Store the rows of a request that was released before without them. Durable when it returns."""
         await self.call(self.ledger.record, released, round_index)
 
+    def note(self, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run a function of the ledger on its thread, before whatever is handed in next and without waiting for it: for
+        what may be lost with a disk that fails."""
+        self._thread.submit(function, *args, **kwargs)
+
     def _start(self) -> None:
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._commit_until_idle())

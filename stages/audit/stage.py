@@ -30,6 +30,7 @@ from .context import AuditContext, budget_reached
 from .flow import Flow
 from .forecast import as_row, forecast
 from .group_commit import GroupCommit
+from .lessons import recall
 from .outbox import Outbox
 from .price import Rates, find_rates
 from .todo import Todo, keys_present, open_todo, prefixes_of, shape_of
@@ -107,6 +108,7 @@ async def _audit(
         contextlib.closing(Ledger(run.ledger, _caps(config.teacher, round_.index))) as ledger,
         Spare(run.ledger, spare_bytes) as spare,
     ):
+        recall(ledger, config.teacher, teacher)
         at_once = follow and ledger.left == Budget() and config.teacher.mode == "live"
         while not chunks.extend() and not at_once:
             await asyncio.sleep(_POLL_INTERVAL_S)
