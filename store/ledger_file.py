@@ -48,8 +48,8 @@ CREATE TABLE IF NOT EXISTS identity (run_id TEXT NOT NULL, openings INTEGER NOT 
 CREATE TABLE IF NOT EXISTS compared_parts (name TEXT PRIMARY KEY) STRICT;
 CREATE TABLE IF NOT EXISTS lessons (teacher TEXT NOT NULL, status INTEGER NOT NULL, said TEXT NOT NULL) STRICT;
 """
-"""`compared_parts`: parts of the rollouts tables all of whose requests the ledger knows. `lessons`: refusals that changed
-the form of a teacher's requests, in the order in which they came."""
+"""`compared_parts`: parts of the rollouts tables all of whose requests the ledger knows. `lessons`: refusals that have
+changed the form of a teacher's requests, oldest first."""
 
 _IDS_AT_A_TIME = 65536
 
