@@ -10,6 +10,7 @@ from ..store.sections import TrainConfig
 from . import mcore
 from .architecture import Architecture
 from .attention import CausalAttention, RMSNorm
+from .columns import can_compile
 from .hf_weights import is_split, padded_vocabulary
 from .loss import Head
 from .mcore import parallel_state as mpu
@@ -53,7 +54,7 @@ class Student(mcore.GPTModel):
 
 def build(arch: Architecture, config: TrainConfig, device: torch.device) -> Student:
     """An uninitialised student, this rank's part of it. Needs Megatron's process groups."""
-    transformer = _transformer_config(arch, config)
+    transformer = _transformer_config(arch, config, device)
     layer = mcore.get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=arch.qk_norm)
     parts: Any = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
@@ -83,7 +84,7 @@ def build(arch: Architecture, config: TrainConfig, device: torch.device) -> Stud
     return model.to(device)
 
 
-def _transformer_config(arch: Architecture, config: TrainConfig) -> mcore.TransformerConfig:
+def _transformer_config(arch: Architecture, config: TrainConfig, device: torch.device) -> mcore.TransformerConfig:
     dtype = PRECISIONS[config.precision]
     recompute: dict[str, Any] = (
         {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -114,7 +115,8 @@ def _transformer_config(arch: Architecture, config: TrainConfig) -> mcore.Transf
         context_parallel_size=config.context_parallel,
         sequence_parallel=config.sequence_parallel and config.tensor_parallel > 1,
         perform_initialization=False,  # every weight is loaded
-        use_cpu_initialization=True,
+        use_cpu_initialization=device.type == "cpu",
+        bias_activation_fusion=device.type == "cuda" and can_compile(),
         gradient_accumulation_fusion=False,
         batch_p2p_sync=torch.cuda.is_available(),
         variable_seq_lengths=True,
