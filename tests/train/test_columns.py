@@ -1,4 +1,4 @@
-"""What runs as one kernel on CUDA against the same function run block by block: here traced, and executed by PyTorch."""
+"""What runs as one kernel on CUDA against the same function run block by block; here PyTorch runs the traced form."""
 
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +52,8 @@ def test_the_compiled_form_of_a_function_is_its_form_by_blocks(
     if makes_a_matrix:
         by_blocks, expected_RV = function(matrices, *rest, dtype=dtype)
         torch.testing.assert_close(made_RV, expected_RV)
-        assert made_RV is not None and made_RV.dtype == dtype
+        assert made_RV is not None
+        assert made_RV.dtype == dtype
     else:
         by_blocks = function(matrices, *rest)
         assert made_RV is None
