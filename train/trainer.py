@@ -6,6 +6,7 @@ comes out has the same bits. The policy folder appears under its name only when 
 
 import contextlib
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,14 +32,25 @@ from .architecture import (
     read_architecture,
 )
 from .checkpoint import Checkpoints, Position
+from .columns import can_compile
 from .data import COLUMNS, Sequences, lay_out, map_sequences, micro_batches, padding_share, plan_steps
 from .hf_model import load_weights
 from .hf_weights import WeightFiles
-from .memory import check_memory, training_need
+from .memory import check_disk, check_memory, checkpoint_bytes, training_need
 from .metrics import BatchReport, MetricsLog, StepMetrics, step_metrics
 from .model import Student, build
 from .objective import loss_terms
-from .parallel import any_rank, few_threads, least_memory, model_parallel, on_first_rank, share, world
+from .parallel import (
+    any_rank,
+    few_threads,
+    least_memory,
+    model_parallel,
+    on_device,
+    on_first_rank,
+    repeatable,
+    share,
+    world,
+)
 from .policy_folder import publish, write_policy
 from .result import Progress, TrainResult, count_steps, result_of
 from .step import Learner
@@ -114,8 +126,10 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
     """
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(world())
+        config = config.model_copy(update={"train": on_device(config.train, device)})
+        stack.enter_context(repeatable(config.train))
         available = least_memory(device)
-        prepared = on_first_rank(lambda: _prepare(stack, run, index, config, available))
+        prepared = on_first_rank(lambda: _prepare(stack, run, index, config, available, device))
         if prepared is None:
             return result_of(run, index, trained=False)
         stack.enter_context(model_parallel(config.train))
@@ -124,7 +138,9 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
         return result_of(run, index, trained=True)
 
 
-def _prepare(stack: contextlib.ExitStack, run: RunDir, index: int, config: Config, available: int) -> _Prepared | None:
+def _prepare(
+    stack: contextlib.ExitStack, run: RunDir, index: int, config: Config, available: int, device: torch.device
+) -> _Prepared | None:
     """On rank 0 alone: all that comes before the models are built. None: the round is trained already.
 
     Args:
@@ -148,12 +164,42 @@ def _prepare(stack: contextlib.ExitStack, run: RunDir, index: int, config: Confi
     lay_out(round_.shards.batches(_ROWS_AT_A_TIME, COLUMNS), inputs.arch.vocabulary, folder)
     shards = map_sequences(folder)
     longest = int(shards.lengths.max())
-    check_memory(training_need(inputs.arch, train, processes=ranks, longest=longest, frozen=frozen), available)
+    fused = device.type == "cuda" and can_compile()
+    need = training_need(inputs.arch, train, processes=ranks, longest=longest, frozen=frozen, fused=fused)
+    check_memory(need, available)
+    check_disk(checkpoint_bytes(inputs.arch, train), shutil.disk_usage(round_.path).free, round_.path)
     facts = trajectory_facts(round_)
     round_.expect("train", count_steps(len(shards), train))
-    carried = _previous(run, index).carries(train) if train.carry_optimizer and index else None
+    carried = _carried(run, index, train)
     resume = _checkpoints(round_, train).begin(_made_with(round_, config, inputs, carried))
     return _Prepared(inputs, facts, carried, resume)
+
+
+def _carried(run: RunDir, index: int, train: TrainConfig) -> str | None:
+    """The checkpoint whose optimizer state this round takes over; None in the first round, and where there is none.
+
+    Raises:
+        InputError: there is none, and the float32 weights that bfloat16 rounds went with it.
+    """
+    if index == 0 or not train.carry_optimizer:
+        return None
+    previous = _previous(run, index)
+    if (carried := previous.carries(train)) is not None:
+        return carried
+    why = (
+        "is gone"
+        if previous.latest() is None
+        else "was made with another train.precision or train.distributed_optimizer"
+    )
+    lost = f"The last checkpoint of round {index - 1} {why}: the optimizer's state cannot be carried over"
+    if train.precision == "bf16":
+        raise InputError(
+            f"{lost}, and its float32 weights with it, without which steps smaller than bfloat16's rounding are lost.",
+            "Bring it back or set the key back, or set train.carry_optimizer = false to begin afresh from the rounded"
+            " policy.",
+        )
+    sys.stderr.write(f"{lost}; it begins afresh\n")
+    return None
 
 
 def _laid_out(round_: RoundDir) -> Path:

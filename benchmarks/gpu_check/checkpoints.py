@@ -10,17 +10,18 @@ from typing import Any
 from omniopd.store.sections import TrainConfig
 from omniopd.train.checkpoint import Checkpoints, Position
 from omniopd.train.objective import loss_terms
-from omniopd.train.parallel import model_parallel, world
+from omniopd.train.parallel import model_parallel, on_device, world
 
 from .learner import learner, micro_batch
 from .sizes import Sizes
-from .timing import wait
+from .timing import DEVICE, wait
 
 
 def check(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """With the distributed optimizer and without."""
     for distributed in (False, True):
-        train = TrainConfig(micro_batch=1, precision="bf16", recompute=True, distributed_optimizer=distributed)
+        section = TrainConfig(micro_batch=1, precision="bf16", recompute=True, distributed_optimizer=distributed)
+        train = on_device(section, DEVICE)
         with world(), model_parallel(train), tempfile.TemporaryDirectory() as folder:
             yield {"distributed_optimizer": distributed} | _round_trip(sizes, train, Checkpoints(Path(folder, "c")))
 

@@ -9,14 +9,15 @@ import torch
 
 from omniopd.store.sections import TrainConfig
 from omniopd.train.architecture import Architecture
+from omniopd.train.columns import can_compile
 from omniopd.train.memory import training_need
 from omniopd.train.objective import loss_terms
-from omniopd.train.parallel import model_parallel, world
+from omniopd.train.parallel import model_parallel, on_device, world
 from omniopd.train.step import Learner
 
 from .learner import learner, micro_batch
 from .sizes import Sizes, architecture
-from .timing import peak, seconds
+from .timing import CUDA, DEVICE, peak, seconds
 
 
 def check(sizes: Sizes) -> Iterator[dict[str, Any]]:
@@ -47,7 +48,7 @@ def flop(arch: Architecture, tokens: int, *, trained_share: float = 1.0) -> floa
 
 
 def _step(shape: str, tokens: int, section: dict[str, Any]) -> dict[str, Any]:
-    train = TrainConfig.model_validate({"micro_batch": 1} | section)
+    train = on_device(TrainConfig.model_validate({"micro_batch": 1} | section), DEVICE)
     arch = architecture(shape)
     row: dict[str, Any] = {"shape": shape, "tokens": tokens} | section
     with world(), model_parallel(train):
@@ -59,7 +60,7 @@ def _step(shape: str, tokens: int, section: dict[str, Any]) -> dict[str, Any]:
             row["out_of_memory"] = True
         made = None
         gc.collect()
-    need = training_need(arch, train, processes=1, longest=tokens, frozen=arch)
+    need = training_need(arch, train, processes=1, longest=tokens, frozen=arch, fused=CUDA and can_compile())
     return row | {"estimate_gb": round(need.total / 1e9, 2)}
 
 

@@ -28,7 +28,7 @@ from omniopd.train.hf_weights import WeightFiles
 from omniopd.train.mcore import parallel_state as mpu
 from omniopd.train.model import Student, build
 from omniopd.train.objective import loss_terms
-from omniopd.train.parallel import model_parallel, share, world
+from omniopd.train.parallel import model_parallel, on_device, share, world
 from omniopd.train.step import Learner
 from omniopd.train.weights import batch_facts
 
@@ -77,7 +77,7 @@ def main() -> None:
     with world() as device:
         for kind, job in jobs.items():
             for layout, section in job["layouts"].items():
-                train = TrainConfig.model_validate(section)
+                train = on_device(TrainConfig.model_validate(section), device)
                 with model_parallel(train):
                     results.setdefault(kind, {})[layout] = one_step(
                         job, train, device, Path(f"{job['policy']}-{layout}")
