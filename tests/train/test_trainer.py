@@ -189,7 +189,7 @@ def test_more_processes_than_gpus_are_refused_before_they_start(
     kit.write_round(run, 0, config, kit.shard_rows(4))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     many = config.model_copy(update={"train": config.train.model_copy(update={"processes": 4})})
-    with pytest.raises(ConfigError, match="train.processes is 4, and this machine has 2 GPUs"):
+    with pytest.raises(ConfigError, match=r"train\.processes is 4, and this machine has 2 GPUs"):
         launch(run, 0, many)
 
 
