@@ -260,6 +260,19 @@ class ScoreConfig(Section):
         return phi
 
 
+class LoraConfig(Section):
+    rank: int = Field(default=16, gt=0)
+    """Rank of each adapter."""
+    alpha: float = Field(default=32, gt=0)
+    """What the adapters add is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapters' input, while they are trained."""
+    targets: tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
+    """Projections that have one."""
+
+
 class TrainConfig(Section):
     objective: str = "omniopd"
     """omniopd: Eq. 8. The paper's baselines: sft, likelihood of the teacher's whole answers (Eq. 1); opd, forward and
@@ -302,6 +315,9 @@ class TrainConfig(Section):
     off_policy: bool = False
     """Accept trajectories that another policy sampled (of another run, say); the importance weight then counts from
     the first step on."""
+    lora: LoraConfig | None = None
+    """Train adapters beside frozen weights, such as { rank = 16, alpha = 32 }, instead of all weights: the reference of
+    Eq. 8 is then the same model without them. More keys: dropout, targets. Unset: all weights are trained."""
     tensor_parallel: int = Field(default=1, gt=0)
     """Ranks that share each layer."""
     pipeline_parallel: int = Field(default=1, gt=0)

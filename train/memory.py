@@ -10,14 +10,16 @@ from math import prod
 from pathlib import Path
 
 from ..store.errors import InputError
-from ..store.sections import TrainConfig
-from .architecture import Architecture
+from ..store.sections import LoraConfig, TrainConfig
+from .architecture import Architecture, projection_sizes
 
 LOSS_BLOCK = 16384
 """Columns of the vocabulary that the loss works on at a time, so that no temporary is as large as the logits."""
 
 
-def loss_bytes(tokens: int, vocabulary: int, hidden: int, *, rows: int, parameter_bytes: int) -> int:
+def loss_bytes(
+    tokens: int, vocabulary: int, hidden: int, *, rows: int, parameter_bytes: int, trained_head: bool = True
+) -> int:
     """What the fused loss (forward and backward) takes above its inputs, with a reference.
 
     Two buffers of logits and two blocks of them in float32, the gradient of the head in float32 and of the hidden
@@ -29,12 +31,14 @@ def loss_bytes(tokens: int, vocabulary: int, hidden: int, *, rows: int, paramete
         hidden: size of a hidden state.
         rows: train.loss_rows.
         parameter_bytes: bytes of a parameter.
+        trained_head: the head gets a gradient.
     """
     rows = min(rows, tokens)
-    total = 4 * (2 * rows * (vocabulary + min(vocabulary, LOSS_BLOCK)) + vocabulary * hidden)
+    head = vocabulary * hidden if trained_head else 0
+    total = 4 * (2 * rows * (vocabulary + min(vocabulary, LOSS_BLOCK)) + head)
     total += parameter_bytes * tokens * hidden
     if parameter_bytes < 4:
-        total += parameter_bytes * vocabulary * (rows + hidden)
+        total += parameter_bytes * (vocabulary * rows + head)
     return total
 
 
@@ -79,16 +83,26 @@ def training_need(
     parameters = _stage_parameters(arch, train)
     shared = processes // (tensor * pipeline) if train.distributed_optimizer else 1
     tokens = train.micro_batch * -(-longest // context)
+    if train.lora is None:
+        trained, twin = parameters, 0 if frozen is None else _stage_parameters(frozen, train)
+    else:
+        trained, twin = adapter_parameters(arch, train.lora) // pipeline // tensor, 0
     # The last stage, which has the loss, is done with a micro-batch before it takes the next.
     return Need(
-        weights=(parameters + (0 if frozen is None else _stage_parameters(frozen, train))) * size,
-        gradients=parameters * 4,
-        optimizer=parameters * (8 if size == 4 else 12) // shared,
+        weights=(parameters + twin) * size,
+        gradients=trained * 4,
+        optimizer=trained * (8 if size == 4 else 12) // shared,
         activations=_activations(arch, train, tokens, layers, size, 3 if fused else 5),
         loss=loss_bytes(
-            tokens, arch.vocabulary // tensor, arch.hidden, rows=train.loss_rows, parameter_bytes=size
+            tokens, arch.vocabulary // tensor, arch.hidden, rows=train.loss_rows, parameter_bytes=size,
+            trained_head=train.lora is None,
         ),
     )  # fmt: skip
+
+
+def adapter_parameters(arch: Architecture, lora: LoraConfig) -> int:
+    """Trained parameters, over all layers."""
+    return arch.layers * lora.rank * sum(sum(projection_sizes(arch)[target]) for target in lora.targets)
 
 
 def _stage_parameters(arch: Architecture, train: TrainConfig) -> int:
@@ -118,8 +132,9 @@ def checkpoint_bytes(arch: Architecture, train: TrainConfig) -> int:
     A checkpoint holds the weights, and two moments in float32; below float32 the float32 weights too.
     """
     parameters = sum(prod(shape) for shape in arch.shapes().values())
+    trained = parameters if train.lora is None else adapter_parameters(arch, train.lora)
     size = 2 if train.precision == "bf16" else 4
-    each = parameters * (size + 8 + (4 if size < 4 else 0))
+    each = trained * (size + 8 + (4 if size < 4 else 0))
     return (train.keep_checkpoints + 1) * each + parameters * size
 
 

@@ -21,6 +21,8 @@ class Student(mcore.GPTModel):
     """A GPTModel whose last pipeline stage hands out the final hidden states instead of logits."""
 
     arch: Architecture
+    adapters: Any
+    """lora.Adapters, where train.lora is set."""
 
     def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         # post_process=False would hand them out too, but without the final norm.

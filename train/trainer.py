@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from ..method.objectives.registry import objective_of
 from ..store.config import Config, made_with
-from ..store.errors import InputError, Interrupted
+from ..store.errors import ConfigError, InputError, Interrupted
 from ..store.layout import RoundDir, RunDir
 from ..store.model import resolve_model, weights_hash
 from ..store.sections import TrainConfig
@@ -34,8 +34,10 @@ from .architecture import (
 from .checkpoint import Checkpoints, Position
 from .columns import can_compile
 from .data import COLUMNS, Sequences, lay_out, map_sequences, micro_batches, padding_share, plan_steps
+from .export import ADAPTERS
 from .hf_model import load_weights
 from .hf_weights import WeightFiles
+from .lora import add_adapters, check_adapters, load_adapters
 from .memory import check_disk, check_memory, checkpoint_bytes, training_need
 from .metrics import BatchReport, MetricsLog, StepMetrics, step_metrics
 from .model import Student, build
@@ -231,6 +233,14 @@ def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
     if policy != initial:
         _checked(policy, arch)
     which = objective_of(config).frozen_model(config.train)
+    if which == "teacher" and config.train.lora is not None:
+        raise ConfigError(
+            f"train.objective = {config.train.objective} holds the policy to a teacher's weights, and train.lora to its"
+            " own without the adapters.",
+            "Unset train.lora, or choose another objective.",
+        )
+    if index > 0 and config.train.lora is not None:
+        check_adapters(run.round(index - 1).policy / ADAPTERS, config.train.lora, initial)
     if which == "teacher":
         teacher = resolve_model(config.train.teacher)
         teacher_arch = _checked(teacher, read_architecture(teacher, "teacher"))
@@ -257,9 +267,16 @@ def _train(
     progress: Progress | None,
 ) -> None:  # fmt: skip
     round_, train, inputs = run.round(index), config.train, prepared.inputs
-    policy = _student(inputs.arch, inputs.policy, train, device)
     frozen = inputs.frozen
-    reference = None if frozen is None else _student(frozen.arch, frozen.folder, train, device)
+    if train.lora is None:
+        policy = _student(inputs.arch, inputs.policy, train, device)
+        reference = None if frozen is None else _student(frozen.arch, frozen.folder, train, device)
+    else:
+        policy = _student(inputs.arch, inputs.initial, train, device)
+        add_adapters(policy, train)
+        if index > 0:
+            load_adapters(policy, run.round(index - 1).policy / ADAPTERS)
+        reference = None if frozen is None else policy
     learner = Learner(policy, reference, train, device)
     if prepared.carried and not prepared.resume:
         _previous(run, index).load_optimizer(learner, prepared.carried)
@@ -285,7 +302,7 @@ def _train(
                     "Run the same command again to resume from there.",
                 )
 
-    write_policy(policy, inputs.initial, round_.policy)
+    write_policy(policy, train, inputs.initial, round_.policy)
     on_first_rank(lambda: _finish(run, index))
 
 
@@ -349,6 +366,9 @@ def _steps(
         batches = micro_batches(
             shards, plan[step], facts, mine, micro_batch=train.micro_batch, anchored=objective.anchored
         )
+        if train.lora is not None and train.lora.dropout:
+            # Of the step alone, so that a round that resumes here draws the same.
+            torch.manual_seed(train.seed << 32 | step)
         terms = loss_terms(train, on_policy=step == 0 and not train.off_policy)
         sums = learner.gradients(batches, facts, terms)
         lr = train.lr * min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else train.lr

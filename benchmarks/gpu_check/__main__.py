@@ -25,6 +25,7 @@ CHECKS: dict[str, Callable[[Sizes], Iterator[dict[str, Any]]]] = {
     "kernels": kernels.check,
     "losses": losses.check,
     "steps": steps.check,
+    "lora": steps.check_lora,
     "checkpoints": checkpoints.check,
     "parity": parity.check,
 }

@@ -10,20 +10,21 @@ from typing import Any
 from omniopd.store.sections import TrainConfig
 from omniopd.train.checkpoint import Checkpoints, Position
 from omniopd.train.objective import loss_terms
-from omniopd.train.parallel import model_parallel, on_device, world
+from omniopd.train.parallel import model_parallel, on_device, repeatable, world
 
 from .learner import learner, micro_batch
 from .sizes import Sizes
-from .timing import DEVICE, wait
+from .timing import DEVICE, seconds, wait
 
 
 def check(sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """With the distributed optimizer and without."""
-    for distributed in (False, True):
-        section = TrainConfig(micro_batch=1, precision="bf16", recompute=True, distributed_optimizer=distributed)
-        train = on_device(section, DEVICE)
-        with world(), model_parallel(train), tempfile.TemporaryDirectory() as folder:
-            yield {"distributed_optimizer": distributed} | _round_trip(sizes, train, Checkpoints(Path(folder, "c")))
+    """With the distributed optimizer, without, and without but with kernels that repeat themselves."""
+    for section in ({}, {"distributed_optimizer": True}, {"deterministic": True}):
+        common = {"micro_batch": 1, "precision": "bf16", "recompute": True}
+        train = on_device(TrainConfig.model_validate(common | section), DEVICE)
+        with world(), repeatable(train), model_parallel(train), tempfile.TemporaryDirectory() as folder:
+            row = section | _round_trip(sizes, train, Checkpoints(Path(folder, "c")))
+            yield row | ({"ok": row["repeatable"]} if train.deterministic else {})
 
 
 def _round_trip(sizes: Sizes, train: TrainConfig, checkpoints: Checkpoints) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def _round_trip(sizes: Sizes, train: TrainConfig, checkpoints: Checkpoints) -> d
         norms.append(step())
     parameters = sum(parameter.numel() for parameter in made.policy.parameters())
     return {
+        "step_s": seconds(step, 3),
         "save_s": saved - started,
         "host_bytes_a_parameter": held / parameters,
         "norms": norms,

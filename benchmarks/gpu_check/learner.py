@@ -4,6 +4,7 @@ import torch
 
 from omniopd.store.sections import TrainConfig
 from omniopd.train.data import MicroBatch
+from omniopd.train.lora import add_adapters
 from omniopd.train.loss import LossRows
 from omniopd.train.model import Student, build
 from omniopd.train.step import Learner
@@ -27,7 +28,11 @@ def student(shape: str, train: TrainConfig) -> Student:
 
 
 def learner(shape: str, train: TrainConfig) -> Learner:
-    """A policy and its frozen twin."""
+    """A policy and its frozen twin, or a policy with adapters that is its own reference."""
+    if train.lora is not None:
+        policy = student(shape, train)
+        add_adapters(policy, train)
+        return Learner(policy, policy, train, DEVICE)
     return Learner(student(shape, train), student(shape, train), train, DEVICE)
 
 

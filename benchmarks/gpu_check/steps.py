@@ -31,6 +31,13 @@ def check(sizes: Sizes) -> Iterator[dict[str, Any]]:
         yield _step(sizes.shape, tokens, section)
 
 
+def check_lora(sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Adapters of rank 16 on all projections, on a larger model, at the shortest and the longest length."""
+    for tokens in (sizes.lengths[0], sizes.lengths[-1]):
+        section = {"precision": "bf16", "recompute": True, "lora": {"rank": 16, "alpha": 32}}
+        yield _step(sizes.lora_shape, tokens, section)
+
+
 def flop(arch: Architecture, tokens: int, *, trained_share: float = 1.0) -> float:
     """Floating-point operations of a step, without those of recomputation: what model FLOP utilization counts.
 
@@ -55,7 +62,8 @@ def _step(shape: str, tokens: int, section: dict[str, Any]) -> dict[str, Any]:
         try:
             made = learner(shape, train)
             row |= _measured(made, shape, tokens, train)
-            row["mfu_of_989"] = flop(arch, tokens) / row["s"] / 989e12
+            work = flop(arch, tokens, trained_share=0 if train.lora else 1)
+            row["mfu_of_989"] = work / row["s"] / 989e12
         except torch.OutOfMemoryError:
             row["out_of_memory"] = True
         made = None
