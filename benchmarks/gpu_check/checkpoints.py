@@ -18,8 +18,8 @@ from .timing import DEVICE, seconds, wait
 
 
 def check(sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """With the distributed optimizer, without, and without but with kernels that repeat themselves."""
-    for section in ({}, {"distributed_optimizer": True}, {"deterministic": True}):
+    """With kernels that repeat themselves, without, and with the distributed optimizer."""
+    for section in ({"deterministic": True}, {}, {"distributed_optimizer": True}):
         common = {"micro_batch": 1, "precision": "bf16", "recompute": True}
         train = on_device(TrainConfig.model_validate(common | section), DEVICE)
         with world(), repeatable(train), model_parallel(train), tempfile.TemporaryDirectory() as folder:
