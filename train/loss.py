@@ -178,6 +178,11 @@ class _FusedLoss(torch.autograd.Function):
             dlogits_RV.scatter_add_(1, local_R[:, None], -(scale_R * here_R)[:, None])
             gradients.add(rows.audited_A[part], hidden_RH, dlogits_RV.to(hidden_RH.dtype))
 
+        # Tensors: torch 2.11 cannot compile a kernel that takes a Python number (seen on an H100).
+        forward_kl, reverse_kl = (
+            torch.full((), weight, dtype=dtype, device=hidden_TH.device)
+            for weight in (terms.forward_kl, terms.reverse_kl)
+        )
         for part in _parts(len(rows.anchored_U), chunk):
             index_R = rows.anchored_U[part]
             hidden_RH = hidden_TH[index_R]
@@ -187,12 +192,11 @@ class _FusedLoss(torch.autograd.Function):
             if terms.reverse_kl:
                 kl_U[part], reverse_kl_U[part] = head.summed(_divergences(both, normalizer, ref_normalizer))
                 _, dlogits_RV = _into_mixed_gradient(
-                    both, normalizer, ref_normalizer, reverse_kl_U[part], terms.forward_kl, terms.reverse_kl,
-                    dtype=hidden_RH.dtype,
-                )  # fmt: skip
+                    both, normalizer, ref_normalizer, reverse_kl_U[part], forward_kl, reverse_kl, dtype=hidden_RH.dtype
+                )
             else:
                 kl_R, dlogits_RV = _into_kl_gradient(
-                    both, normalizer, ref_normalizer, terms.forward_kl, dtype=hidden_RH.dtype
+                    both, normalizer, ref_normalizer, forward_kl, dtype=hidden_RH.dtype
                 )
                 kl_U[part] = head.summed(kl_R)
             gradients.add(index_R, hidden_RH, dlogits_RV)
@@ -267,7 +271,7 @@ def _into_probs(logits_RC: Tensor, normalizer: Normalizer) -> Tensor:
 
 @sums_and_matrix
 def _into_kl_gradient(
-    logits_RC: Tensor, ref_RC: Tensor, normalizer: Normalizer, ref_normalizer: Normalizer, weight: float
+    logits_RC: Tensor, ref_RC: Tensor, normalizer: Normalizer, ref_normalizer: Normalizer, weight: Tensor
 ) -> Tensor:
     """Turn logits into weight (pi - pi_ref), the gradient of KL(pi_ref || pi). Returns this slice's share of the KL."""
     logp_RC, ref_logp_RC = normalizer.apply(logits_RC), ref_normalizer.apply(ref_RC)
@@ -295,8 +299,8 @@ def _into_mixed_gradient(
     normalizer: Normalizer,
     ref_normalizer: Normalizer,
     reverse_R: Tensor,
-    forward_kl: float,
-    reverse_kl: float,
+    forward_kl: Tensor,
+    reverse_kl: Tensor,
 ) -> Tensor:
     """Turn logits into the gradient of both divergences by them. Returns nothing to add up, [R].
 
@@ -305,7 +309,7 @@ def _into_mixed_gradient(
     logp_RC, ref_logp_RC = normalizer.apply(logits_RC), ref_normalizer.apply(ref_RC)
     probs_RC = logp_RC.exp()
     logp_RC.sub_(ref_logp_RC).sub_(reverse_R[:, None]).mul_(reverse_kl).add_(forward_kl)
-    logp_RC.mul_(probs_RC).sub_(ref_logp_RC.exp_(), alpha=forward_kl)
+    logp_RC.mul_(probs_RC).sub_(ref_logp_RC.exp_().mul_(forward_kl))
     return torch.zeros_like(reverse_R)
 
 

@@ -56,6 +56,10 @@ class Student(mcore.GPTModel):
 
 def build(arch: Architecture, config: TrainConfig, device: torch.device) -> Student:
     """An uninitialised student, this rank's part of it. Needs Megatron's process groups."""
+    if device.type == "cuda":
+        # Megatron's compiled SwiGLU is compiled again for each of: with and without gradients, in a recomputation,
+        # and with the first lengths. Eight were too few on an H100, and what is beyond them is not compiled.
+        torch._dynamo.config.recompile_limit = 64  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     transformer = _transformer_config(arch, config, device)
     layer = mcore.get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=arch.qk_norm)
     parts: Any = layer.submodules

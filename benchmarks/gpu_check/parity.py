@@ -15,4 +15,4 @@ def check(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """One row; the tests' last line."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "tests/train/test_parity.py", "-k", "equation_8"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    yield {"ok": done.returncode == 0, "tests": done.stdout.strip().splitlines()[-1:]}
+    yield {"ok": done.returncode == 0, "tests": (done.stdout + done.stderr).strip().splitlines()[-1:]}

@@ -78,6 +78,7 @@ def _measured(made: Learner, shape: str, tokens: int, train: TrainConfig) -> dic
     def step() -> None:
         made.update(made.gradients([batch], facts, loss_terms(train, on_policy=True)), 1e-6)
 
+    step()  # the optimizer's state is made in the first step
     held = peak(step)
     taken = seconds(step, 5)
     return {"s": taken, "tokens_a_second": tokens / taken} | held

@@ -26,9 +26,12 @@ def arguments(name: str) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     return {
         "_sum_exp": ((policy_RV,), (normalizer.top_R,)),
         "_into_probs": ((policy_RV,), (normalizer,)),
-        "_into_kl_gradient": ((policy_RV, ref_RV), (normalizer, ref_normalizer, 0.3)),
+        "_into_kl_gradient": ((policy_RV, ref_RV), (normalizer, ref_normalizer, torch.tensor(0.3))),
         "_divergences": ((policy_RV, ref_RV), (normalizer, ref_normalizer)),
-        "_into_mixed_gradient": ((policy_RV, ref_RV), (normalizer, ref_normalizer, reverse_R, 0.4, 0.6)),
+        "_into_mixed_gradient": (
+            (policy_RV, ref_RV),
+            (normalizer, ref_normalizer, reverse_R, torch.tensor(0.4), torch.tensor(0.6)),
+        ),
     }[name]
 
 
