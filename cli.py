@@ -282,6 +282,9 @@ def export(
     dtype: Annotated[
         Literal["keep", "float32", "bfloat16", "float16"], typer.Option(help="Precision of the weights.")
     ] = "keep",
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The adapters of train.lora alone, in PEFT's format.")
+    ] = False,
 ) -> None:
     """Copy a trained policy into a Hugging Face folder, in the precision that it will be served in.
 
@@ -289,7 +292,7 @@ def export(
     """
     from .train.export import export
 
-    _say(export(RunDir(run), after, folder, dtype))
+    _say(export(RunDir(run), after, folder, dtype, adapter=adapter))
 
 
 @app.command("eval")
