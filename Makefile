@@ -7,7 +7,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # A file's tests stay together, because they share what its fixtures make.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: demo study test test-slow test-all test-vllm lint bench clean
+.PHONY: demo study test test-slow test-all test-vllm lint bench gpu-check clean
 
 demo: .venv/.installed-demo
 	$(BIN)/omniopd demo
@@ -40,6 +40,10 @@ lint: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+# For whoever has a GPU: what the trainer does on it, as gpu-check.json. About five minutes on an H100.
+gpu-check: .venv/.installed-dev
+	PYTHONPATH=benchmarks:tests $(BIN)/python -m gpu_check --out gpu-check.json
 
 clean:
 	rm -rf .venv .venv-vllm runs

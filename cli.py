@@ -10,6 +10,7 @@ import typer
 
 from .store.errors import Interrupted, OmniopdError, UsageError
 from .store.layout import RunDir
+from .store.storage import storage_error
 from .study.cli import study
 
 if TYPE_CHECKING:
@@ -281,6 +282,9 @@ def export(
     dtype: Annotated[
         Literal["keep", "float32", "bfloat16", "float16"], typer.Option(help="Precision of the weights.")
     ] = "keep",
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The adapters of train.lora alone, in PEFT's format.")
+    ] = False,
 ) -> None:
     """Copy a trained policy into a Hugging Face folder, in the precision that it will be served in.
 
@@ -288,7 +292,7 @@ def export(
     """
     from .train.export import export
 
-    _say(export(RunDir(run), after, folder, dtype))
+    _say(export(RunDir(run), after, folder, dtype, adapter=adapter))
 
 
 @app.command("eval")
@@ -381,6 +385,10 @@ def main() -> None:
         _fail(error)
     except KeyboardInterrupt:
         _fail(Interrupted("Interrupted.", "Run the same command again to resume."))
+    except Exception as error:
+        if (told := storage_error(error)) is None:
+            raise
+        _fail(told)
 
 
 def _fail(error: OmniopdError) -> None:

@@ -37,7 +37,7 @@ def child(name: str) -> None:
     """One step of one size, as a line of JSON."""
     size = SIZES[name]
     arch = Architecture("llama", size["layers"], 576, 1536, 9, 3, 64, size["vocabulary"], 8192, True, 1e-5, 1e4, None)
-    train = TrainConfig(micro_batch=1, recompute=size["recompute"])
+    train = TrainConfig(micro_batch=1, recompute=size["recompute"]).on(cuda=False)
     tokens, cpu = size["tokens"], torch.device("cpu")
     ids = np.arange(tokens, dtype=np.int32) % arch.vocabulary
     audited = np.arange(tokens) % 10 == 5

@@ -191,7 +191,7 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
         "train": {
             "objective", "beta", "lr", "warmup_steps", "weight_decay", "carry_optimizer", "clip_grad", "epochs",
             "steps", "global_batch", "normalise", "importance_cap", "off_policy", "precision", "seed",
-            "distributed_optimizer", "teacher", "forward_kl", "clip_low", "clip_high",
+            "distributed_optimizer", "teacher", "forward_kl", "clip_low", "clip_high", "lora",
         },
     },
     "rewards": {"score": {"grader"}, "data": {"answer"}},

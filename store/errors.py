@@ -51,6 +51,11 @@ class TableError(OmniopdError, ValueError):
     """A table in the run directory is missing, damaged, incomplete or newer than this version."""
 
 
+class StorageError(OmniopdError, OSError):
+    """The system refuses to store something: a full disk, a read-only file system, no permission, too few open files.
+    What was stored before is whole."""
+
+
 class BusyError(OmniopdError, RuntimeError):
     """Another process is writing the same stage of the same round."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import BusyError
+from .storage import storing
 
 
 def sync_folder(folder: Path) -> None:
@@ -43,10 +44,15 @@ def replace_durably(temporary: Path, final: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file durably."""
+    """Write a small file durably.
+
+    Raises:
+        StorageError: the system refuses.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    replace_durably(temporary, path)
+    with storing(path):
+        temporary.write_text(text, encoding="utf-8")
+        replace_durably(temporary, path)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from . import files
-from .errors import BudgetReached, OmniopdError
+from .errors import BudgetReached, OmniopdError, StorageError
 
 
 class StageRun(BaseModel):
@@ -63,7 +63,9 @@ def recorded(path: Path) -> Generator[None]:
         raise
     finally:
         now = read_stage_run(path) or run
-        _write(path, now.model_copy(update={"ended_at": time.time(), "error": error}))
+        # A full disk takes no line; what ended the stage is what to show.
+        with contextlib.suppress(StorageError):
+            _write(path, now.model_copy(update={"ended_at": time.time(), "error": error}))
 
 
 def expect(path: Path, rows: int) -> None:

@@ -29,6 +29,7 @@ import orjson
 
 from . import ledger_file
 from .batch_book import BatchBook, BatchRow
+from .storage import storing
 from .usage import NO_USAGE, Usage
 from .worst_case import WorstCase
 
@@ -168,8 +169,10 @@ class Ledger:
         Raises:
             BusyError: another process has opened it.
             TableError: it is missing, empty, damaged, another run's, or an older copy.
+            StorageError: it cannot be written.
         """
-        with contextlib.ExitStack() as stack:
+        self.path = path
+        with contextlib.ExitStack() as stack, storing(path):
             stack.enter_context(ledger_file.held(path, f"round {caps.round_index}, process {os.getpid()}"))
             self._db, identity, parts = ledger_file.open_checked(path)
             stack.callback(self._db.close)
@@ -295,6 +298,21 @@ class Ledger:
         """Keep what was predicted of a round, the first time that it is."""
         with self._db:
             self._db.execute("INSERT OR IGNORE INTO forecasts VALUES (?, ?)", (round_index, json.dumps(forecast)))
+
+    def note_lesson(self, teacher: str, status: int, said: str) -> None:
+        """Keep a refusal that has changed the form of a teacher's requests.
+
+        Args:
+            teacher: Digest of whom and how it was asked.
+        """
+        with self._db:
+            self._db.execute("INSERT INTO lessons VALUES (?, ?, ?)", (teacher, status, said))
+
+    def lessons(self, teacher: str) -> list[tuple[int, str]]:
+        """Status and text of the refusals that have changed the form of a teacher's requests, oldest first."""
+        return self._db.execute(
+            "SELECT status, said FROM lessons WHERE teacher = ? ORDER BY rowid", (teacher,)
+        ).fetchall()
 
     # -- answers
 

@@ -20,6 +20,7 @@ import orjson
 from . import files
 from .errors import BusyError, TableError
 from .layout import RunDir
+from .storage import storage_error, storing
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
@@ -45,8 +46,10 @@ CREATE TABLE IF NOT EXISTS outbox (request_id TEXT PRIMARY KEY, round INTEGER NO
 CREATE TABLE IF NOT EXISTS forecasts (round INTEGER PRIMARY KEY, payload TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS identity (run_id TEXT NOT NULL, openings INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS compared_parts (name TEXT PRIMARY KEY) STRICT;
+CREATE TABLE IF NOT EXISTS lessons (teacher TEXT NOT NULL, status INTEGER NOT NULL, said TEXT NOT NULL) STRICT;
 """
-"""`compared_parts`: parts of the rollouts tables all of whose requests the ledger knows."""
+"""`compared_parts`: parts of the rollouts tables all of whose requests the ledger knows. `lessons`: refusals that have
+changed the form of a teacher's requests, oldest first."""
 
 _IDS_AT_A_TIME = 65536
 
@@ -89,16 +92,19 @@ def connect(path: Path) -> sqlite3.Connection:
 
     Raises:
         TableError: it is no database.
+        StorageError: it cannot be opened or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The audit stage hands the connection to the one thread that commits.
-    db = sqlite3.connect(path, check_same_thread=False, timeout=30)
+    with storing(path):
+        # The audit stage hands the connection to the one thread that commits.
+        db = sqlite3.connect(path, check_same_thread=False, timeout=30)
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
     except sqlite3.DatabaseError as error:
         db.close()
-        raise TableError(f"{path} is damaged: {error}.", _way_out(path)) from error
+        told = storage_error(error, path)
+        raise told or TableError(f"{path} is damaged: {error}.", _way_out(path)) from error
     return db
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from .errors import ConfigError
 from .objectives import REGISTERED
 
 METRIC_NAMES = ("edit", "rouge1", "rougeL", "jaccard", "bleu1", "bleu2", "exact", "embedding")
@@ -94,9 +95,10 @@ class GenerateConfig(Section):
     """Tokens that end a response, beside those of the model's generation_config.json."""
     seed: int = 0
     """Seed of the sampling; each trajectory has its own random stream."""
-    entropy: Literal["decode", "rescore"] = "decode"
+    entropy: Literal["auto", "decode", "rescore"] = "auto"
     """Where log-probs and entropies come from: the sampler itself, or a second, teacher-forced pass in the trainer's
-    precision (train.precision), which costs about as much as the sampling and a second copy of the model."""
+    precision (train.precision), which costs about as much as the sampling and a second copy of the model. auto: rescore
+    for grpo, whose loss has a ratio to these log-probs in its gradient; decode for the others."""
     batch_size: int | None = Field(default=None, gt=0)
     """Sequences decoded together; unset: 64 for transformers, and what vLLM chooses for vLLM."""
     tensor_parallel: int = Field(default=1, gt=0)
@@ -258,6 +260,19 @@ class ScoreConfig(Section):
         return phi
 
 
+class LoraConfig(Section):
+    rank: int = Field(default=16, gt=0)
+    """Rank of each adapter."""
+    alpha: float = Field(default=32, gt=0)
+    """What the adapters add is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapters' input, while they are trained."""
+    targets: tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
+    """Projections that have one."""
+
+
 class TrainConfig(Section):
     objective: str = "omniopd"
     """omniopd: Eq. 8. The paper's baselines: sft, likelihood of the teacher's whole answers (Eq. 1); opd, forward and
@@ -300,6 +315,9 @@ class TrainConfig(Section):
     off_policy: bool = False
     """Accept trajectories that another policy sampled (of another run, say); the importance weight then counts from
     the first step on."""
+    lora: LoraConfig | None = None
+    """Train adapters beside frozen weights, such as { rank = 16, alpha = 32 }, instead of all weights: the reference of
+    Eq. 8 is then the same model without them. More keys: dropout, targets. Unset: all weights are trained."""
     tensor_parallel: int = Field(default=1, gt=0)
     """Ranks that share each layer."""
     pipeline_parallel: int = Field(default=1, gt=0)
@@ -312,10 +330,14 @@ class TrainConfig(Section):
     """Split the optimizer's state over the data-parallel ranks; its checkpoints fit only runs that do so too."""
     recompute: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of parameters, activations and the policy that is written; loss and optimizer are always fp32."""
-    loss_rows: int = Field(default=256, gt=0)
-    """Rows of logits held at a time."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of parameters, activations and the policy that is written; loss and optimizer are always fp32. auto:
+    bf16 on a GPU that has it, fp32 elsewhere."""
+    loss_rows: int = Field(default=0, ge=0)
+    """Rows of logits held at a time; 0: 2,048 on a GPU, which wants large products, and 256 on a CPU."""
+    deterministic: bool = False
+    """On a GPU, use kernels that give the same bits each time, so that a resumed round does too; they are slower. A CPU
+    always does."""
     checkpoint_every: int = Field(default=50, gt=0)
     """Steps between checkpoints inside a round."""
     keep_checkpoints: int = Field(default=2, gt=0)
@@ -326,6 +348,22 @@ class TrainConfig(Section):
     """Trainer processes that `omniopd train` starts on this machine; under torchrun, torchrun decides."""
     seed: int = 0
     """Seed of the order of trajectories."""
+
+    def on(self, *, cuda: bool, bf16: bool = True) -> "TrainConfig":
+        """The section with what depends on the device filled in.
+
+        Args:
+            cuda: the device is a GPU.
+            bf16: it computes in bfloat16.
+
+        Raises:
+            ConfigError: it does not, and was told to.
+        """
+        if cuda and not bf16 and self.precision == "bf16":
+            raise ConfigError("This GPU does not compute in bfloat16.", "Set train.precision = fp32.")
+        precision = ("bf16" if cuda and bf16 else "fp32") if self.precision == "auto" else self.precision
+        rows = self.loss_rows or (2048 if cuda else 256)
+        return self.model_copy(update={"precision": precision, "loss_rows": rows})
 
     @field_validator("objective")
     @classmethod

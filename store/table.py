@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from . import files
 from .errors import ConfigChangedError, TableError
 from .schema import SCHEMA_VERSION, TableSpec
+from .storage import storing
 from .worker import ALONE, Worker
 
 if TYPE_CHECKING:
@@ -282,10 +283,14 @@ class Table:
         # Time first, so that the names sort as they were written.
         name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{self.worker.suffix}.parquet"
         temporary = self.folder / f".{name}.tmp"
-        pq.write_table(
-            table, temporary, compression="zstd", compression_level=3, row_group_size=self.spec.rows_per_group
-        )
-        files.replace_durably(temporary, self.folder / name)
+        try:
+            with storing(self.folder / name):
+                pq.write_table(
+                    table, temporary, compression="zstd", compression_level=3, row_group_size=self.spec.rows_per_group
+                )
+                files.replace_durably(temporary, self.folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)  # where it failed: on a full disk, the ledger needs the space
         return self._describe(self.folder / name)
 
     def _describe(self, path: Path) -> Part:

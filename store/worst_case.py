@@ -71,8 +71,9 @@ class WorstCase:
         prompt = self._prompt(estimated)
         completion = math.ceil((estimate.completion_tokens or 1) * self._completion_overrun)
         written = -(-estimate.cache_write_tokens * prompt // estimated)
+        hour = -(-estimate.cache_write_1h_tokens * prompt // estimated)
         # Not dataclasses.replace, which takes as long as all the rest: this is done for every request.
-        return Usage(prompt, estimate.cached_tokens, completion, written)
+        return Usage(prompt, estimate.cached_tokens, completion, written, hour)
 
     def _prompt(self, estimate: int) -> int:
         highest = self._highest_share

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..store.errors import OmniopdError
 from ..store.layout import RunDir
+from ..store.storage import storage_error
 from .launch import ERROR_FILE
 
 
@@ -32,6 +33,11 @@ def main() -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if (told := storage_error(error)) is None:
+            raise
+        _report(told)
+        return told.exit_code
     if os.environ.get("RANK", "0") == "0":
         sys.stdout.write(f"{result.policy}: {result.steps} steps, {result.skipped} skipped\n")
     return 0

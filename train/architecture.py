@@ -227,3 +227,13 @@ def check_layout(arch: Architecture, config: TrainConfig, processes: int, whose:
             f"train.pipeline_parallel = {pipeline} does not divide the {whose}'s {arch.layers} layers.",
             "Set it to a divisor.",
         )
+
+
+def projection_sizes(arch: Architecture) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of each projection that can have an adapter."""
+    query, key = arch.heads * arch.head_dim, arch.groups * arch.head_dim
+    return {
+        "q_proj": (query, arch.hidden), "k_proj": (key, arch.hidden), "v_proj": (key, arch.hidden),
+        "o_proj": (arch.hidden, query), "gate_proj": (arch.ffn, arch.hidden), "up_proj": (arch.ffn, arch.hidden),
+        "down_proj": (arch.hidden, arch.ffn),
+    }  # fmt: skip

@@ -25,7 +25,9 @@ import torch.distributed as dist
 from ..store import files
 from ..store.errors import ConfigChangedError, InputError
 from ..store.sections import TrainConfig
+from ..store.storage import storing
 from . import mcore
+from .lora import sharded_adapters
 from .mcore import parallel_state as mpu
 from .optimizer import prepare_to_load
 from .step import Learner
@@ -100,6 +102,7 @@ class Checkpoints:
         made_with = orjson.loads((self.folder / "made_with.json").read_bytes())
         same = made_with["train.precision"] == train.precision
         same &= made_with["train.distributed_optimizer"] == train.distributed_optimizer
+        same &= (made_with.get("train.lora") is None) == (train.lora is None)
         return latest if same else None
 
     def _refuse_changes(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -138,7 +141,8 @@ class Checkpoints:
         # Megatron's writer passes results through a queue of a spawned manager process, which a killed trainer would
         # leave behind; for a synchronous save a queue of this process does.
         mcore.filesystem_async._results_queue = queue.Queue()
-        mcore.dist_checkpointing.save(_state(learner, position, loading=False), str(target))
+        with storing(target):
+            mcore.dist_checkpointing.save(_state(learner, position, loading=False), str(target))
         if dist.get_rank() == 0:
             files.sync_files(target)
             files.write_text(self.folder / "latest", name + "\n")
@@ -149,7 +153,7 @@ class Checkpoints:
     def load(self, learner: Learner, name: str) -> Position:
         """Put a checkpoint's weights, optimizer state and random state in place. Collective."""
         state = self._load(learner, name, {"model", "optimizer", "rng", "step", "skipped"})
-        learner.policy.load_state_dict(state["model"])
+        learner.policy.load_state_dict(state["model"], strict=learner.config.lora is None)
         learner.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         return Position(state["step"], state["skipped"])
@@ -172,7 +176,8 @@ def _state(learner: Learner, position: Position, *, loading: bool) -> dict[str, 
     if learner.config.distributed_optimizer:
         # The one format that another layout can load.
         metadata["distrib_optim_sharding_type"] = "fully_reshardable"
-    model = learner.policy.sharded_state_dict(metadata=metadata)
+    policy = learner.policy
+    model = sharded_adapters(policy) if learner.config.lora else policy.sharded_state_dict(metadata=metadata)
     return {
         "model": model,
         "optimizer": learner.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata),

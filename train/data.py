@@ -6,6 +6,7 @@ position * B + sequence.
 """
 
 import contextlib
+import math
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -130,13 +131,14 @@ def plan_steps(
 ) -> list[npt.NDArray[np.int64]]:
     """Which sequences each optimizer step of a round takes.
 
-    Every epoch is a fresh permutation that depends on the seed and the epoch alone, cut into global batches; the last
-    one of an epoch may be smaller.
+    Every epoch is a fresh permutation that depends on the seed and the epoch alone, cut into as many global batches as
+    it takes, which differ by one sequence at most: every step has the same learning rate, and a rest of one sequence
+    would have it for its noise.
     """
     plan: list[npt.NDArray[np.int64]] = []
     for epoch in range(epochs):
         order = np.random.default_rng([seed, epoch]).permutation(sequences)
-        plan += [order[start : start + global_batch] for start in range(0, sequences, global_batch)]
+        plan += np.array_split(order, -(-sequences // global_batch))
     return plan[:steps]
 
 
@@ -159,6 +161,9 @@ class Share:
     context_ranks: int = 1
     multiple: int = 1
     """A rank's piece of a sequence is padded to a multiple of this (sequence parallelism splits it)."""
+    bucket: int = 1
+    """And a whole sequence to a multiple of this: on a GPU, attention makes a plan for each length, which takes longer
+    than the attention itself."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +286,7 @@ def _pad(
 def _rows_of_positions(longest: int, share: Share) -> npt.NDArray[np.int64]:
     """For each position of the padded sequences, its number on this rank of context parallelism, or -1."""
     pieces = 2 * share.context_ranks if share.context_ranks > 1 else 1
-    multiple = pieces * share.multiple
+    multiple = math.lcm(pieces * share.multiple, share.bucket)
     length = -(-longest // multiple) * multiple
     if pieces == 1:
         return np.arange(length)

@@ -25,6 +25,8 @@ def _parameters(model: Student) -> Iterator[tuple[str, torch.nn.Parameter, list[
     layers: Any = model.decoder.layers
     first_layer = layers[0].layer_number - 1
     for name, parameter in model.named_parameters():
+        if name.startswith("adapters."):
+            continue
         yield name, parameter, hf_names(name, first_layer, model.arch.tied)
 
 

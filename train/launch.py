@@ -49,12 +49,27 @@ def launch(
         raise errors.InputError(
             f"Training needs {', '.join(missing)}, not installed here.", "Run `pip install 'omniopd[train]'`."
         )
+    _check_gpus(config.train.processes)
     if config.train.processes > 1 and "WORLD_SIZE" not in os.environ and not run.round(index).policy.is_dir():
         _torchrun(run, index, config, overrides, progress)
         return result_of(run, index, trained=True)
     from .trainer import train_round
 
     return train_round(run, index, config, progress)
+
+
+def _check_gpus(processes: int) -> None:
+    """
+    Raises:
+        ConfigError: there are GPUs, and fewer than processes.
+    """
+    from torch.cuda import device_count
+
+    if 0 < device_count() < processes:
+        raise errors.ConfigError(
+            f"train.processes is {processes}, and this machine has {device_count()} GPUs.",
+            f"Set train.processes = {device_count()}: a process has a GPU of its own.",
+        )
 
 
 def _torchrun(run: RunDir, index: int, config: Config, overrides: Sequence[str], progress: Progress | None) -> None:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .columns import sums, sums_and_matrix
 from .memory import LOSS_BLOCK
 from .objective import Clipped, LossTerms, Truncated
 
@@ -59,6 +60,19 @@ class LossOutput(NamedTuple):
     """KL(pi || pi_ref), nats; zeros where its weight is zero, since it is not computed then."""
 
 
+class Normalizer(NamedTuple):
+    """Of each row, over the whole vocabulary: log pi = (logits - top) - log_total."""
+
+    top_R: Tensor
+    """The largest logit."""
+    log_total_R: Tensor
+    """log sum exp(logits - top)."""
+
+    def apply(self, logits_RV: Tensor) -> Tensor:
+        """Turn logits into log-probs, in place."""
+        return logits_RV.sub_(self.top_R[:, None]).sub_(self.log_total_R[:, None])
+
+
 @dataclass(frozen=True)
 class Head:
     """An output head, or one rank's slice of it when the vocabulary is split over a tensor-parallel group."""
@@ -69,17 +83,13 @@ class Head:
     group: dist.ProcessGroup | None = None
     """The ranks that hold the other slices; None where this rank holds the whole vocabulary."""
 
-    def logprobs(self, hidden_RH: Tensor, out_RV: Tensor) -> Tensor:
-        """log pi over this rank's slice of the vocabulary, in the dtype and memory of `out_RV`."""
+    def logits(self, hidden_RH: Tensor, out_RV: Tensor) -> tuple[Tensor, "Normalizer"]:
+        """Logits over this rank's slice of the vocabulary, in the dtype and memory of `out_RV`, and what they lack."""
         logits_RV = _product(hidden_RH, self.weight_VH.t(), out_RV)
         top_R = logits_RV.amax(-1)
         if self.group is not None:
             dist.all_reduce(top_R, op=dist.ReduceOp.MAX, group=self.group)
-        logits_RV.sub_(top_R[:, None])
-        total_R = torch.zeros_like(top_R)
-        for block_RV in logits_RV.split(LOSS_BLOCK, 1):
-            total_R.add_(block_RV.exp().sum(-1))
-        return logits_RV.sub_(self.summed(total_R).log()[:, None])
+        return logits_RV, Normalizer(top_R, self.summed(_sum_exp((logits_RV,), top_R)).log())
 
     def summed(self, partial: Tensor) -> Tensor:
         """The sum over all slices of the vocabulary. In place."""
@@ -153,32 +163,42 @@ class _FusedLoss(torch.autograd.Function):
 
         for part in _parts(len(rows.audited_A), chunk):
             hidden_RH, target_R = hidden_TH[rows.audited_A[part]], rows.target_A[part]
-            logp_RV = head.logprobs(hidden_RH, policy_RV[: len(target_R)])
+            logits_RV, normalizer = head.logits(hidden_RH, policy_RV[: len(target_R)])
             local_R = target_R - head.first_id
-            here_R = (local_R >= 0) & (local_R < logp_RV.shape[1])
-            local_R = local_R.clamp(0, logp_RV.shape[1] - 1)
-            logp_R = logp_RV.gather(1, local_R[:, None]).squeeze(1) * here_R
-            logp_R, negentropy_R = head.summed(torch.stack([logp_R, _into_probs(logp_RV)]))
+            here_R = (local_R >= 0) & (local_R < logits_RV.shape[1])
+            local_R = local_R.clamp(0, logits_RV.shape[1] - 1)
+            logp_R = normalizer.apply(logits_RV.gather(1, local_R[:, None])).squeeze(1) * here_R
+            negentropy_R, probs_RV = _into_probs((logits_RV,), normalizer, dtype=dtype)
+            logp_R, negentropy_R = head.summed(torch.stack([logp_R, negentropy_R]))
             ratio_R = torch.exp(logp_R - rows.behaviour_A[part])
             logp_A[part], entropy_A[part], ratio_A[part] = logp_R, -negentropy_R, ratio_R
             loss_A[part], scale_R, clipped_A[part] = weighted(terms, rows.weight_A[part], ratio_R, logp_R)
             # d/dlogits of -log pi(y) is pi - onehot(y); the buffer of pi becomes it.
-            dlogits_RV = logp_RV.mul_(scale_R[:, None])
+            dlogits_RV = probs_RV.mul_(scale_R[:, None])
             dlogits_RV.scatter_add_(1, local_R[:, None], -(scale_R * here_R)[:, None])
-            gradients.add(rows.audited_A[part], hidden_RH, dlogits_RV)
+            gradients.add(rows.audited_A[part], hidden_RH, dlogits_RV.to(hidden_RH.dtype))
 
+        # Tensors: torch 2.11 cannot compile a kernel that takes a Python number (seen on an H100).
+        forward_kl, reverse_kl = (
+            torch.full((), weight, dtype=dtype, device=hidden_TH.device)
+            for weight in (terms.forward_kl, terms.reverse_kl)
+        )
         for part in _parts(len(rows.anchored_U), chunk):
             index_R = rows.anchored_U[part]
             hidden_RH = hidden_TH[index_R]
-            refp_RV = reference_head.logprobs(reference_TH[index_R], reference_RV[: len(index_R)])
-            logp_RV = head.logprobs(hidden_RH, policy_RV[: len(index_R)])
+            ref_RV, ref_normalizer = reference_head.logits(reference_TH[index_R], reference_RV[: len(index_R)])
+            logits_RV, normalizer = head.logits(hidden_RH, policy_RV[: len(index_R)])
+            both = (logits_RV, ref_RV)
             if terms.reverse_kl:
-                kl_U[part], reverse_kl_U[part] = head.summed(_divergences(logp_RV, refp_RV))
-                dlogits_RV = _into_mixed_gradient(logp_RV, refp_RV, reverse_kl_U[part], terms)
+                kl_U[part], reverse_kl_U[part] = head.summed(_divergences(both, normalizer, ref_normalizer))
+                _, dlogits_RV = _into_mixed_gradient(
+                    both, normalizer, ref_normalizer, reverse_kl_U[part], forward_kl, reverse_kl, dtype=hidden_RH.dtype
+                )
             else:
-                kl_U[part] = head.summed(_into_difference(logp_RV, refp_RV))
-                # d/dlogits of KL(pi_ref || pi) is pi - pi_ref.
-                dlogits_RV = logp_RV.mul_(terms.forward_kl)
+                kl_R, dlogits_RV = _into_kl_gradient(
+                    both, normalizer, ref_normalizer, forward_kl, dtype=hidden_RH.dtype
+                )
+                kl_U[part] = head.summed(kl_R)
             gradients.add(index_R, hidden_RH, dlogits_RV)
 
         chunk_loss = loss_A.sum()
@@ -221,16 +241,10 @@ class _Gradients:
         self.head_VH = torch.zeros_like(weight_VH, dtype=dtype) if want_weight else None
 
     def add(self, index_R: Tensor, hidden_RH: Tensor, dlogits_RV: Tensor) -> None:
-        dlogits_RV = dlogits_RV.to(hidden_RH.dtype)
         if self.hidden_TH is not None:
             self.hidden_TH[index_R] += dlogits_RV @ self.weight_VH  # a row may be weighted and anchored
-        if self.head_VH is None:
-            return
-        if self.head_VH.dtype == hidden_RH.dtype:
-            self.head_VH.addmm_(dlogits_RV.t(), hidden_RH)
-            return
-        for total_VH, part_RV in zip(self.head_VH.split(LOSS_BLOCK), dlogits_RV.split(LOSS_BLOCK, 1), strict=True):
-            total_VH.add_(_product(part_RV.t(), hidden_RH, torch.empty_like(total_VH)))
+        if self.head_VH is not None:
+            _add_product(self.head_VH, dlogits_RV.t(), hidden_RH)
 
     def hand_out(self, scale: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Both gradients times the incoming one, in place and in the inputs' dtypes."""
@@ -239,46 +253,75 @@ class _Gradients:
         return hidden_TH, head_VH
 
 
-def _into_probs(logp_RV: Tensor) -> Tensor:
-    """Turn log-probs into probabilities, in place. Returns this slice's share of sum pi log pi, [R]."""
-    total_R = logp_RV.new_zeros(len(logp_RV))
-    for block_RV in logp_RV.split(LOSS_BLOCK, 1):
-        probs_RV = block_RV.exp()
-        total_R.add_(block_RV.mul_(probs_RV).sum(-1))
-        block_RV.copy_(probs_RV)
-    return total_R
+@sums
+def _sum_exp(logits_RC: Tensor, top_R: Tensor) -> Tensor:
+    """This slice's share of the sum of exponentials, [R]."""
+    return (logits_RC - top_R[:, None]).exp_().sum(-1)
 
 
-def _into_difference(logp_RV: Tensor, reference_RV: Tensor) -> Tensor:
-    """Turn log pi into pi - pi_ref, in place; log pi_ref is used up. Returns this slice's share of the KL, [R]."""
-    total_R = logp_RV.new_zeros(len(logp_RV))
-    for block_RV, ref_RV in zip(logp_RV.split(LOSS_BLOCK, 1), reference_RV.split(LOSS_BLOCK, 1), strict=True):
-        probs_RV = ref_RV.exp()
-        total_R.add_(ref_RV.sub_(block_RV).mul_(probs_RV).sum(-1))
-        block_RV.exp_().sub_(probs_RV)
-    return total_R
+@sums_and_matrix
+def _into_probs(logits_RC: Tensor, normalizer: Normalizer) -> Tensor:
+    """Turn logits into probabilities. Returns this slice's share of sum pi log pi, [R]."""
+    logp_RC = normalizer.apply(logits_RC)
+    probs_RC = logp_RC.exp()
+    negentropy_R = logp_RC.mul_(probs_RC).sum(-1)
+    logits_RC.copy_(probs_RC)
+    return negentropy_R
 
 
-def _divergences(logp_RV: Tensor, reference_RV: Tensor) -> Tensor:
+@sums_and_matrix
+def _into_kl_gradient(
+    logits_RC: Tensor, ref_RC: Tensor, normalizer: Normalizer, ref_normalizer: Normalizer, weight: Tensor
+) -> Tensor:
+    """Turn logits into weight (pi - pi_ref), the gradient of KL(pi_ref || pi). Returns this slice's share of the KL."""
+    logp_RC, ref_logp_RC = normalizer.apply(logits_RC), ref_normalizer.apply(ref_RC)
+    probs_RC = ref_logp_RC.exp()
+    kl_R = ref_logp_RC.sub_(logp_RC).mul_(probs_RC).sum(-1)
+    logp_RC.exp_().sub_(probs_RC).mul_(weight)
+    return kl_R
+
+
+@sums
+def _divergences(
+    logits_RC: Tensor, ref_RC: Tensor, normalizer: Normalizer, ref_normalizer: Normalizer
+) -> Tensor:  # fmt: skip
     """This slice's share of KL(pi_ref || pi) and of KL(pi || pi_ref), [2, R]."""
-    total_2R = logp_RV.new_zeros(2, len(logp_RV))
-    for block_RV, ref_RV in zip(logp_RV.split(LOSS_BLOCK, 1), reference_RV.split(LOSS_BLOCK, 1), strict=True):
-        difference_RV = ref_RV - block_RV
-        total_2R[0].add_((ref_RV.exp() * difference_RV).sum(-1))
-        total_2R[1].sub_((block_RV.exp() * difference_RV).sum(-1))
-    return total_2R
+    logp_RC, ref_logp_RC = normalizer.apply(logits_RC.clone()), ref_normalizer.apply(ref_RC.clone())
+    difference_RC = ref_logp_RC - logp_RC
+    forward_R = (ref_logp_RC.exp() * difference_RC).sum(-1)
+    return torch.stack([forward_R, -(logp_RC.exp() * difference_RC).sum(-1)])
 
 
-def _into_mixed_gradient(logp_RV: Tensor, reference_RV: Tensor, reverse_R: Tensor, terms: LossTerms) -> Tensor:
-    """Turn log pi into the gradient of both divergences by the logits, in place; log pi_ref is used up.
+@sums_and_matrix
+def _into_mixed_gradient(
+    logits_RC: Tensor,
+    ref_RC: Tensor,
+    normalizer: Normalizer,
+    ref_normalizer: Normalizer,
+    reverse_R: Tensor,
+    forward_kl: Tensor,
+    reverse_kl: Tensor,
+) -> Tensor:
+    """Turn logits into the gradient of both divergences by them. Returns nothing to add up, [R].
 
     d/dlogits of KL(pi || pi_ref) is pi (log pi - log pi_ref - KL(pi || pi_ref)).
     """
-    for block_RV, ref_RV in zip(logp_RV.split(LOSS_BLOCK, 1), reference_RV.split(LOSS_BLOCK, 1), strict=True):
-        probs_RV = block_RV.exp()
-        block_RV.sub_(ref_RV).sub_(reverse_R[:, None]).mul_(terms.reverse_kl).add_(terms.forward_kl)
-        block_RV.mul_(probs_RV).sub_(ref_RV.exp_(), alpha=terms.forward_kl)
-    return logp_RV
+    logp_RC, ref_logp_RC = normalizer.apply(logits_RC), ref_normalizer.apply(ref_RC)
+    probs_RC = logp_RC.exp()
+    logp_RC.sub_(ref_logp_RC).sub_(reverse_R[:, None]).mul_(reverse_kl).add_(forward_kl)
+    logp_RC.mul_(probs_RC).sub_(ref_logp_RC.exp_().mul_(forward_kl))
+    return torch.zeros_like(reverse_R)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, in place, accumulated in the dtype of `total`."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif a.is_cuda:
+        torch.addmm(total, a, b, total.dtype, out=total)
+    else:
+        for total_VH, part_VR in zip(total.split(LOSS_BLOCK), a.split(LOSS_BLOCK), strict=True):
+            total_VH.add_(_product(part_VR, b, torch.empty_like(total_VH)))
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -25,10 +25,13 @@ with warnings.catch_warnings():
         gather_from_sequence_parallel_region,
         model_parallel_cuda_manual_seed,
         random,
+        reduce_from_tensor_model_parallel_region,
+        reduce_scatter_to_sequence_parallel_region,
     )
     from megatron.core.transformer import TransformerConfig
     from megatron.core.transformer.module import MegatronModule
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+    from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 __all__ = [
     "DistributedDataParallel",
@@ -49,7 +52,10 @@ __all__ = [
     "get_gpt_layer_local_spec",
     "get_megatron_optimizer",
     "get_num_layers_to_build",
+    "make_sharded_tensors_for_checkpoint",
     "model_parallel_cuda_manual_seed",
     "parallel_state",
     "random",
+    "reduce_from_tensor_model_parallel_region",
+    "reduce_scatter_to_sequence_parallel_region",
 ]

@@ -7,16 +7,19 @@ counted. All in bytes, for the pipeline stage that needs most.
 
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 from ..store.errors import InputError
-from ..store.sections import TrainConfig
-from .architecture import Architecture
+from ..store.sections import LoraConfig, TrainConfig
+from .architecture import Architecture, projection_sizes
 
 LOSS_BLOCK = 16384
 """Columns of the vocabulary that the loss works on at a time, so that no temporary is as large as the logits."""
 
 
-def loss_bytes(tokens: int, vocabulary: int, hidden: int, *, rows: int, parameter_bytes: int) -> int:
+def loss_bytes(
+    tokens: int, vocabulary: int, hidden: int, *, rows: int, parameter_bytes: int, trained_head: bool = True
+) -> int:
     """What the fused loss (forward and backward) takes above its inputs, with a reference.
 
     Two buffers of logits and two blocks of them in float32, the gradient of the head in float32 and of the hidden
@@ -28,12 +31,14 @@ def loss_bytes(tokens: int, vocabulary: int, hidden: int, *, rows: int, paramete
         hidden: size of a hidden state.
         rows: train.loss_rows.
         parameter_bytes: bytes of a parameter.
+        trained_head: the head gets a gradient.
     """
     rows = min(rows, tokens)
-    total = 4 * (2 * rows * (vocabulary + min(vocabulary, LOSS_BLOCK)) + vocabulary * hidden)
+    head = vocabulary * hidden if trained_head else 0
+    total = 4 * (2 * rows * (vocabulary + min(vocabulary, LOSS_BLOCK)) + head)
     total += parameter_bytes * tokens * hidden
     if parameter_bytes < 4:
-        total += parameter_bytes * vocabulary * (rows + hidden)
+        total += parameter_bytes * (vocabulary * rows + head)
     return total
 
 
@@ -54,16 +59,23 @@ class Need:
 
 
 def training_need(
-    arch: Architecture, train: TrainConfig, *, processes: int, longest: int, frozen: Architecture | None
+    arch: Architecture,
+    train: TrainConfig,
+    *,
+    processes: int,
+    longest: int,
+    frozen: Architecture | None,
+    fused: bool = False,
 ) -> Need:
     """What a step on the longest sequences takes.
 
     Args:
         arch: the student.
         frozen: the model beside it, which may be larger: the teacher of opd.
-        train: the [train] section.
+        train: the [train] section, `on` the device.
         processes: trainer processes.
         longest: tokens of the longest sequence.
+        fused: SwiGLU is one kernel, as on CUDA, and keeps its input alone.
     """
     tensor, pipeline, context = train.tensor_parallel, train.pipeline_parallel, train.context_parallel
     size = 2 if train.precision == "bf16" else 4
@@ -71,16 +83,26 @@ def training_need(
     parameters = _stage_parameters(arch, train)
     shared = processes // (tensor * pipeline) if train.distributed_optimizer else 1
     tokens = train.micro_batch * -(-longest // context)
+    if train.lora is None:
+        trained, twin = parameters, 0 if frozen is None else _stage_parameters(frozen, train)
+    else:
+        trained, twin = adapter_parameters(arch, train.lora) // pipeline // tensor, 0
     # The last stage, which has the loss, is done with a micro-batch before it takes the next.
     return Need(
-        weights=(parameters + (0 if frozen is None else _stage_parameters(frozen, train))) * size,
-        gradients=parameters * 4,
-        optimizer=parameters * (8 if size == 4 else 12) // shared,
-        activations=_activations(arch, train, tokens, layers, size),
+        weights=(parameters + twin) * size,
+        gradients=trained * 4,
+        optimizer=trained * (8 if size == 4 else 12) // shared,
+        activations=_activations(arch, train, tokens, layers, size, 3 if fused else 5),
         loss=loss_bytes(
-            tokens, arch.vocabulary // tensor, arch.hidden, rows=train.loss_rows, parameter_bytes=size
+            tokens, arch.vocabulary // tensor, arch.hidden, rows=train.loss_rows, parameter_bytes=size,
+            trained_head=train.lora is None,
         ),
     )  # fmt: skip
+
+
+def adapter_parameters(arch: Architecture, lora: LoraConfig) -> int:
+    """Trained parameters, over all layers."""
+    return arch.layers * lora.rank * sum(sum(projection_sizes(arch)[target]) for target in lora.targets)
 
 
 def _stage_parameters(arch: Architecture, train: TrainConfig) -> int:
@@ -92,16 +114,40 @@ def _stage_parameters(arch: Architecture, train: TrainConfig) -> int:
     return layers // pipeline // tensor + embedding * (1 if arch.tied or pipeline > 1 else 2)
 
 
-def _activations(arch: Architecture, train: TrainConfig, tokens: int, layers: int, size: int) -> int:
-    """What the backward pass keeps of the forward pass."""
+def _activations(arch: Architecture, train: TrainConfig, tokens: int, layers: int, size: int, ffn: int) -> int:
+    """What the backward pass keeps of the forward pass. `ffn`: activations of the feed-forward's width."""
     query, key = arch.heads * arch.head_dim, arch.groups * arch.head_dim
     split = train.tensor_parallel
     whole = split if train.sequence_parallel else 1  # what tensor parallelism alone does not split
     # Inputs of the norms and of the projections; queries, keys and values before and after rotation, the attention's
-    # output; gate and up projection, their activation and product.
-    layer = 4 * arch.hidden // whole + (3 * query + 4 * key + 5 * arch.ffn) // split
+    # output; gate and up projection and their product, and where it is not fused the activation and its input.
+    layer = 4 * arch.hidden // whole + (3 * query + 4 * key + ffn * arch.ffn) // split
     kept = arch.hidden // whole * layers + layer if train.recompute else layer * layers
     return tokens * size * kept
+
+
+def checkpoint_bytes(arch: Architecture, train: TrainConfig) -> int:
+    """Disk that a round's checkpoints take while the newest is written, and the policy that is written at its end.
+
+    A checkpoint holds the weights, and two moments in float32; below float32 the float32 weights too.
+    """
+    parameters = sum(prod(shape) for shape in arch.shapes().values())
+    trained = parameters if train.lora is None else adapter_parameters(arch, train.lora)
+    size = 2 if train.precision == "bf16" else 4
+    each = trained * (size + 8 + (4 if size < 4 else 0))
+    return (train.keep_checkpoints + 1) * each + parameters * size
+
+
+def check_disk(need: int, free: int, folder: Path) -> None:
+    """
+    Raises:
+        InputError: a checkpoint would not fit.
+    """
+    if need > free:
+        raise InputError(
+            f"The round's checkpoints and policy take {_gb(need)} GB, and {folder} has {_gb(free)} free.",
+            "Free some, set train.keep_checkpoints lower, or move the run to a larger disk.",
+        )
 
 
 def check_memory(need: Need, available: int) -> None:

@@ -10,6 +10,7 @@ from ..store.sections import TrainConfig
 from . import mcore
 from .architecture import Architecture
 from .attention import CausalAttention, RMSNorm
+from .columns import can_compile
 from .hf_weights import is_split, padded_vocabulary
 from .loss import Head
 from .mcore import parallel_state as mpu
@@ -20,6 +21,8 @@ class Student(mcore.GPTModel):
     """A GPTModel whose last pipeline stage hands out the final hidden states instead of logits."""
 
     arch: Architecture
+    adapters: Any
+    """lora.Adapters, where train.lora is set."""
 
     def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         # post_process=False would hand them out too, but without the final norm.
@@ -53,7 +56,11 @@ class Student(mcore.GPTModel):
 
 def build(arch: Architecture, config: TrainConfig, device: torch.device) -> Student:
     """An uninitialised student, this rank's part of it. Needs Megatron's process groups."""
-    transformer = _transformer_config(arch, config)
+    if device.type == "cuda":
+        # Megatron's compiled SwiGLU is compiled again for each of: with and without gradients, in a recomputation,
+        # and with the first lengths. Eight were too few on an H100, and what is beyond them is not compiled.
+        torch._dynamo.config.recompile_limit = 64  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    transformer = _transformer_config(arch, config, device)
     layer = mcore.get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=arch.qk_norm)
     parts: Any = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
@@ -83,7 +90,7 @@ def build(arch: Architecture, config: TrainConfig, device: torch.device) -> Stud
     return model.to(device)
 
 
-def _transformer_config(arch: Architecture, config: TrainConfig) -> mcore.TransformerConfig:
+def _transformer_config(arch: Architecture, config: TrainConfig, device: torch.device) -> mcore.TransformerConfig:
     dtype = PRECISIONS[config.precision]
     recompute: dict[str, Any] = (
         {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -114,7 +121,8 @@ def _transformer_config(arch: Architecture, config: TrainConfig) -> mcore.Transf
         context_parallel_size=config.context_parallel,
         sequence_parallel=config.sequence_parallel and config.tensor_parallel > 1,
         perform_initialization=False,  # every weight is loaded
-        use_cpu_initialization=True,
+        use_cpu_initialization=device.type == "cpu",
+        bias_activation_fusion=device.type == "cuda" and can_compile(),
         gradient_accumulation_fusion=False,
         batch_p2p_sync=torch.cuda.is_available(),
         variable_seq_lengths=True,

@@ -18,7 +18,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def make_optimizer(ddp: mcore.DistributedDataParallel, config: TrainConfig) -> mcore.MegatronOptimizer:
     """The optimizer of a model's parameters; its main weights and moments are float32 at any precision."""
-    return mcore.get_megatron_optimizer(
+    optimizer = mcore.get_megatron_optimizer(
         mcore.OptimizerConfig(
             optimizer="adam",
             lr=config.lr,
@@ -31,6 +31,17 @@ def make_optimizer(ddp: mcore.DistributedDataParallel, config: TrainConfig) -> m
         [ddp],
         use_gloo_process_groups=False,
     )
+    for adam in _torch_optimizers(optimizer):
+        for group in adam.param_groups:
+            # One kernel for all, and not several that hand a copy of every parameter on to the next.
+            if group["params"] and group["params"][0].is_cuda:
+                group |= {"fused": True, "foreach": False}
+    return optimizer
+
+
+def _torch_optimizers(optimizer: mcore.MegatronOptimizer) -> list[torch.optim.AdamW]:
+    parts: list[Any] = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part.optimizer for part in parts if isinstance(part.optimizer, torch.optim.AdamW)]
 
 
 def prepare_to_load(optimizer: mcore.MegatronOptimizer) -> None:
@@ -45,7 +56,7 @@ def _prepare(part: Any, adam: torch.optim.AdamW) -> None:
     for group in adam.param_groups:
         for parameter in group["params"]:
             adam.state[parameter] = {
-                "step": torch.tensor(0.0),
+                "step": torch.zeros((), device=parameter.device if group.get("fused") else "cpu"),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }

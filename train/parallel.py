@@ -18,6 +18,10 @@ from .mcore import parallel_state as mpu
 
 T = TypeVar("T")
 
+_LENGTH_BUCKET = 256
+"""Tokens. A plan of cuDNN's for a length that was not seen before took 150 ms on an H100, and attention over 4,096
+tokens one (docs/experiments.md)."""
+
 _SMALL = 20_000_000
 """Parameters below which more than one CPU thread costs more than it gains."""
 
@@ -81,6 +85,34 @@ def model_parallel(config: TrainConfig) -> Generator[None]:
         mpu.destroy_model_parallel()
 
 
+def on_device(train: TrainConfig, device: torch.device) -> TrainConfig:
+    """[train] with what depends on the device filled in.
+
+    Raises:
+        ConfigError: the device does not do what it says.
+    """
+    cuda = device.type == "cuda"
+    return train.on(cuda=cuda, bf16=cuda and torch.cuda.is_bf16_supported())
+
+
+@contextlib.contextmanager
+def repeatable(train: TrainConfig) -> Generator[None]:
+    """Kernels that give the same bits each time, if [train] asks for them. On a CPU all do."""
+    if not train.deterministic:
+        yield
+        return
+    # Read when cuBLAS makes its handle.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def share(config: TrainConfig) -> Share:
     """This rank's share of a global batch."""
     return Share(
@@ -89,6 +121,7 @@ def share(config: TrainConfig) -> Share:
         context_rank=mpu.get_context_parallel_rank(),
         context_ranks=config.context_parallel,
         multiple=config.tensor_parallel if config.sequence_parallel else 1,
+        bucket=_LENGTH_BUCKET if torch.cuda.is_available() else 1,
     )
 
 

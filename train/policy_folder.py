@@ -7,7 +7,10 @@ import torch.distributed as dist
 
 from ..store import files
 from ..store.model import say_precision
+from ..store.sections import TrainConfig
+from .export import ADAPTERS
 from .hf_model import write_weights
+from .lora import merge, write_adapters
 from .model import Student
 from .parallel import on_first_rank
 
@@ -21,11 +24,12 @@ def _unpublished(policy: Path) -> Path:
     return policy.with_name(f".{policy.name}.tmp")
 
 
-def write_policy(model: Student, student: Path, policy: Path) -> None:
+def write_policy(model: Student, train: TrainConfig, student: Path, policy: Path) -> None:
     """Write the whole Hugging Face folder under a temporary name. Collective.
 
     Args:
-        model: this rank's part of it.
+        model: this rank's part of it. With adapters it is their base afterwards no more: they are merged.
+        train: the [train] section.
         student: the initial student's folder, whose tokenizer, generation config and chat templates travel along.
         policy: where it will be published.
     """
@@ -43,6 +47,9 @@ def write_policy(model: Student, student: Path, policy: Path) -> None:
         say_precision(folder / "config.json", str(model.config.params_dtype).removeprefix("torch."))
 
     on_first_rank(prepare)
+    if train.lora is not None:
+        write_adapters(model, train.lora, student, folder / ADAPTERS)
+        merge(model)
     write_weights(model, folder)
     dist.barrier()
 

@@ -15,6 +15,7 @@ from ..store.sections import TrainConfig
 from . import mcore
 from .cpu import without_stand_ins
 from .data import MicroBatch
+from .lora import base_of
 from .loss import LossOutput, LossRows, fused_loss
 from .mcore import parallel_state as mpu
 from .model import Student
@@ -53,13 +54,16 @@ class Learner:
         """
         Args:
             policy: filled with the weights that the round starts from.
-            reference: filled with the initial student's weights, or with the teacher's (opd); None where the objective
-                has no divergence.
+            reference: filled with the initial student's weights, or with the teacher's (opd); the policy itself where
+                it is to be taken without its adapters; None where the objective has no divergence.
             config: the [train] section.
             device: where both models are.
         """
         self.policy = policy
-        self.reference = None if reference is None else reference.requires_grad_(False).eval()
+        self._shared = reference is policy
+        if reference is not None and not self._shared:
+            reference.requires_grad_(False).eval()
+        self.reference = reference
         self.config = config
         self.device = device
         policy.config.finalize_model_grads_func = _sum_gradients
@@ -153,7 +157,8 @@ class Learner:
         def forward(iterator: Iterator[MicroBatch], model: Student) -> Any:
             return _forward(model, next(iterator)), rows
 
-        return self._run(forward, iter(batches), reference, len(batches), forward_only=True)
+        with base_of(reference) if self._shared else contextlib.nullcontext():
+            return self._run(forward, iter(batches), reference, len(batches), forward_only=True)
 
     def _run(self, forward: Any, data: Iterator[Any], model: Any, count: int, *, forward_only: bool) -> list[Tensor]:
         """Megatron's schedule over `count` micro-batches; what the loss function returned, on the last stage."""

@@ -6,6 +6,7 @@ comes out has the same bits. The policy folder appears under its name only when 
 
 import contextlib
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 from ..method.objectives.registry import objective_of
 from ..store.config import Config, made_with
-from ..store.errors import InputError, Interrupted
+from ..store.errors import ConfigError, InputError, Interrupted
 from ..store.layout import RoundDir, RunDir
 from ..store.model import resolve_model, weights_hash
 from ..store.sections import TrainConfig
@@ -31,14 +32,27 @@ from .architecture import (
     read_architecture,
 )
 from .checkpoint import Checkpoints, Position
+from .columns import can_compile
 from .data import COLUMNS, Sequences, lay_out, map_sequences, micro_batches, padding_share, plan_steps
+from .export import ADAPTERS
 from .hf_model import load_weights
 from .hf_weights import WeightFiles
-from .memory import check_memory, training_need
+from .lora import add_adapters, check_adapters, load_adapters
+from .memory import check_disk, check_memory, checkpoint_bytes, training_need
 from .metrics import BatchReport, MetricsLog, StepMetrics, step_metrics
 from .model import Student, build
 from .objective import loss_terms
-from .parallel import any_rank, few_threads, least_memory, model_parallel, on_first_rank, share, world
+from .parallel import (
+    any_rank,
+    few_threads,
+    least_memory,
+    model_parallel,
+    on_device,
+    on_first_rank,
+    repeatable,
+    share,
+    world,
+)
 from .policy_folder import publish, write_policy
 from .result import Progress, TrainResult, count_steps, result_of
 from .step import Learner
@@ -114,8 +128,10 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
     """
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(world())
+        config = config.model_copy(update={"train": on_device(config.train, device)})
+        stack.enter_context(repeatable(config.train))
         available = least_memory(device)
-        prepared = on_first_rank(lambda: _prepare(stack, run, index, config, available))
+        prepared = on_first_rank(lambda: _prepare(stack, run, index, config, available, device))
         if prepared is None:
             return result_of(run, index, trained=False)
         stack.enter_context(model_parallel(config.train))
@@ -124,7 +140,9 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
         return result_of(run, index, trained=True)
 
 
-def _prepare(stack: contextlib.ExitStack, run: RunDir, index: int, config: Config, available: int) -> _Prepared | None:
+def _prepare(
+    stack: contextlib.ExitStack, run: RunDir, index: int, config: Config, available: int, device: torch.device
+) -> _Prepared | None:
     """On rank 0 alone: all that comes before the models are built. None: the round is trained already.
 
     Args:
@@ -148,12 +166,42 @@ def _prepare(stack: contextlib.ExitStack, run: RunDir, index: int, config: Confi
     lay_out(round_.shards.batches(_ROWS_AT_A_TIME, COLUMNS), inputs.arch.vocabulary, folder)
     shards = map_sequences(folder)
     longest = int(shards.lengths.max())
-    check_memory(training_need(inputs.arch, train, processes=ranks, longest=longest, frozen=frozen), available)
+    fused = device.type == "cuda" and can_compile()
+    need = training_need(inputs.arch, train, processes=ranks, longest=longest, frozen=frozen, fused=fused)
+    check_memory(need, available)
+    check_disk(checkpoint_bytes(inputs.arch, train), shutil.disk_usage(round_.path).free, round_.path)
     facts = trajectory_facts(round_)
     round_.expect("train", count_steps(len(shards), train))
-    carried = _previous(run, index).carries(train) if train.carry_optimizer and index else None
+    carried = _carried(run, index, train)
     resume = _checkpoints(round_, train).begin(_made_with(round_, config, inputs, carried))
     return _Prepared(inputs, facts, carried, resume)
+
+
+def _carried(run: RunDir, index: int, train: TrainConfig) -> str | None:
+    """The checkpoint whose optimizer state this round takes over; None in the first round, and where there is none.
+
+    Raises:
+        InputError: there is none, and the float32 weights that bfloat16 rounds went with it.
+    """
+    if index == 0 or not train.carry_optimizer:
+        return None
+    previous = _previous(run, index)
+    if (carried := previous.carries(train)) is not None:
+        return carried
+    why = (
+        "is gone"
+        if previous.latest() is None
+        else "was made with another train.precision or train.distributed_optimizer"
+    )
+    lost = f"The last checkpoint of round {index - 1} {why}: the optimizer's state cannot be carried over"
+    if train.precision == "bf16":
+        raise InputError(
+            f"{lost}, and its float32 weights with it, without which steps smaller than bfloat16's rounding are lost.",
+            "Bring it back or set the key back, or set train.carry_optimizer = false to begin afresh from the rounded"
+            " policy.",
+        )
+    sys.stderr.write(f"{lost}; it begins afresh\n")
+    return None
 
 
 def _laid_out(round_: RoundDir) -> Path:
@@ -185,6 +233,14 @@ def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
     if policy != initial:
         _checked(policy, arch)
     which = objective_of(config).frozen_model(config.train)
+    if which == "teacher" and config.train.lora is not None:
+        raise ConfigError(
+            f"train.objective = {config.train.objective} holds the policy to a teacher's weights, and train.lora to its"
+            " own without the adapters.",
+            "Unset train.lora, or choose another objective.",
+        )
+    if index > 0 and config.train.lora is not None:
+        check_adapters(run.round(index - 1).policy / ADAPTERS, config.train.lora, initial)
     if which == "teacher":
         teacher = resolve_model(config.train.teacher)
         teacher_arch = _checked(teacher, read_architecture(teacher, "teacher"))
@@ -211,9 +267,16 @@ def _train(
     progress: Progress | None,
 ) -> None:  # fmt: skip
     round_, train, inputs = run.round(index), config.train, prepared.inputs
-    policy = _student(inputs.arch, inputs.policy, train, device)
     frozen = inputs.frozen
-    reference = None if frozen is None else _student(frozen.arch, frozen.folder, train, device)
+    if train.lora is None:
+        policy = _student(inputs.arch, inputs.policy, train, device)
+        reference = None if frozen is None else _student(frozen.arch, frozen.folder, train, device)
+    else:
+        policy = _student(inputs.arch, inputs.initial, train, device)
+        add_adapters(policy, train)
+        if index > 0:
+            load_adapters(policy, run.round(index - 1).policy / ADAPTERS)
+        reference = None if frozen is None else policy
     learner = Learner(policy, reference, train, device)
     if prepared.carried and not prepared.resume:
         _previous(run, index).load_optimizer(learner, prepared.carried)
@@ -239,7 +302,7 @@ def _train(
                     "Run the same command again to resume from there.",
                 )
 
-    write_policy(policy, inputs.initial, round_.policy)
+    write_policy(policy, train, inputs.initial, round_.policy)
     on_first_rank(lambda: _finish(run, index))
 
 
@@ -303,6 +366,9 @@ def _steps(
         batches = micro_batches(
             shards, plan[step], facts, mine, micro_batch=train.micro_batch, anchored=objective.anchored
         )
+        if train.lora is not None and train.lora.dropout:
+            # Of the step alone, so that a round that resumes here draws the same.
+            torch.manual_seed(train.seed << 32 | step)
         terms = loss_terms(train, on_policy=step == 0 and not train.off_policy)
         sums = learner.gradients(batches, facts, terms)
         lr = train.lr * min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else train.lr

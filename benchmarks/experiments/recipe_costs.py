@@ -33,7 +33,7 @@ PARAMETERS = {
 PEAK = 989e12
 """FLOP/s of an H100 SXM in bfloat16, dense, as NVIDIA states it."""
 
-READING, DECODING = 0.40, 0.05
+READING, DECODING = 0.29, 0.05
 """Assumed shares of the peak: of passes over whole sequences, and of decoding, which waits for memory."""
 
 

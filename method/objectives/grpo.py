@@ -39,6 +39,7 @@ GRPO = Objective(
     name="grpo",
     refused=(no_constant_weights("grpo"),),
     own_tables=("chunks", "rollouts"),
+    rescored=True,
     least_samples=2,
     weights_from="rewards",
     learns=Spans(_SPANS),

@@ -53,6 +53,9 @@ class Objective(ObjectiveRules):
 
     samples_student: bool = True
     """Whether `generate` samples the student; if not, a trajectory is a prompt alone, one for each."""
+    rescored: bool = False
+    """Whether its loss has the ratio to the sampler's log-probs in its gradient: then generate.entropy = "auto" takes
+    them from a teacher-forced pass in the trainer's precision, or clipping would begin with the engine's rounding."""
     least_samples: int = 1
     """Fewest samples of a prompt to learn from."""
     asks: Asked = "nobody"

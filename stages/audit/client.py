@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from errno import EMFILE, ENFILE
 from typing import Any, Literal
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -60,6 +61,8 @@ class Outcome:
     status: int = 0
     reason: str = ""
     retry_after_s: float | None = None
+    out_of_files: bool = False
+    """Whether this process could open no connection because it has too many files open."""
 
     @property
     def problem(self) -> str:
@@ -86,7 +89,7 @@ class Outcome:
 
     @property
     def worth_retrying(self) -> bool:
-        if self.about_account or self.from_elsewhere:
+        if self.about_account or self.from_elsewhere or self.out_of_files:
             return False
         return self.kind in ("unsent", "unknown") or self.status in (408, 409, 425, 429) or self.status >= 500
 
@@ -123,7 +126,7 @@ async def post(session: aiohttp.ClientSession, base_url: str, request: HttpReque
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         kind = "unsent" if isinstance(error, aiohttp.ClientConnectorError) else "unknown"
         reason = without_secrets(f"{type(error).__name__}: {error}".rstrip(": "), session.headers)
-        return Outcome(kind, reason=reason)
+        return Outcome(kind, reason=reason, out_of_files=getattr(error, "errno", None) in (EMFILE, ENFILE))
     if status != 200:
         return _not_answered(status, raw, headers, _sent_secrets(session.headers, base_url))
     try:
@@ -245,13 +248,18 @@ _LONGEST_REASON = 200
 
 
 def without_secrets(text: str, headers: Mapping[str, str]) -> str:
-    """The beginning of what a server said, without the words of the session's headers: some repeat the key that they
-    refuse, as it is, in a URL, or in base64. Shortened last, or the end of the text could be half a key."""
-    words = {word for word in " ".join(headers.values()).split() if len(word) >= 8}
+    """The beginning of what a server said, redacted; shortened last, or the end of the text could be half a key."""
+    return redacted(text, headers)[:_LONGEST_REASON]
+
+
+def redacted(text: str, headers: Mapping[str, str]) -> str:
+    """What a server said, without the words of the session's headers: some repeat the key that they refuse, as it is,
+    in a URL, or in base64."""
+    secrets = {word for word in " ".join(headers.values()).split() if len(word) >= 8}
     # The longest first: one may hold another.
-    for form in sorted({form for word in words for form in _written_forms(word)}, key=len, reverse=True):
+    for form in sorted({form for word in secrets for form in _written_forms(word)}, key=len, reverse=True):
         text = text.replace(form, "(key)")
-    return without_credentials(text)[:_LONGEST_REASON]
+    return without_credentials(text)
 
 
 def _sent_secrets(headers: Mapping[str, str], base_url: str) -> Mapping[str, str]:

@@ -13,6 +13,7 @@ from ...store.ledger import NANO, Budget, Reservation
 from ...store.sections import TeacherConfig
 from ...store.usage import Usage
 from ..progress import Advance
+from . import lessons
 from .client import Outcome
 from .group_commit import GroupCommit
 from .outbox import Outbox
@@ -61,6 +62,7 @@ class AuditContext:
             return False
         if self.teacher.form == form and (line := self.teacher.adapt(outcome.status, outcome.body)) is not None:
             sys.stderr.write(f"{line}\n")
+            lessons.remember(self.commit, self.config, self.teacher, outcome)
         return self.teacher.form != form
 
     def worst_case(self, work: Work, requests: Iterable[tuple[int, ...]]) -> tuple[int, int]:

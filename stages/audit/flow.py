@@ -14,7 +14,7 @@ import aiohttp
 
 from ...store.errors import Interrupted, OmniopdError
 from .context import AuditContext
-from .held import HeldRefusals
+from .held import HeldFailures
 from .sender import Request, Sender
 from .todo import Work
 from .variety import VarietyWatch
@@ -38,14 +38,15 @@ class ChunkState:
     """Whether the rest is to be asked for later."""
 
     @classmethod
-    def of(cls, work: Work, last_turn: bool, held: HeldRefusals) -> "ChunkState":
-        """What was refused before in this audit is not asked for once more."""
-        missing = tuple(index for index in work.missing if not held.holds(work.chunk_id, index))
+    def of(cls, work: Work, last_turn: bool, held: HeldFailures) -> "ChunkState":
+        """What failed for good in this audit is not asked for once more."""
+        missing = tuple(index for index in work.missing if not held.gave_up(work.chunk_id, index))
         return cls(work, last_turn, missing, dict(work.phi))
 
 
 class Flow:
-    """One round's audit, request by request. After `run`, every answer that came is in the table, however it ended."""
+    """One round's audit, request by request. After `run`, every answer that came is in the table, however it ended; or
+    in the ledger, where the disk takes no table."""
 
     def __init__(self, context: AuditContext, session: aiohttp.ClientSession) -> None:
         self._context = context
@@ -61,9 +62,10 @@ class Flow:
             BudgetReached: the budget does not cover what is left.
             TeacherError: the teacher went away, or refuses everything.
             Interrupted: `interrupt` was called.
+            StorageError: the ledger or the table cannot be written.
         """
         with _what_is_loaded_kept():
-            async with self._context.outbox.written():
+            async with self._context.outbox.written(self._sender.end):
                 await self._ask_all(works, last_turn=False)
                 deferred, self._deferred = self._deferred, []
                 await self._ask_all(deferred, last_turn=True)
@@ -72,18 +74,19 @@ class Flow:
             raise stop
 
     @property
-    def held(self) -> HeldRefusals:
-        """What was refused and is not recorded yet."""
+    def held(self) -> HeldFailures:
+        """What failed and is not recorded yet."""
         return self._sender.held
 
     def worst_case(self, work: Work) -> tuple[int, int]:
-        """Most that a chunk can cost if every request is answered: nano-dollars and tokens."""
+        """Most that a chunk can cost if every request is answered: nano-dollars and tokens. What is held is free."""
         choices = self._sender.choices
+        missing = ChunkState.of(work, False, self._sender.held).missing
         sizes: list[int] = []
         for before, checkpoint in itertools.pairwise((0, *self._context.rule.checkpoints)):
-            n = sum(before <= index < checkpoint for index in work.missing)
+            n = sum(before <= index < checkpoint for index in missing)
             sizes += [min(choices, n - done) for done in range(0, n, choices)]
-        return self._context.worst_case(work, [work.missing[:size] for size in sizes])
+        return self._context.worst_case(work, [missing[:size] for size in sizes])
 
     def interrupt(self) -> None:
         """Send nothing new; wait for what was sent, since it will be billed."""

@@ -3,7 +3,8 @@
 
 from collections.abc import Sequence
 
-from ...store.errors import TeacherError
+from ...store.errors import OmniopdError, StorageError, TeacherError
+from ...store.storage import OPEN_FILES
 from .client import Outcome
 
 _REFUSED_BEFORE_GIVING_UP = 10
@@ -25,9 +26,14 @@ class TeacherHealth:
         self._succeeded = True
         self._refused_in_a_row = self._exhausted_in_a_row = 0
 
-    def gave_up(self, outcome: Outcome) -> TeacherError | None:
+    def gave_up(self, outcome: Outcome) -> OmniopdError | None:
         """A chunk is given up with this last outcome: the error that ends the stage, or None where the others may still
         be answered."""
+        if outcome.out_of_files:
+            return StorageError(
+                "No connection to the teacher can be opened: too many open files.",
+                f"{OPEN_FILES}, then run the same command again.",
+            )
         if outcome.from_elsewhere:
             return TeacherError(
                 f"What is at {self._url} is no teacher: {outcome.problem}.",

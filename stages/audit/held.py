@@ -1,5 +1,6 @@
 # pyright: strict
-"""Rollouts that the teacher refused, until an answer shows that it refuses the prompt and not everyone."""
+"""Rollouts that were refused, or not answered to the last attempt, until an answer to a later request shows that the
+prompt is the reason and not the teacher."""
 
 import time
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from .rows import Receipt, unbilled
 
 
 @dataclass(frozen=True)
-class _Refusal:
+class _Failure:
     since: float
     receipt: Receipt
     indices: tuple[int, ...]
@@ -20,38 +21,43 @@ class _Refusal:
         return unbilled(self.receipt, known=True, failed=self.indices, problem=self.problem)
 
 
-class HeldRefusals:
-    """What is held back is not in the table: a later audit asks for it again. Only a request that was sent after the
-    refusal, and was answered, tells: one that was under way may have been let in before an account was closed."""
+class HeldFailures:
+    """What is held is not in the table: a later audit asks for it again. Only a request that was sent after the
+    failure, and was answered, tells: one that was under way may have been let in before an account was closed or a
+    server went away."""
 
     def __init__(self) -> None:
-        self._refusals: list[_Refusal] = []
+        self._failures: list[_Failure] = []
+        self._given_up: set[tuple[str, int]] = set()
+        """Rollouts that are held or were recorded since: a list of missing work may be older than either."""
 
     def hold(self, receipt: Receipt, indices: tuple[int, ...], problem: str) -> None:
-        self._refusals.append(_Refusal(time.monotonic(), receipt, indices, problem))
+        self._failures.append(_Failure(time.monotonic(), receipt, indices, problem))
+        self._given_up.update((receipt.chunk_id, index) for index in indices)
 
     def answered(self, sent: float) -> list[tuple[Settlement, int]]:
         """A request sent at this time was answered. Returns what is to be recorded, each with its number of rows."""
-        if not self._refusals:
+        if not self._failures:
             return []
-        shown = [refusal for refusal in self._refusals if refusal.since < sent]
-        self._refusals = [refusal for refusal in self._refusals if refusal.since >= sent]
-        return [(refusal.rows, len(refusal.indices)) for refusal in shown]
+        shown = [failure for failure in self._failures if failure.since < sent]
+        self._failures = [failure for failure in self._failures if failure.since >= sent]
+        return [(failure.rows, len(failure.indices)) for failure in shown]
 
     @property
     def chunk_ids(self) -> set[str]:
-        return {refusal.receipt.chunk_id for refusal in self._refusals}
+        return {failure.receipt.chunk_id for failure in self._failures}
 
-    def holds(self, chunk_id: str, index: int) -> bool:
-        return any(r.receipt.chunk_id == chunk_id and index in r.indices for r in self._refusals)
+    def gave_up(self, chunk_id: str, index: int) -> bool:
+        """Whether a rollout is not to be asked for once more in this audit."""
+        return (chunk_id, index) in self._given_up
 
     @property
     def said(self) -> str:
-        """A line for a person; "" where nothing is held back."""
-        if not self._refusals:
+        """A line for a person; "" where nothing is held."""
+        if not self._failures:
             return ""
-        rollouts = sum(len(refusal.indices) for refusal in self._refusals)
+        rollouts = sum(len(failure.indices) for failure in self._failures)
         return (
-            f"{rollouts} rollouts were refused ({self._refusals[-1].problem}) and nothing was answered after them: they"
-            " are not recorded, and the same command asks for them again"
+            f"{rollouts} rollouts were refused or not answered ({self._failures[-1].problem}), and nothing was answered"
+            " after them: they are not recorded, and the same command asks for them again"
         )

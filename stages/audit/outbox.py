@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from ...store.errors import OmniopdError, StorageError
 from ...store.table import Table
 from .group_commit import GroupCommit
 
@@ -38,23 +39,38 @@ class Outbox:
             pass
 
     @contextlib.asynccontextmanager
-    async def written(self) -> AsyncGenerator[None]:
-        """Move parts now and then for the length of a `with`, and the rest when it ends, however it ends."""
+    async def written(self, end: Callable[[OmniopdError], None]) -> AsyncGenerator[None]:
+        """Move parts now and then for the length of a `with`, and the rest when it ends, however it ends: except where
+        the ledger's disk has failed, which leaves the rest in the ledger for the next start.
+
+        Args:
+            end: Told that a part cannot be written, so that no more answers are bought.
+
+        Raises:
+            StorageError: the last parts cannot be written; their answers stay in the ledger.
+        """
         done = asyncio.Event()
-        writer = asyncio.create_task(self._move_now_and_then(done))
+        writer = asyncio.create_task(self._move_now_and_then(done, end))
         try:
             yield
         finally:
             # Not cancelled: a part that is being written must be finished before the rest is moved.
             done.set()
             await writer
-            await self.drain()
+            if self._commit.failure is None:
+                await self.drain()
 
-    async def _move_now_and_then(self, done: asyncio.Event) -> None:
+    async def _move_now_and_then(self, done: asyncio.Event, end: Callable[[OmniopdError], None]) -> None:
         while not done.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(done.wait(), _SECONDS_BETWEEN_PARTS)
-            await self._move_part(_nothing_present)
+            if self._commit.failure is not None:
+                return  # the space that is left is for the answers in flight
+            try:
+                await self._move_part(_nothing_present)
+            except StorageError as error:
+                end(error)
+                return
 
     async def _move_part(self, present_of: PresentOf) -> bool:
         """Move what is there, up to a part's size. False: there was nothing."""

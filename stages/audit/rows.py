@@ -43,7 +43,8 @@ def believable(usage: Usage | None, rollouts: Sequence[Rollout]) -> Usage | None
         return usage
     cached = min(max(cached, 0), prompt)
     written = min(max(written, 0), prompt - cached)
-    return replace(usage, cached_tokens=cached, cache_write_tokens=written)
+    hour = min(usage.cache_write_1h_tokens, written)
+    return replace(usage, cached_tokens=cached, cache_write_tokens=written, cache_write_1h_tokens=hour)
 
 
 def billed(receipt: Receipt, answer: Answer, indices: Sequence[int], nusd: int) -> Settlement:

@@ -18,7 +18,7 @@ from .client import Outcome, pause_s, post
 from .concurrency import Gate
 from .context import AuditContext, budget_reached
 from .health import TeacherHealth
-from .held import HeldRefusals
+from .held import HeldFailures
 from .rows import Receipt, billed, unbilled
 from .served_model import ModelWatch
 from .silence import SilenceWatch
@@ -53,7 +53,7 @@ class Sender:
         """How many continuations one request may ask for; some servers ignore `n`."""
         self._gate = Gate(context.config.max_concurrency, context.config.rpm, context.config.tpm)
         self._health = TeacherHealth(context.teacher.base_urls)
-        self.held = HeldRefusals()
+        self.held = HeldFailures()
         self._short: int | None = None
         """How many continuations the last answer had, if fewer than were asked for."""
         self._watch = ModelWatch(context.config.model)
@@ -145,8 +145,8 @@ class Sender:
         await self._settle(billed(receipt, answer, indices, nusd), len(indices))
         self._count_choices(len(request.indices), len(indices))
         self._health.answered()
-        for refused, rows in self.held.answered(sent):
-            await self._context.commit.record(refused, self._context.round_index)
+        for failure, rows in self.held.answered(sent):
+            await self._context.commit.record(failure, self._context.round_index)
             self._context.advance(rows, self.spent)
         if (silent := self._silence.saw(answer.rollouts)) is not None:
             self.end(silent)
@@ -162,24 +162,19 @@ class Sender:
             self._short = None
 
     async def _give_up(self, request: Request, outcome: Outcome, receipt: Receipt) -> dict[int, str | None] | None:
-        """Record rollouts as failed, now or once another request is answered, or leave them for later (None).
+        """Hold rollouts as failed until a request that is sent later is answered, or leave them for later (None).
 
         Raises:
             TeacherError: it is not this chunk's fault.
         """
         error = self._health.gave_up(outcome)
-        failed = request.at_stake
-        if error is None and not outcome.worth_retrying:
-            self.held.hold(receipt, failed, outcome.problem)
-            await self._settle(unbilled(receipt, outcome.known))
-            return dict.fromkeys(failed)
-        if error is None and request.last_turn:
-            await self._settle(unbilled(receipt, outcome.known, failed, outcome.problem), len(failed))
-            return dict.fromkeys(failed)
+        given_up = error is None and (not outcome.worth_retrying or request.last_turn)
+        if given_up:
+            self.held.hold(receipt, request.at_stake, outcome.problem)
         await self._settle(unbilled(receipt, outcome.known))
         if error is not None:
             raise error
-        return None
+        return dict.fromkeys(request.at_stake) if given_up else None
 
     async def _reserve(self, worst: Usage) -> str | None:
         """A request id whose worst case is reserved; None when the audit stops first.

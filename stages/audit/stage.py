@@ -19,6 +19,7 @@ from ...store.errors import BudgetReached
 from ...store.layout import RoundDir, RunDir
 from ...store.ledger import Budget, Caps, Ledger
 from ...store.sections import TeacherConfig
+from ...store.storage import Spare, allow_open_files
 from ..progress import progress
 from . import failures
 from .batches.api import open_batches
@@ -29,12 +30,17 @@ from .context import AuditContext, budget_reached
 from .flow import Flow
 from .forecast import as_row, forecast
 from .group_commit import GroupCommit
+from .lessons import recall
 from .outbox import Outbox
 from .price import Rates, find_rates
 from .todo import Todo, keys_present, open_todo, prefixes_of, shape_of
 
 _POLL_INTERVAL_S = 1.0
 """Of trajectories that are still being written."""
+
+_SPARE_BYTES = 4 << 20
+_SPARE_BYTES_PER_REQUEST = 64 << 10
+"""Kept on the ledger's disk, so that the answers in flight can be stored when it is full: some 20 kB each."""
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -54,6 +60,7 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False, retry_f
         TableError: the round's trajectories are not complete.
         TeacherError: the teacher cannot be reached; nothing was written.
         BudgetReached: the budget ended first; what was paid for is in the table, which is as good as complete.
+        StorageError: the disk is full, say. What was paid for is in the table or in the ledger.
     """
     round_ = run.round(index)
     if not follow:
@@ -87,6 +94,7 @@ async def _audit(
     rates = find_rates(config.teacher)
     shown = rates.batch() if config.teacher.mode == "batch" else rates
     rule = stopping_rule(config)
+    allow_open_files()
     teacher = await find_teacher(config.teacher)
     sys.stderr.write(
         f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why}); {_priced(shown)}\n"
@@ -95,11 +103,16 @@ async def _audit(
     if failures.holds_nothing_else(table):
         failures.forget(table, settings)  # they would pin the settings that may be what is wrong
     table.begin(settings)
-    with contextlib.closing(Ledger(run.ledger, _caps(config.teacher, round_.index))) as ledger:
+    spare_bytes = max(_SPARE_BYTES, _SPARE_BYTES_PER_REQUEST * config.teacher.max_concurrency)
+    with (
+        contextlib.closing(Ledger(run.ledger, _caps(config.teacher, round_.index))) as ledger,
+        Spare(run.ledger, spare_bytes) as spare,
+    ):
+        recall(ledger, config.teacher, teacher)
         at_once = follow and ledger.left == Budget() and config.teacher.mode == "live"
         while not chunks.extend() and not at_once:
             await asyncio.sleep(_POLL_INTERVAL_S)
-        commit = GroupCommit(ledger)
+        commit = GroupCommit(ledger, spare)
         outbox = Outbox(table, round_.index, commit)
         # What a crash left in the outbox goes into the table first, so that it counts as present.
         await outbox.drain(lambda chunk_ids: keys_present(round_, chunk_ids))
@@ -198,11 +211,11 @@ async def _ask_within_budget(
                 return
             left = context.commit.ledger.left
             covered = missing if left == Budget() else todo.affordable(left, flow.worst_case)
-            if covered == 0 or (isinstance(flow, Flow) and missing == before):  # or all covered ones were refused
-                answers = objective_of(config).asks == "answers"
-                left_out = f"{missing} prompts" if answers else f"{missing} chunks of the lowest entropy"
-                raise budget_reached(left, left_out)
-            before = missing
+            # What is covered and still missing after it was asked for is held.
+            if covered == 0 or (isinstance(flow, Flow) and (missing, covered) == before):
+                answers, rest = objective_of(config).asks == "answers", missing - covered
+                raise budget_reached(left, f"{rest} prompts" if answers else f"{rest} chunks of the lowest entropy")
+            before = missing, covered
             try:
                 await flow.run(todo.most_uncertain(covered))
             except BudgetReached:

@@ -25,6 +25,12 @@ def test_without_bills_the_bound_is_the_dialects_own(estimate):
     assert WorstCase().bound(estimate) == estimate
 
 
+@given(histories, tokens)
+def test_a_prompt_that_may_be_written_to_a_cache_as_a_whole_may_be_so_for_its_bound_too(history, prompt):
+    bound = taught(history).bound(Usage(prompt, 0, 9, cache_write_tokens=prompt, cache_write_1h_tokens=prompt))
+    assert bound.cache_write_tokens == bound.cache_write_1h_tokens == bound.prompt_tokens
+
+
 @given(histories)
 def test_no_request_that_was_billed_would_overrun_its_bound_today(history):
     worst_case = taught(history)

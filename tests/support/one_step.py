@@ -3,8 +3,9 @@
     torchrun --nproc-per-node 2 --module support.one_step JOB.pt OUT.pt
 
 JOB.pt holds jobs by name: the student's and the policy's folders, the shards' rows, score.centre, and [train] sections
-by name. OUT.pt gets, by both names, the step's sums, the gradient's norm and the gradient under Hugging Face's names.
-The policy is written again, in small files, into a folder beside its own whose name ends in the layout's.
+by name; with LoRA the policy is the student, and `adapter` a folder of adapters in PEFT's format. OUT.pt gets, by both
+names, the step's sums, the gradient's norm and the gradient under Hugging Face's names, or PEFT's. The policy, or the
+adapters, are written again, in small files, into a folder beside its own whose name ends in the layout's.
 """
 
 import dataclasses
@@ -25,10 +26,11 @@ from omniopd.train.architecture import check_layout, read_architecture
 from omniopd.train.data import lay_out, map_sequences, micro_batches
 from omniopd.train.hf_model import hf_gradients, load_weights, write_weights
 from omniopd.train.hf_weights import WeightFiles
+from omniopd.train.lora import adapter_tensors, add_adapters, load_adapters, write_adapters
 from omniopd.train.mcore import parallel_state as mpu
 from omniopd.train.model import Student, build
 from omniopd.train.objective import loss_terms
-from omniopd.train.parallel import model_parallel, share, world
+from omniopd.train.parallel import model_parallel, on_device, share, world
 from omniopd.train.step import Learner
 from omniopd.train.weights import batch_facts
 
@@ -48,8 +50,15 @@ def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device, writ
     if dist.get_rank() == 0:
         written.mkdir()
     dist.barrier()
-    write_weights(policy, written)
-    learner = Learner(policy, student(job["student"]) if objective.frozen_model(train) else None, train, device)
+    if train.lora is None:
+        write_weights(policy, written)
+        reference = student(job["student"]) if objective.frozen_model(train) else None
+    else:
+        add_adapters(policy, train)
+        load_adapters(policy, job["adapter"])
+        write_adapters(policy, train.lora, job["student"], written / "adapter")
+        reference = policy
+    learner = Learner(policy, reference, train, device)
     with tempfile.TemporaryDirectory() as flat:
         lay_out(pa.Table.from_pylist(job["rows"], schema=SHARDS.schema).to_batches(), arch.vocabulary, Path(flat, "x"))
         shards = map_sequences(Path(flat, "x"))
@@ -63,7 +72,8 @@ def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device, writ
     )
     sums = learner.gradients(batches, facts, loss_terms(train, on_policy=False))
     stages: list[Any] = [None] * train.pipeline_parallel
-    dist.all_gather_object(stages, hf_gradients(learner.policy), group=mpu.get_pipeline_model_parallel_group())
+    mine = hf_gradients(learner.policy) if train.lora is None else adapter_tensors(learner.policy, "main_grad")
+    dist.all_gather_object(stages, mine, group=mpu.get_pipeline_model_parallel_group())
     # Pipeline stages that share an embedding hold its whole gradient each.
     gradients = {name: gradient.clone() for stage in reversed(stages) for name, gradient in stage.items()}
     norm, _ = learner.update(sums, 0.0)
@@ -77,7 +87,7 @@ def main() -> None:
     with world() as device:
         for kind, job in jobs.items():
             for layout, section in job["layouts"].items():
-                train = TrainConfig.model_validate(section)
+                train = on_device(TrainConfig.model_validate(section), device)
                 with model_parallel(train):
                     results.setdefault(kind, {})[layout] = one_step(
                         job, train, device, Path(f"{job['policy']}-{layout}")

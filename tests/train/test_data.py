@@ -39,16 +39,19 @@ def facts_of(shards: Sequences, **options: Any) -> BatchFacts:
     return batch_facts(shards.loss_weight, shards.audited, shards.response, **options)
 
 
-@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 2, 4]), st.integers(1, 3))
+@given(
+    st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 2, 4]), st.integers(1, 3),
+    st.sampled_from([1, 8]),
+)  # fmt: skip
 def test_every_weighted_token_is_in_one_micro_batch_of_one_rank(
-    sequences: int, ranks: int, micro_batch: int, multiple: int, context: int
+    sequences: int, ranks: int, micro_batch: int, multiple: int, context: int, bucket: int
 ) -> None:
     shards = read(kit.shard_rows(sequences, seed=sequences))
     order = np.arange(sequences)
     facts = facts_of(shards)
     parts = [
         [
-            micro_batches(shards, order, facts, Share(r, ranks, c, context, multiple), micro_batch=micro_batch)
+            micro_batches(shards, order, facts, Share(r, ranks, c, context, multiple, bucket), micro_batch=micro_batch)
             for c in range(context)
         ]
         for r in range(ranks)
@@ -93,13 +96,30 @@ def test_sequences_are_laid_out_as_the_table_has_them() -> None:
 
 def test_an_epoch_takes_every_sequence_once_in_an_order_set_by_the_seed() -> None:
     plan = plan_steps(10, global_batch=4, epochs=2, seed=3, steps=None)
-    assert [len(step) for step in plan] == [4, 4, 2, 4, 4, 2]
+    assert [len(step) for step in plan] == [4, 3, 3, 4, 3, 3]
     first, second = np.concatenate(plan[:3]), np.concatenate(plan[3:])
     assert sorted(first) == sorted(second) == list(range(10))
     assert first.tolist() != second.tolist()
     again = plan_steps(10, global_batch=4, epochs=2, seed=3, steps=2)
     assert [step.tolist() for step in again] == [step.tolist() for step in plan[:2]]
     assert plan_steps(10, global_batch=4, epochs=1, seed=4, steps=None)[0].tolist() != plan[0].tolist()
+
+
+def test_no_step_of_an_epoch_is_left_with_a_rest_of_few_sequences() -> None:
+    assert [len(step) for step in plan_steps(65, global_batch=64, epochs=1, seed=0, steps=None)] == [33, 32]
+    assert [len(step) for step in plan_steps(128, global_batch=64, epochs=1, seed=0, steps=None)] == [64, 64]
+    assert [len(step) for step in plan_steps(3, global_batch=64, epochs=1, seed=0, steps=None)] == [3]
+
+
+def test_padded_lengths_are_multiples_of_the_bucket() -> None:
+    shards = read(kit.shard_rows(4))
+    for context, multiple in ((1, 1), (2, 3)):
+        share = Share(context_ranks=context, multiple=multiple, bucket=8)
+        batches = micro_batches(shards, np.arange(4), facts_of(shards), share, micro_batch=2)
+        for batch in batches:
+            length = batch.ids_BS.shape[1] * context
+            assert length % 8 == 0
+            assert length % (2 * context * multiple if context > 1 else 1) == 0
 
 
 def test_sequences_of_like_length_share_a_micro_batch() -> None:

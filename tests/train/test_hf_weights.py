@@ -40,7 +40,7 @@ LLAMA3 = {
 
 
 def load(folder: Path) -> Student:
-    model = build(read_architecture(folder), TrainConfig(), torch.device("cpu"))
+    model = build(read_architecture(folder), TrainConfig().on(cuda=False), torch.device("cpu"))
     with WeightFiles(folder) as weights:
         load_weights(model, weights)
     return model
@@ -70,7 +70,7 @@ def test_a_student_goes_through_megatron_bit_for_bit_and_gives_the_logits_of_tra
     ids = torch.randint(0, kit.VOCABULARY, (3, 40), generator=torch.Generator().manual_seed(0))
     out = tmp_path / "out"
     out.mkdir()
-    with world(), model_parallel(TrainConfig()), torch.no_grad():
+    with world(), model_parallel(TrainConfig().on(cuda=False)), torch.no_grad():
         model = load(student)
         mine = logits(model, ids)
         write_weights(model, out)
@@ -99,7 +99,7 @@ def test_a_policy_is_written_a_file_at_a_time(
 
     monkeypatch.setattr(safetensors.torch, "save_file", spy)
     student = students("qwen3")
-    with world(), model_parallel(TrainConfig()):
+    with world(), model_parallel(TrainConfig().on(cuda=False)):
         write_weights(load(student), tmp_path)
     assert len(written) > 2
     assert max(written) <= limit

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from omniopd.train import loss as loss_module
+from omniopd.train import columns
 from omniopd.train.loss import Head, LossRows, fused_loss
 from omniopd.train.objective import Clipped, LossTerms, Truncated
 
@@ -88,7 +88,7 @@ def first_term(terms: LossTerms, weight_A: Tensor, ratio_A: Tensor, logp_A: Tens
 
 
 def fused(case: Case) -> Any:
-    with mock.patch.object(loss_module, "LOSS_BLOCK", case.block):
+    with mock.patch.object(columns, "LOSS_BLOCK", case.block):
         return fused_loss(
             case.hidden_TH, Head(case.weight_VH), case.rows, case.terms, reference_TH=case.reference_TH,
             reference_head=Head(case.reference_VH), chunk=case.chunk,

@@ -19,7 +19,7 @@ QWEN3_8B = Architecture("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 40960, Fal
 
 
 def need(processes: int = 8, longest: int = 16384, frozen: Architecture | None = QWEN3_8B, **train: Any) -> Need:
-    config = TrainConfig(precision="bf16", **train)
+    config = TrainConfig(precision="bf16", **train).on(cuda=False)
     return training_need(QWEN3_8B, config, processes=processes, longest=longest, frozen=frozen)
 
 

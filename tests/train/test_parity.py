@@ -27,6 +27,11 @@ BASELINES: dict[str, dict[str, Any]] = {
     "opd": {"objective": "opd", "forward_kl": 0.4},
     "grpo": {"objective": "grpo", "clip_low": 0.5, "clip_high": 1.0},
 }
+ADAPTED: dict[str, dict[str, Any]] = {
+    "adapters": {"lora": {"rank": 3, "alpha": 6}},
+    "adapters of a few": {"lora": {"rank": 2, "alpha": 3, "targets": ["k_proj", "up_proj", "down_proj"]}},
+}
+"""Eq. 8 with adapters beside a frozen qwen3."""
 """Each on a qwen3; what they compute is held against other implementations in test_baselines.py."""
 
 
@@ -56,7 +61,30 @@ def jobs(students: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
             row["loss_weight"] = [(1.0 if name == "sft" else 0.5 - n % 3) * inside for inside in row["audited"]]
         policy = kit.save_student(folder / name, "qwen3", seed=7)
         made[name] = made["qwen3"] | {"rows": rows, "centre": "none", "policy": policy}
+    for name, section in ADAPTED.items():
+        student = kit.save_student(folder / name, "qwen3")
+        adapter = save_adapter(student, folder / f"{name} in PEFT's format", section["lora"])
+        made[name] = made["qwen3"] | {"student": student, "policy": student, "adapter": adapter}
     return made
+
+
+def save_adapter(student: Path, folder: Path, lora: dict[str, Any]) -> Path:
+    """Adapters as PEFT writes them, none of whose matrices is zero."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(student)
+    every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    targets = lora.get("targets", every)
+    config = peft.LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=targets, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, config)
+    torch.manual_seed(11)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.3)
+    adapted.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +94,8 @@ def steps(jobs: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFact
 
     @functools.cache
     def by(layout: str) -> dict[str, dict[str, Any]]:
-        sections = {kind: {layout: TRAIN | BASELINES.get(kind, {}) | LAYOUTS.get(layout, {})} for kind in jobs}
+        own = BASELINES | ADAPTED
+        sections = {kind: {layout: TRAIN | own.get(kind, {}) | LAYOUTS.get(layout, {})} for kind in jobs}
         torch.save({kind: job | {"layouts": sections[kind]} for kind, job in jobs.items()}, folder / f"{layout}.pt")
         ranks, out = 2 if layout in LAYOUTS else 1, folder / f"{layout}-out.pt"
         run_ranks(ranks, "support.one_step", folder / f"{layout}.pt", out)
@@ -74,18 +103,24 @@ def steps(jobs: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFact
 
     def step(kind: str, layout: str) -> dict[str, Any]:
         if layout == "written out":
-            return written_out(jobs[kind]["student"], jobs[kind]["policy"], jobs[kind]["rows"])
+            job = jobs[kind]
+            return written_out(job["student"], job["policy"], job["rows"], job.get("adapter"))
         return by(layout)[kind]
 
     return step
 
 
-def written_out(student: Path, policy: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Eq. 8 with centred weights and truncated importance ratios, one sequence at a time, float64."""
+def written_out(student: Path, policy: Path, rows: list[dict[str, Any]], adapter: Path | None = None) -> dict[str, Any]:
+    """Eq. 8 with centred weights and truncated importance ratios, one sequence at a time, float64; with PEFT's adapters
+    where there are some."""
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float64, attn_implementation="eager")
     model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float64, attn_implementation="eager")
+    if adapter is not None:
+        import peft
+
+        model = peft.PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False).double()
     weights = [w for row in rows for w, a in zip(row["loss_weight"], row["audited"], strict=True) if a]
     baseline = sum(weights) / len(weights)
     chunk_loss = kl = nll = torch.zeros((), dtype=torch.float64)
@@ -103,7 +138,8 @@ def written_out(student: Path, policy: Path, rows: list[dict[str, Any]]) -> dict
             elif row["response_mask"][i]:
                 kl = kl + (reference_logp[i - 1].exp() * (reference_logp[i - 1] - logp[i - 1])).sum()
     ((chunk_loss + TRAIN["beta"] * kl) / len(weights)).backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    gradients = {name.replace(".default", ""): parameter.grad for name, parameter in trained}
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
     sums = {"chunk_loss": chunk_loss.item(), "kl": kl.item(), "nll": nll.item()}
     return {"sums": sums, "norm": norm, "gradients": gradients, "normaliser": len(weights)}
@@ -115,7 +151,7 @@ def worst(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(((a[name].double() - b[name].double()).norm() / b[name].double().norm()).item() for name in b)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *ADAPTED])
 def test_loss_and_gradient_equal_equation_8_written_out_in_float64(steps: Steps, kind: str) -> None:
     mine, theirs = steps(kind, "one"), steps(kind, "written out")
     for name, value in theirs["sums"].items():
@@ -126,7 +162,7 @@ def test_loss_and_gradient_equal_equation_8_written_out_in_float64(steps: Steps,
     assert 0 < mine["sums"]["clipped"] < mine["normaliser"]  # the importance cap was at work
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *BASELINES])
+@pytest.mark.parametrize("kind", [*KINDS, *BASELINES, *ADAPTED])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_processes_form_the_gradient_of_one(steps: Steps, kind: str, layout: str) -> None:
     one, two = steps(kind, "one"), steps(kind, layout)
@@ -155,3 +191,15 @@ def test_every_layout_writes_the_bits_that_it_read(
     assert before.keys() == after.keys() == index["weight_map"].keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in after.values())
+
+
+@pytest.mark.parametrize("kind", ADAPTED)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_writes_the_adapters_that_it_read(
+    steps: Steps, jobs: dict[str, dict[str, Any]], kind: str, layout: str
+) -> None:
+    steps(kind, layout)
+    before = load_file(jobs[kind]["adapter"] / "adapter_model.safetensors")
+    after = load_file(Path(f"{jobs[kind]['policy']}-{layout}", "adapter", "adapter_model.safetensors"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

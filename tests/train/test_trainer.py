@@ -1,6 +1,7 @@
 """Whole rounds: what comes out, what a crash leaves behind, what is refused."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from omniopd.store.config import Config
 from omniopd.store.errors import BusyError, ConfigChangedError, ConfigError, InputError, TableError
 from omniopd.store.layout import RunDir
+from omniopd.store.sections import TrainConfig
 from omniopd.train.checkpoint import Checkpoints
 from omniopd.train.launch import launch
 from omniopd.train.metrics import MetricsLog
@@ -142,13 +144,63 @@ def test_rounds_with_a_carried_optimizer_are_one_long_training(tmp_path: Path, s
     assert gaps[1] > 1e-4
 
 
-def test_another_precision_than_the_round_before_begins_with_a_fresh_optimizer(
-    run: RunDir, students: Callable[[str], Path]
-) -> None:
-    for index, precision in enumerate(("fp32", "bf16")):
-        config = kit.make_config(students("qwen3"), precision=precision)
+def train_rounds(run: RunDir, student: Path, *sections: dict[str, Any]) -> None:
+    for index, section in enumerate(sections):
+        config = kit.make_config(student, **section)
         kit.write_round(run, index, config, kit.shard_rows(4, seed=index))
         assert train_round(run, index, config).trained
+
+
+def test_float32_goes_on_without_the_optimizer_s_state_and_says_so(
+    run: RunDir, students: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_rounds(run, students("qwen3"), {"precision": "bf16"}, {"precision": "fp32"})
+    assert "The last checkpoint of round 0 was made with another train.precision" in capsys.readouterr().err
+
+
+def test_bfloat16_does_not_go_on_without_the_float32_weights_of_the_round_before(
+    run: RunDir, students: Callable[[str], Path]
+) -> None:
+    sections = {"precision": "bf16"}, {"precision": "bf16", "distributed_optimizer": True}
+    with pytest.raises(InputError, match="its float32 weights with it"):
+        train_rounds(run, students("qwen3"), *sections)
+    shutil.rmtree(run.round(0).checkpoint)
+    config = kit.make_config(students("qwen3"), precision="bf16")
+    with pytest.raises(InputError, match="The last checkpoint of round 0 is gone"):
+        train_round(run, 1, config)
+    assert not run.round(1).checkpoint.exists()
+    assert train_round(run, 1, kit.make_config(students("qwen3"), precision="bf16", carry_optimizer=False)).trained
+
+
+def test_a_disk_that_does_not_hold_the_checkpoints_is_refused_before_the_first_step(
+    run: RunDir, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit.write_round(run, 0, config, kit.shard_rows(4))
+    full = shutil.disk_usage(run.path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(InputError, match=r"checkpoints and policy take .* free"):
+        train_round(run, 0, config)
+    assert not run.round(0).checkpoint.exists()
+
+
+def test_more_processes_than_gpus_are_refused_before_they_start(
+    run: RunDir, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit.write_round(run, 0, config, kit.shard_rows(4))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    many = config.model_copy(update={"train": config.train.model_copy(update={"processes": 4})})
+    with pytest.raises(ConfigError, match=r"train\.processes is 4, and this machine has 2 GPUs"):
+        launch(run, 0, many)
+
+
+def test_what_is_left_to_the_device_is_bf16_and_large_products_on_a_gpu() -> None:
+    train = TrainConfig()
+    gpu, old, cpu = train.on(cuda=True), train.on(cuda=True, bf16=False), train.on(cuda=False)
+    assert [(t.precision, t.loss_rows) for t in (gpu, old, cpu)] == [("bf16", 2048), ("fp32", 2048), ("fp32", 256)]
+    told = TrainConfig(precision="fp32", loss_rows=7)
+    assert told.on(cuda=True) == told
+    with pytest.raises(ConfigError, match="does not compute in bfloat16"):
+        TrainConfig(precision="bf16").on(cuda=True, bf16=False)
 
 
 def test_bf16_with_recomputation_trains(run: RunDir, students: Callable[[str], Path]) -> None:

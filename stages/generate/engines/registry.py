@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 
+from ....method.objectives.registry import objective_of
 from ....store.config import Config
 from ..engine import Engine
 
@@ -19,14 +20,18 @@ def make_engine(folder: str, config: Config, longest_prompt: int, *, entropies: 
         InputError: the engine is not installed, or cannot load the model.
     """
     # Each engine brings in seconds of imports.
+    import torch
+
     from .rescore import Rescored, Rescorer
 
-    rescore = entropies and config.generate.entropy == "rescore"
+    rescore = entropies and _rescored(config)
+    cuda = torch.cuda.is_available()
+    precision = config.train.on(cuda=cuda, bf16=cuda and torch.cuda.is_bf16_supported()).precision
     if _name(config) == "transformers":
         from .transformers_engine import TransformersEngine
 
         engine = TransformersEngine(folder, config.student.dtype, config.generate.batch_size)
-        return Rescored(engine, Rescorer(folder, config.train.precision)) if rescore else engine
+        return Rescored(engine, Rescorer(folder, precision)) if rescore else engine
     from .vllm_engine import VllmEngine
 
     if not entropies:
@@ -39,7 +44,12 @@ def make_engine(folder: str, config: Config, longest_prompt: int, *, entropies: 
         engine.close()
         sys.stderr.write(f"{problem}: falling back to generate.entropy = rescore\n")
     engine = VllmEngine(folder, config, longest_prompt, decode_entropies=False)
-    return Rescored(engine, Rescorer(folder, config.train.precision))
+    return Rescored(engine, Rescorer(folder, precision))
+
+
+def _rescored(config: Config) -> bool:
+    entropy = config.generate.entropy
+    return entropy == "rescore" or (entropy == "auto" and objective_of(config).rescored)
 
 
 def _name(config: Config) -> str:

@@ -1,6 +1,8 @@
 """A live audit at servers that take less than they are given, that think, or that always say the same."""
 
+import contextlib
 import json
+import sqlite3
 
 import pytest
 from aiohttp import web
@@ -13,7 +15,7 @@ from omniopd.stages.audit.teacher import Rollout
 from omniopd.stages.audit.todo import Work
 from omniopd.stages.audit.variety import VarietyWatch
 from omniopd.store.config import made_with
-from omniopd.store.errors import TeacherError
+from omniopd.store.errors import BudgetReached, TeacherError
 from omniopd.store.ledger import read_totals
 from omniopd.store.model import bos_text
 from omniopd.view.status import read_status
@@ -74,6 +76,45 @@ def test_a_configured_prefill_that_is_refused_is_an_error_and_no_other_continuat
     with pytest.raises(TeacherError, match="continue_final_message"):
         audit(run, 0, run.config(('teacher.continuation="prefill"',)))
     assert all("continue_final_message" in body for body in teacher.bodies if len(body["messages"]) > 1)
+
+
+def test_what_a_refusal_taught_is_known_to_the_next_audit_of_the_run_and_said_again(run, teacher, capsys):
+    def behave(body, number):
+        if "temperature" in body:
+            return refuse("Unsupported parameter: temperature")
+        return refuse("'n' : number must be at most 1") if body.get("n", 1) > 1 else None
+
+    teacher.behave = behave
+    with pytest.raises(BudgetReached):
+        audit(run, 0, run.config(("teacher.budget_tokens=400",)))
+    answered, asked = teacher.answered, teacher.requests
+    assert 0 < answered < asked
+    capsys.readouterr()
+    audit(run, 0, run.config())
+    chunks = run.round(0).chunks.manifest.rows
+    assert teacher.answered == 4 * chunks
+    assert teacher.requests - asked == teacher.answered - answered, "nothing is sent in a form that was refused"
+    said = capsys.readouterr().err
+    assert said.count("takes at most n = 1") == said.count("does not take temperature") == 1
+    assert {row["status"] for row in rows_of(run)} == {"ok"}
+
+
+def test_other_settings_of_the_teacher_have_learned_nothing_and_no_key_is_kept(run, teacher, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    said = "'n' : number must be at most 1 (for sk-very-secret)"
+    teacher.behave = lambda body, number: refuse(said) if body.get("n", 1) > 1 else None
+    audit(run, 0, run.config())
+    with contextlib.closing(sqlite3.connect(run.ledger)) as db:
+        assert db.execute("SELECT status, said FROM lessons").fetchall() == [
+            (400, "'n' : number must be at most 1 (for (key))")
+        ]
+    teacher.behave = lambda body, number: None
+    run.round(0).rollouts.replace([], run.round(0).rollouts.manifest.made_with, complete=False)
+    capsys.readouterr()
+    asked = teacher.requests
+    audit(run, 0, run.config(("teacher.extra={user='me'}",)))
+    assert "at most n" not in capsys.readouterr().err
+    assert teacher.requests - asked == run.round(0).chunks.manifest.rows
 
 
 def thinks(body, number):

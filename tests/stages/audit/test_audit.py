@@ -183,8 +183,8 @@ def test_a_prompt_that_the_server_cannot_stand_is_set_aside_and_the_others_go_on
 
     teacher.behave = behave
     audit(run, 0, run.config(("teacher.max_concurrency=1", "teacher.max_attempts=2")))
-    assert_every_rollout_is_there_once(run)
-    assert sum(row["status"] == "failed" for row in rollouts(run)) == 4
+    assert len(rollouts(run)) == 4 * (run.round(0).chunks.manifest.rows - 1)
+    assert {row["status"] for row in rollouts(run)} == {"ok"}, "nothing was answered after its last turn"
     assert teacher.requests == teacher.answered + 4, "two attempts, and two more at the end"
 
 

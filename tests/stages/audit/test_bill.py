@@ -92,6 +92,12 @@ def test_the_stage_says_by_how_much_bills_exceeded_the_cap(run, teacher):
         {"prompt_tokens": 0, "completion_tokens": 16},
         {"prompt_tokens": 40, "completion_tokens": 0},
         {"prompt_tokens": 1 << 33, "completion_tokens": 16},
+        {"prompt_tokens": "many", "completion_tokens": 16},
+        {"prompt_tokens": 40.5, "completion_tokens": 16},
+        {"prompt_tokens": -40, "completion_tokens": 16},
+        {"prompt_tokens": True, "completion_tokens": 16},
+        "20",
+        [40, 16],
     ],
     ids=str,
 )
@@ -109,6 +115,23 @@ def test_a_text_without_a_bill_is_charged_its_worst_case_and_kept(run, teacher, 
         assert row["charged_tokens"] == row["reserved_tokens"] == row["prompt_estimate"] + row["completion_estimate"]
         assert row["charged_nusd"] == 1000 * row["prompt_estimate"] + 5000 * row["completion_estimate"]
     assert read_totals(run.ledger).charged_tokens <= cap
+
+
+@pytest.mark.parametrize("written", [str, float, lambda tokens: f"{tokens}.0"], ids=["20", "20.0", "'20.0'"])
+def test_a_bill_in_strings_or_floats_is_the_bill(run, teacher, written):
+    bills = []
+
+    def write(usage):
+        bills.append((usage["prompt_tokens"], usage["completion_tokens"]))
+        return {name: written(usage[name]) for name in ("prompt_tokens", "completion_tokens")}
+
+    with_usage(teacher, write)
+    audit(run, 0, run.config((PRICE,)))
+    totals = read_totals(run.ledger)
+    assert totals.unknown == 0
+    assert (totals.prompt_tokens, totals.completion_tokens) == tuple(map(sum, zip(*bills, strict=True)))
+    assert totals.charged_tokens == sum(map(sum, bills))
+    assert totals.charged_nusd == 1000 * totals.prompt_tokens + 5000 * totals.completion_tokens
 
 
 def test_more_cached_tokens_than_the_prompt_has_never_make_a_price_negative(run, teacher):

@@ -125,16 +125,59 @@ def test_the_last_refusal_is_left_open_and_said(run, teacher, capsys):
     teacher.behave = lambda body, number: refusal(400, "too long") if body["prompt"] == last else None
     audit(run, 0, run.config())
     assert by_status(run) == {"ok": wanted(run) - 4}
-    assert "4 rollouts were refused (400: too long) and nothing was answered after them" in capsys.readouterr().err
+    said = "4 rollouts were refused or not answered (400: too long), and nothing was answered after them"
+    assert said in capsys.readouterr().err
     assert teacher.requests == 2 * chunks
 
 
-def test_a_budget_that_covers_only_what_was_refused_ends_the_stage(run, teacher):
+def test_what_is_refused_takes_no_budget_from_the_next_chunks_until_ten_in_a_row_end_the_stage(run, teacher):
     teacher.behave = lambda body, number: refusal(400, "too long")
-    with pytest.raises(BudgetReached):
-        audit(run, 0, run.config(("teacher.budget_tokens=3000",)))
-    assert 0 < teacher.requests < 10
+    with pytest.raises(TeacherError, match="refuses every request: 400: too long"):
+        audit(run, 0, run.config(("teacher.budget_tokens=1500",)))  # the worst case of a few chunks
+    assert teacher.requests == 10
     assert by_status(run) == {}
+
+
+def test_a_budget_whose_chunks_are_refused_goes_to_the_next_ones(run, teacher):
+    teacher.behave = lambda body, number: refusal(400, "too long") if number < 3 else None
+    with pytest.raises(BudgetReached) as caught:
+        audit(run, 0, run.config(("teacher.budget_tokens=1100",)))
+    rows = by_status(run)
+    assert (rows["ok"], rows["failed"]) == (4 * teacher.answered, 12)
+    assert len(run.round(0).rollouts.existing_keys()) == rows.total(), "what was recorded meanwhile is not asked again"
+    assert f"The {(wanted(run) - rows.total()) // 4} chunks of the lowest entropy" in str(caught.value)
+    assert teacher.requests == teacher.answered + 3, "no chunk is asked for a second time"
+
+
+def test_a_server_that_goes_away_at_the_end_leaves_rollouts_open_and_no_failed_row(run, teacher, capsys):
+    audit(run, 0, run.config())
+    last = teacher.bodies[-1]["prompt"]
+    run.round(0).rollouts.replace([], run.round(0).rollouts.manifest.made_with, complete=False)
+    teacher.behave = lambda body, number: refusal(503, "gone") if body["prompt"] == last else None
+    options = ("teacher.max_attempts=2",)
+    audit(run, 0, run.config(options))
+    assert by_status(run) == {"ok": wanted(run) - 4}
+    assert "4 rollouts were refused or not answered (503: gone)" in capsys.readouterr().err
+    teacher.behave, asked = lambda body, number: None, teacher.requests
+    audit(run, 0, run.config(options))
+    assert by_status(run) == {"ok": wanted(run)}
+    assert teacher.requests == asked + 1
+
+
+def test_a_prompt_that_is_never_answered_is_recorded_once_another_one_is_answered_after_it(run, teacher):
+    """Two prompts crash the server; the second recovers in its last turn, which is after the first one's."""
+    poisoned, attempts = [], collections.Counter()
+
+    def behave(body, number):
+        poisoned.append(body["prompt"]) if number in (2, 4) else None
+        attempts[body["prompt"]] += 1
+        broken = body["prompt"] in poisoned[:1] or (body["prompt"] in poisoned and attempts[body["prompt"]] < 3)
+        return refusal(500, "crash") if broken else None
+
+    teacher.behave = behave
+    audit(run, 0, run.config(("teacher.max_attempts=2",)))
+    assert by_status(run) == {"ok": wanted(run) - 4, "failed": 4}
+    assert read_totals(run.ledger).unknown == 0
 
 
 def test_failed_rollouts_are_asked_for_again_when_told_to_and_the_money_stays_spent(run, teacher):
