@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS requests (
     request_id        TEXT PRIMARY KEY,
     round             INTEGER NOT NULL,
     teacher           TEXT NOT NULL,
+    kind              TEXT NOT NULL DEFAULT 'rollouts' CHECK (kind IN ('rollouts', 'check')),
     state             TEXT NOT NULL CHECK (state IN ('reserved', 'settled', 'released', 'unknown')),
     reserved_nusd     INTEGER NOT NULL,
     reserved_tokens   INTEGER NOT NULL,
@@ -46,7 +47,7 @@ CREATE TABLE IF NOT EXISTS forecasts (round INTEGER PRIMARY KEY, payload TEXT NO
 CREATE TABLE IF NOT EXISTS identity (run_id TEXT NOT NULL, openings INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS compared_parts (name TEXT PRIMARY KEY) STRICT;
 """
-"""`compared_parts`: parts of the rollouts tables all of whose requests the ledger knows."""
+"""`kind`: what was asked for; a check leaves no rollout. `compared_parts`: parts of the rollouts tables all of whose requests the ledger knows."""
 
 _IDS_AT_A_TIME = 65536
 
