@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from aiohttp import web
 
-from omniopd.stages.audit import sender
 from omniopd.stages.audit.stage import audit
 from omniopd.store.errors import BudgetReached, OmniopdError
 from omniopd.store.ledger import read_totals
@@ -28,6 +28,7 @@ from support.runs import GeneratedRounds, write_run
 from support.scripted_teacher import ScriptedTeacher
 
 CAP_TOKENS = 3000
+PAUSE = "omniopd.stages.audit.sender.pause_s"
 
 Usage = Callable[[dict[str, Any]], Any]
 
@@ -126,7 +127,6 @@ def measure(kind: Kind, folder: Path, generated: GeneratedRounds) -> Result:
 
 
 def main() -> int:
-    sender.pause_s = lambda attempt, asked: 0.0
     worst = 0
     print(f"| provider | true bill | ledger | cap | over the cap | rollouts | end |\n|{'---|' * 7}")
     with tempfile.TemporaryDirectory() as name:
@@ -134,7 +134,7 @@ def main() -> int:
         (folder / "generated").mkdir()
         generated = GeneratedRounds(folder / "generated")
         for place, kind in enumerate(KINDS):
-            with contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()), patch(PAUSE, lambda attempt, asked: 0.0):
                 result = measure(kind, folder / f"run{place}", generated)
             over = max(0, result.billed - CAP_TOKENS)
             worst = max(worst, over)
