@@ -198,7 +198,8 @@ def test_a_poisoned_prompt_costs_the_others_nothing(run, teacher, monkeypatch):
         return web.json_response({}, status=500) if body["prompt"] in poisoned else good(body, number)
 
     teacher.behave = behave
-    audit(run, 0, run.config(("teacher.max_attempts=2",)))
+    # One at a time: a failure is recorded where a request that was sent after it is answered.
+    audit(run, 0, run.config(("teacher.max_attempts=2", "teacher.concurrency=1")))
     statuses = collections.Counter(row["status"] for row in run.round(0).rollouts.read(["status"]).to_pylist())
     assert 0 < statuses["failed"] <= 2 * MOST
 
