@@ -28,6 +28,7 @@ app.add_typer(study, name="study")
 
 Run = Annotated[Path, typer.Argument(help="The run directory.", show_default=False)]
 Set = Annotated[list[str], typer.Option("--set", help="Override a config key: --set train.lr=1e-5. Repeatable.")]
+NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not look at the set-up first (omniopd check).")]
 Format = Literal["table", "csv", "json", "jsonl", "parquet"]
 Round = Annotated[
     int | None, typer.Option("--round", min=0, help="Which round; the first unfinished one if not given.")
@@ -98,16 +99,34 @@ def plan(run: Run, set_: Set = []) -> None:
 
     Example: omniopd plan runs/first --set teacher.rollouts=20
     """
+    from .check import offline
     from .view.plan import describe, plan
 
     config = _config(run, set_)
     _say(describe(plan(RunDir(run), config), config))
+    if found := [str(finding) for finding in offline(RunDir(run), config) if finding.verdict != "ok"]:
+        _say("\n".join(found))
+
+
+@app.command()
+def check(run: Run, set_: Set = []) -> None:
+    """Look at student, teacher, key, price, budget and disk before a run; asks the teacher two small questions.
+
+    Example: omniopd check runs/first
+    """
+    from .check import check
+
+    findings = check(RunDir(run), _config(run, set_))
+    _say("\n".join(map(str, findings)))
+    if any(finding.verdict == "fail" for finding in findings):
+        raise typer.Exit(3)
 
 
 @app.command()
 def generate(
     run: Run,
     round_: Round = None,
+    no_check: NoCheck = False,
     shard: Annotated[str, typer.Option(help="i/n: fill share i of n; torchrun and srun say it by themselves.")] = "",
     set_: Set = [],
 ) -> None:
@@ -115,12 +134,15 @@ def generate(
 
     Example: omniopd generate runs/first --shard 0/4
     """
+    from .check import require
     from .stages.generate.stage import generate
     from .stages.generate.workers import which_worker
 
     share = which_worker(shard, os.environ)
     # One worker writes down what runs, so that several do not replace the same file.
     config = _recorded_config(run, set_) if share.index == 0 else _config(run, set_)
+    if share.index == 0 and not no_check:
+        require(RunDir(run), config, "generate")
     _say(generate(RunDir(run), _round_index(run, round_), config, share))
 
 
@@ -136,6 +158,7 @@ def audit(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask once more for the rollouts that are recorded as failed.")
     ] = False,
+    no_check: NoCheck = False,
     set_: Set = [],
 ) -> None:
     """Stage 2: pick the peak-entropy chunks and ask the teacher to continue their prefixes, under the budget.
@@ -147,9 +170,12 @@ def audit(
 
         _say(str(ledger_repair.rebuild_ledger(RunDir(run))))
         return
+    from .check import require
     from .stages.audit.stage import audit
 
     config = _recorded_config(run, set_)
+    if not no_check:
+        require(RunDir(run), config, "audit")
     _say(audit(RunDir(run), _round_index(run, round_), config, follow, retry_failed))
 
 
@@ -179,16 +205,22 @@ def train(run: Run, round_: Round = None, set_: Set = []) -> None:
 
 @app.command("run")
 def run_(
-    run: Run, rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in all.")] = None, set_: Set = []
+    run: Run,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in all.")] = None,
+    no_check: NoCheck = False,
+    set_: Set = [],
 ) -> None:
     """Drive the four stages, round after round; resumes where it was stopped.
 
     Example: omniopd run runs/first --rounds 5
     """
+    from .check import require
     from .run import run_rounds
 
     overrides = set_ if rounds is None else [*set_, f"run.rounds={rounds}"]
     config = _recorded_config(run, overrides)
+    if not no_check:
+        require(RunDir(run), config, "generate")
     run_rounds(RunDir(run), config, overrides, _say)
     _say(f"policy of the last round: {RunDir(run).round(config.run.rounds - 1).policy}")
 

@@ -80,7 +80,8 @@ class AuditContext:
         worst = self.commit.ledger.worst_case.bound(estimate)
         return Reservation(
             *(request_id, self.round_index, self.config.model, self.rates.nusd(worst), worst.tokens),
-            *(self.rates.source, estimate),
+            price_source=self.rates.source,
+            estimate=estimate,
         )
 
     def read(self, outcome: Outcome, ask: Ask) -> Answer | Outcome:

@@ -105,7 +105,7 @@ async def _audit(
     table.begin(settings)
     spare_bytes = max(_SPARE_BYTES, _SPARE_BYTES_PER_REQUEST * config.teacher.max_concurrency)
     with (
-        contextlib.closing(Ledger(run.ledger, _caps(config.teacher, round_.index))) as ledger,
+        contextlib.closing(Ledger(run.ledger, caps(config.teacher, round_.index))) as ledger,
         Spare(run.ledger, spare_bytes) as spare,
     ):
         recall(ledger, config.teacher, teacher)
@@ -133,7 +133,8 @@ async def _audit(
                     await _ask_live(context, session, round_, config, chunks, todo)
 
 
-def _caps(teacher: TeacherConfig, round_index: int) -> Caps:
+def caps(teacher: TeacherConfig, round_index: int) -> Caps:
+    """What a round's requests may cost."""
     return Caps(
         run=Budget.of(teacher.budget_usd, teacher.budget_tokens),
         round=Budget.of(teacher.round_budget_usd, teacher.round_budget_tokens),
