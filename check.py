@@ -14,7 +14,7 @@ from typing import Literal
 import orjson
 
 from .method.objectives.registry import objective_of
-from .stages.audit import probe
+from .stages.audit import setup
 from .store import files
 from .store.config import Config
 from .store.errors import ConfigError, OmniopdError, TeacherError
@@ -33,18 +33,19 @@ def check(run: RunDir, config: Config) -> list[Finding]:
     if objective_of(config).asks == "nobody":
         return [*findings, Finding("teacher", "ok", f"{config.train.objective} asks none")]
     if not any(finding.verdict == "fail" for finding in findings):
-        findings += asyncio.run(probe.server(run, config))
+        findings += _server(run, config)
     return findings
 
 
 def offline(run: RunDir, config: Config) -> list[Finding]:
     """What needs no server."""
-    teacher = [] if objective_of(config).asks == "nobody" else probe.settings(config.teacher)
+    teacher = [] if objective_of(config).asks == "nobody" else setup.settings(config.teacher)
     return [*teacher, *_student(config), *_answers(config), _disk(run)]
 
 
 def require(run: RunDir, config: Config, before: Before) -> None:
-    """Check what has not been checked yet under these settings; warnings go to stderr.
+    """Check the teacher, unless it was checked under these settings; warnings go to stderr. Student and data are
+    checked by the stages themselves.
 
     A server that nobody answers at stops `audit` and not `generate`, which may be what has the GPU until then.
 
@@ -52,16 +53,25 @@ def require(run: RunDir, config: Config, before: Before) -> None:
         ConfigError: a setting cannot work.
         TeacherError: the teacher cannot.
     """
-    _refuse(offline(run, config), ConfigError)
-    if objective_of(config).asks == "nobody" or _fingerprint(config) in _remembered(run):
+    if objective_of(config).asks == "nobody":
         return
-    found = asyncio.run(probe.server(run, config))
-    if before == "generate" and found and found[0].name == probe.UNREACHABLE:
+    _refuse(setup.settings(config.teacher), ConfigError)
+    if _fingerprint(config) in _remembered(run):
+        return
+    found = _server(run, config)
+    if before == "generate" and found[0].name == "server":
         _say([Finding("server", "warn", found[0].value, "audit will need it.")])
         return
     _say([finding for finding in found if finding.verdict == "warn"])
     _refuse(found, TeacherError)
     files.write_text(run.checked, json.dumps(sorted({*_remembered(run), _fingerprint(config)})) + "\n")
+
+
+def _server(run: RunDir, config: Config) -> list[Finding]:
+    # Half a second of imports, which `plan` does without.
+    from .stages.audit import probe
+
+    return asyncio.run(probe.server(run, config))
 
 
 def _refuse(findings: list[Finding], error: type[OmniopdError]) -> None:
@@ -125,4 +135,6 @@ def _gpu() -> Finding:
     import torch
 
     count = torch.cuda.device_count()
-    return Finding("gpu", "ok", f"{count} x {torch.cuda.get_device_name(0)}" if count else "none: the CPU works")
+    return Finding(
+        "gpu", "ok", f"{count} x {torch.cuda.get_device_name(0)}" if count else "none: the CPU does the work"
+    )

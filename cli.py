@@ -1,8 +1,10 @@
 """The command line. It parses, calls one function, and prints; heavy imports happen inside the commands."""
 
+import functools
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -134,16 +136,14 @@ def generate(
 
     Example: omniopd generate runs/first --shard 0/4
     """
-    from .check import require
     from .stages.generate.stage import generate
     from .stages.generate.workers import which_worker
 
     share = which_worker(shard, os.environ)
     # One worker writes down what runs, so that several do not replace the same file.
     config = _recorded_config(run, set_) if share.index == 0 else _config(run, set_)
-    if share.index == 0 and not no_check:
-        require(RunDir(run), config, "generate")
-    _say(generate(RunDir(run), _round_index(run, round_), config, share))
+    before = _check_before("generate", run, config, no_check or share.index > 0)
+    _say(generate(RunDir(run), _round_index(run, round_), config, share, before))
 
 
 @app.command()
@@ -170,13 +170,11 @@ def audit(
 
         _say(str(ledger_repair.rebuild_ledger(RunDir(run))))
         return
-    from .check import require
     from .stages.audit.stage import audit
 
     config = _recorded_config(run, set_)
-    if not no_check:
-        require(RunDir(run), config, "audit")
-    _say(audit(RunDir(run), _round_index(run, round_), config, follow, retry_failed))
+    before = _check_before("audit", run, config, no_check)
+    _say(audit(RunDir(run), _round_index(run, round_), config, follow, retry_failed, before))
 
 
 @app.command()
@@ -214,14 +212,11 @@ def run_(
 
     Example: omniopd run runs/first --rounds 5
     """
-    from .check import require
     from .run import run_rounds
 
     overrides = set_ if rounds is None else [*set_, f"run.rounds={rounds}"]
     config = _recorded_config(run, overrides)
-    if not no_check:
-        require(RunDir(run), config, "generate")
-    run_rounds(RunDir(run), config, overrides, _say)
+    run_rounds(RunDir(run), config, overrides, _say, check=not no_check)
     _say(f"policy of the last round: {RunDir(run).round(config.run.rounds - 1).policy}")
 
 
@@ -436,6 +431,15 @@ def _say(line: Any) -> None:
 
 def _config(run: Path, overrides: list[str]) -> "Config":
     return RunDir(run).config(tuple(overrides))
+
+
+def _check_before(
+    stage: Literal["generate", "audit"], run: Path, config: "Config", no_check: bool
+) -> Callable[[], None]:
+    """What a stage does before it costs anything."""
+    from .check import require
+
+    return (lambda: None) if no_check else functools.partial(require, RunDir(run), config, stage)
 
 
 def _recorded_config(run: Path, overrides: list[str]) -> "Config":

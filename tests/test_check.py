@@ -9,6 +9,8 @@ from omniopd.check import check, offline, require
 from omniopd.stages.audit.stage import audit
 from omniopd.store.errors import ConfigError, TeacherError
 from omniopd.store.ledger import read_totals
+from support.runs import STUDENT
+from support.served import transformers_serve
 
 
 @pytest.fixture
@@ -61,8 +63,9 @@ def test_what_the_config_shows_needs_no_server(run, teacher, monkeypatch, overri
     findings = offline(run, run.config(overrides))
     assert verdicts(findings)[name] == "fail"
     assert said in line(findings, name)
-    with pytest.raises(ConfigError, match="--no-check"):
-        require(run, run.config(overrides), "generate")
+    if name not in ("student", "answers"):  # which the stages refuse by themselves
+        with pytest.raises(ConfigError, match="--no-check"):
+            require(run, run.config(overrides), "generate")
     assert teacher.requests == 0
 
 
@@ -178,3 +181,21 @@ def test_nobody_is_asked_where_the_objective_asks_nobody(run, teacher):
     assert "asks none" in line(found, "teacher")
     require(run, run.config(("train.objective=grpo", "data.answer=answer")), "audit")
     assert teacher.requests == 0
+
+
+@pytest.mark.slow
+def test_transformers_serve_is_seen_as_it_is(make_run, tmp_path):
+    """Its list of models fails, and it closes the connection then; it takes no `n`; it counts its tokens."""
+    model = STUDENT.parent / "teacher"
+    with transformers_serve(model, tmp_path) as url:
+        run = make_run(teacher={"base_url": url, "model": str(model)})
+        found = check(run, run.config())
+        assert {name: v for name, v in verdicts(found).items() if v != "ok"} == {"n": "warn"}
+        assert "the server has /completions" in line(found, "teacher")
+        totals = read_totals(run.ledger)
+        assert totals.unknown == 0
+        assert 0 < totals.prompt_tokens + totals.completion_tokens == totals.charged_tokens <= 400
+        wrong = check(run, run.config(("teacher.model=absent",)))
+        assert "requested 'absent'" in line(wrong, "answer")
+        bare = check(run, run.config((f"teacher.base_url={url[:-3]}",)))
+        assert f'Set teacher.base_url = "{url}"' in line(bare, "address")

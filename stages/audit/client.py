@@ -240,7 +240,9 @@ class _SessionHttp:
         try:
             try:
                 status, raw = await self._once(method, url, headers, data)
-            except (aiohttp.ServerDisconnectedError, ConnectionResetError):
+            except aiohttp.ClientConnectorError:
+                raise
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 # A kept connection that the server had closed. Nothing is asked for here, so twice is harmless.
                 status, raw = await self._once(method, url, headers, data)
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:

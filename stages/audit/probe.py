@@ -1,12 +1,12 @@
 # pyright: strict
-"""Is the teacher as a run needs it? What the config alone can tell, and what the server and two small requests do.
+"""Is the teacher as a run needs it? What the server says, and what two small requests do.
 
 The requests are in the ledger like any other, of the kind `check`: a few hundred tokens.
 """
 
+import asyncio
 import contextlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ import aiohttp
 
 from ...method.stopping import stopping_rule
 from ...store.config import Config
-from ...store.errors import ConfigError, TeacherError
+from ...store.errors import TeacherError
 from ...store.findings import Finding, of_error
 from ...store.layout import RunDir
 from ...store.ledger import Ledger, Settlement
@@ -27,14 +27,11 @@ from .group_commit import GroupCommit
 from .lessons import recall
 from .outbox import Outbox
 from .price import find_rates
+from .setup import urls_of
 from .stage import caps
-from .teacher import Answer, Ask, Dialect, Reply, Teacher
+from .teacher import Answer, Ask, Reply, Teacher
 from .teachers.openai import headers_of
-from .teachers.registry import find_dialect
 from .teachers.reply import THINKING
-
-UNREACHABLE = "server"
-"""Name of the finding about a server that nobody answers at: `generate` can go on without it, `audit` cannot."""
 
 _QUESTION = "Write 40 random digits from 0 to 9, separated by commas, and nothing else."
 _SHORT, _LONG = "7, 2, 9, 4, 0, 4, 1,", "7, 2, 9, 4, 0, 4, 1, 8, 8, 3, 5, 2,"
@@ -43,73 +40,19 @@ from one continuation to the next."""
 _TOKENS = 12
 _CHOICES = 2
 _ATTEMPTS = 6
-
-
-# -- what the config tells
-
-
-def settings(teacher: TeacherConfig, environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """Findings that need no server: kind, address, key, price and budget."""
-    try:
-        dialect = find_dialect(teacher.kind)
-    except ConfigError as error:
-        return [of_error("teacher", error)]
-    findings = [finding for url in urls_of(teacher) if (finding := _address(url)) is not None]
-    if (missing := _key(teacher, dialect, environment)) is not None:
-        findings.append(missing)
-    findings.append(_price(teacher))
-    return findings
-
-
-def urls_of(teacher: TeacherConfig) -> tuple[str, ...]:
-    """The configured addresses, without a slash at the end; one is "" where the provider's own is meant."""
-    urls = (teacher.base_url,) if isinstance(teacher.base_url, str) else teacher.base_url
-    return tuple(url.rstrip("/") for url in urls)
-
-
-def _address(url: str) -> Finding | None:
-    parts = urlsplit(url)
-    if not url or (parts.scheme in ("http", "https") and parts.hostname):
-        return None
-    problem = f"teacher.base_url {url!r} does not begin with http:// or https://"
-    return Finding("address", "fail", problem, f'Set teacher.base_url = "http://{url.split("://")[-1]}".')
-
-
-def _key(teacher: TeacherConfig, dialect: Dialect, environment: Mapping[str, str]) -> Finding | None:
-    host = urlsplit(urls_of(teacher)[0]).hostname or ""
-    needed = bool(teacher.api_key_env) or dialect.key_hosts is None or host in dialect.key_hosts
-    variable = teacher.api_key_env or dialect.key
-    if not needed or teacher.api_key_file or environment.get(variable, "").strip():
-        return None
-    hint = f"Put the key of {host or teacher.kind} there, or into a file that teacher.api_key_file names."
-    return Finding("key", "fail", f"The environment variable {variable} is not set", hint)
-
-
-def _price(teacher: TeacherConfig) -> Finding:
-    try:
-        rates = find_rates(teacher)
-    except ConfigError as error:
-        return of_error("price", error)
-    if rates.source == "unknown":
-        return Finding("price", "ok", "unknown, counted as free of charge")
-    price = f"${rates.input:g} in and ${rates.output:g} out per million tokens ({rates.source})"
-    if teacher.budget_usd is None and teacher.budget_tokens is None:
-        return Finding("price", "warn", f"{price}, and no budget", "Set teacher.budget_usd to what a run may cost.")
-    return Finding("price", "ok", price)
-
-
-# -- what the server does
+_PAUSE_S = 0.5
 
 
 async def server(run: RunDir, config: Config) -> list[Finding]:
-    """Findings about the server: there, with the model, continuing a prefix. Sends two small requests."""
+    """Findings about the server: there, with the model, continuing a prefix. Sends two small requests. Where nobody
+    answers there is one finding, named server."""
     missing = await _missing_v1(config.teacher)
     if missing is not None:
         return [missing]
     try:
         teacher = await find_teacher(config.teacher)
     except TeacherError as error:
-        return [of_error(UNREACHABLE if isinstance(error, NobodyAnswers) else "teacher", error)]
+        return [of_error("server" if isinstance(error, NobodyAnswers) else "teacher", error)]
     said = f"{config.teacher.model}: continuation = {teacher.continuation} ({teacher.why})"
     findings = [Finding("teacher", "ok", said)]
     if (length := await _context_length(config)) is not None:
@@ -160,8 +103,11 @@ async def _ask(context: AuditContext, session: aiohttp.ClientSession, prefix: st
             return answer
         result = answer
         await context.commit.settle(Settlement(request_id, "released" if result.known else "unknown"))
-        if not (context.adapted(form, result) or result.worth_retrying):
+        if context.adapted(form, result):
+            continue
+        if not result.worth_retrying:
             break
+        await asyncio.sleep(_PAUSE_S)
     assert result is not None
     return refused(result, teacher.base_urls[0])
 
@@ -215,7 +161,7 @@ def _continues(answers: Sequence[Answer], thinking_off: str) -> Finding:
 async def _missing_v1(teacher: TeacherConfig) -> Finding | None:
     """Whether the address lacks the /v1 under which the server has its API."""
     for url in urls_of(teacher):
-        if teacher.kind != "openai" or not url or urlsplit(url).path or _address(url) is not None:
+        if teacher.kind != "openai" or not url or urlsplit(url).path:
             continue
         try:
             plain = await get_json(teacher, f"{url}/models", headers_of(teacher))

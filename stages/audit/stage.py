@@ -47,7 +47,14 @@ _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OpenTodo = Callable[[], contextlib.AbstractContextManager[Todo]]
 
 
-def audit(run: RunDir, index: int, config: Config, follow: bool = False, retry_failed: bool = False) -> str:
+def audit(
+    run: RunDir,
+    index: int,
+    config: Config,
+    follow: bool = False,
+    retry_failed: bool = False,
+    before: Callable[[], None] = lambda: None,
+) -> str:
     """Select a round's chunks and get the rollouts that are missing. Returns a line about the tables.
 
     A chunk may be a whole answer (sft), and there are none where the objective asks nobody (opd, grpo).
@@ -55,6 +62,7 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False, retry_f
     Args:
         follow: Begin with the trajectories that are there, and go on until `generate` has finished.
         retry_failed: Ask once more for the rollouts that are recorded as failed.
+        before: Called before the first request, unless a run before this one asked for everything; may refuse.
 
     Raises:
         TableError: the round's trajectories are not complete.
@@ -78,6 +86,8 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False, retry_f
             round_.rollouts.begin(made_with(config, "rollouts"))
             round_.rollouts.finish()
             return f"{round_.chunks.manifest.rows} chunks, and constant weights: the teacher is not asked"
+        if retry_failed or not round_.rollouts.complete:
+            before()
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_audit(run, round_, config, chunks, follow, retry_failed))
