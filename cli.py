@@ -178,6 +178,32 @@ def audit(
 
 
 @app.command()
+def batches(
+    run: Run,
+    cancel: Annotated[
+        str, typer.Option(help="A batch's key, its id at the provider, or all: ask the provider for no more of it.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    set_: Set = [],
+) -> None:
+    """List the batches that `audit` has sent (teacher.mode = "batch"), or cancel one.
+
+    Example: omniopd batches runs/first --cancel batch_68a2
+    """
+    import dataclasses
+
+    from .stages.audit.batches import overview
+    from .store.ledger import read_batches
+
+    config = _config(run, set_)
+    if cancel:
+        _say(overview.cancel(RunDir(run), config, cancel))
+        return
+    found = read_batches(RunDir(run).ledger)
+    _say(json.dumps([dataclasses.asdict(batch) for batch in found]) if as_json else overview.describe(found))
+
+
+@app.command()
 def score(run: Run, round_: Round = None, set_: Set = []) -> None:
     """Stage 3: turn rollouts into weights and training sequences. Never asks the teacher.
 

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import orjson
 
 from . import ledger_file
-from .batch_book import BatchBook, BatchRow
+from .batch_book import BatchBook, BatchOverview, BatchRow
 from .storage import storing
 from .usage import NO_USAGE, Usage
 from .worst_case import WorstCase
@@ -357,6 +357,12 @@ def read_forecast(path: Path, round_index: int) -> dict[str, Any] | None:
         query = "SELECT payload FROM forecasts WHERE round = ?"
         row = None if db is None else db.execute(query, (round_index,)).fetchone()
     return None if row is None else json.loads(row[0])
+
+
+def read_batches(path: Path) -> list[BatchOverview]:
+    """The batches of a ledger that another process may be writing, oldest first."""
+    with _reading(path) as db:
+        return [] if db is None else BatchBook(db).overview()
 
 
 def read_price_sources(path: Path) -> list[str]:

@@ -184,6 +184,13 @@ def test_status_inspect_and_sql_show_what_is_there(make_run, teacher):
     assert "Columns of chunks_scored" in refused(2, "inspect", run.path, "chunks", "--where", "nonsense")
 
 
+def test_batches_of_a_run_without_any_are_none(make_run):
+    run = make_run()
+    assert omniopd("batches", run.path).stdout == "no batches\n"
+    assert json.loads(omniopd("batches", run.path, "--json").stdout) == []
+    assert "has no open batch 'b1'" in refused(3, "batches", run.path, "--cancel", "b1")
+
+
 def test_what_ran_is_written_down(make_run):
     run = make_run()
     omniopd("generate", run.path, "--set", "generate.batch_size=3")

@@ -29,7 +29,7 @@ _LARGEST_ANSWER = 4 << 20
 _LONGEST_WAIT_S = 60.0
 _NO_TIMEOUT = aiohttp.ClientTimeout()
 
-_OUTCOME_UNKNOWN = frozenset({408, 502, 504, 520, 524})
+OUTCOME_UNKNOWN = frozenset({408, 502, 504, 520, 524})
 """What a gateway says when the server behind it took the request and brought no answer in time, or none that it could
 read: the work may have been done and billed. Other 5xx are free. 500 is the server's own word that it failed, for which
 no provider bills; 503, 529, 521, 522, 523, 525 and 526 mean that nobody took the request."""
@@ -144,7 +144,7 @@ async def post(session: aiohttp.ClientSession, base_url: str, request: HttpReque
 
 def _not_answered(status: int, raw: bytes, headers: Mapping[str, str], sent: Mapping[str, str]) -> Outcome:
     """The outcome of a status that is no success. `sent`: what the request held that nobody may read."""
-    kind = "unknown" if status in _OUTCOME_UNKNOWN else "refused"
+    kind = "unknown" if status in OUTCOME_UNKNOWN else "refused"
     if status < 400:
         host = urlsplit(headers.get("Location", "")).hostname
         reason = f"it redirects to {host or 'another address'}" if 300 <= status != 304 else "it sends no answer"

@@ -22,13 +22,12 @@ from ...store.ledger import Ledger, Settlement
 from ...store.sections import TeacherConfig
 from ...store.usage import Usage
 from .client import NobodyAnswers, Outcome, find_teacher, get_json, open_session, post
-from .context import AuditContext
+from .context import AuditContext, caps
 from .group_commit import GroupCommit
 from .lessons import recall
 from .outbox import Outbox
 from .price import find_rates
 from .setup import urls_of
-from .stage import caps
 from .teacher import Answer, Ask, Reply, Teacher
 from .teachers.openai import headers_of
 from .teachers.reply import THINKING

@@ -17,8 +17,7 @@ from ...method.stopping import stopping_rule
 from ...store.config import Config, made_with
 from ...store.errors import BudgetReached
 from ...store.layout import RoundDir, RunDir
-from ...store.ledger import Budget, Caps, Ledger
-from ...store.sections import TeacherConfig
+from ...store.ledger import Budget, Ledger
 from ...store.storage import Spare, allow_open_files
 from ..progress import progress
 from . import failures
@@ -26,7 +25,7 @@ from .batches.api import open_batches
 from .batches.flow import BatchFlow
 from .chunk_writer import ChunkWriter
 from .client import find_teacher, open_session
-from .context import AuditContext, budget_reached
+from .context import AuditContext, budget_reached, caps
 from .flow import Flow
 from .forecast import as_row, forecast
 from .group_commit import GroupCommit
@@ -41,6 +40,9 @@ _POLL_INTERVAL_S = 1.0
 _SPARE_BYTES = 4 << 20
 _SPARE_BYTES_PER_REQUEST = 64 << 10
 """Kept on the ledger's disk, so that the answers in flight can be stored when it is full: some 20 kB each."""
+
+_LEAST_WAVE = 0.25
+"""Of the chunks of the largest wave: what bills leave of a budget is spent on further batches down to this size."""
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -143,17 +145,6 @@ async def _audit(
                     await _ask_live(context, session, round_, config, chunks, todo)
 
 
-def caps(teacher: TeacherConfig, round_index: int) -> Caps:
-    """What a round's requests may cost."""
-    return Caps(
-        run=Budget.of(teacher.budget_usd, teacher.budget_tokens),
-        round=Budget.of(teacher.round_budget_usd, teacher.round_budget_tokens),
-        teacher=Budget.of(teacher.model_budget_usd, teacher.model_budget_tokens),
-        round_index=round_index,
-        teacher_model=teacher.model,
-    )
-
-
 def _predict(context: AuditContext, round_: RoundDir, config: Config) -> None:
     """Keep what the round should cost, to be compared with the bill."""
     continuation = context.teacher.continuation
@@ -214,7 +205,7 @@ async def _ask_within_budget(
     Raises:
         BudgetReached: chunks are left out.
     """
-    before = None
+    before, largest = None, 0
     while True:
         with open_todo() as todo:
             missing = todo.chunks
@@ -226,7 +217,12 @@ async def _ask_within_budget(
             if covered == 0 or (isinstance(flow, Flow) and (missing, covered) == before):
                 answers, rest = objective_of(config).asks == "answers", missing - covered
                 raise budget_reached(left, f"{rest} prompts" if answers else f"{rest} chunks of the lowest entropy")
-            before = missing, covered
+            if isinstance(flow, BatchFlow) and covered < missing and covered < _LEAST_WAVE * largest:
+                # Each wave may take a day, and the next ones would be smaller still.
+                raise budget_reached(
+                    left, f"{missing} chunks of the lowest entropy ({covered} of them fit: the same command sends them)"
+                )
+            before, largest = (missing, covered), max(largest, covered)
             try:
                 await flow.run(todo.most_uncertain(covered))
             except BudgetReached:
