@@ -450,14 +450,14 @@ def test_batches_are_filled_to_the_providers_limits(run, server, monkeypatch):
 
 def test_batches_are_filled_to_the_providers_bytes(run, server, monkeypatch):
     for module in (anthropic.AnthropicBatches, *other_batches()):
-        monkeypatch.setattr(module, "most_bytes", 2000)
+        monkeypatch.setattr(module, "most_bytes", 1500)
     audit(run, 0, run.config())
     assert_every_rollout_is_there_once(run)
     sizes = [sum(len(json.dumps(row, separators=(",", ":"))) + 1 for row in made.rows) for made in server.made]
     assert len(sizes) > 2
-    assert max(sizes) <= 2000
+    assert max(sizes) <= 1500
     largest_row = max(len(json.dumps(row)) for made in server.made for row in made.rows)
-    assert min(sizes[:-1]) > 2000 - 2 * largest_row, "a batch ends where the next row would not fit"
+    assert min(sizes[:-1]) > 1500 - 2 * largest_row, "a batch ends where the next row would not fit"
 
 
 def other_batches():
