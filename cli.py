@@ -1,8 +1,10 @@
 """The command line. It parses, calls one function, and prints; heavy imports happen inside the commands."""
 
+import functools
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +30,7 @@ app.add_typer(study, name="study")
 
 Run = Annotated[Path, typer.Argument(help="The run directory.", show_default=False)]
 Set = Annotated[list[str], typer.Option("--set", help="Override a config key: --set train.lr=1e-5. Repeatable.")]
+NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not look at the set-up first (omniopd check).")]
 Format = Literal["table", "csv", "json", "jsonl", "parquet"]
 Round = Annotated[
     int | None, typer.Option("--round", min=0, help="Which round; the first unfinished one if not given.")
@@ -98,16 +101,34 @@ def plan(run: Run, set_: Set = []) -> None:
 
     Example: omniopd plan runs/first --set teacher.rollouts=20
     """
+    from .check import offline
     from .view.plan import describe, plan
 
     config = _config(run, set_)
     _say(describe(plan(RunDir(run), config), config))
+    if found := [str(finding) for finding in offline(RunDir(run), config) if finding.verdict != "ok"]:
+        _say("\n".join(found))
+
+
+@app.command()
+def check(run: Run, set_: Set = []) -> None:
+    """Look at student, teacher, key, price, budget and disk before a run; asks the teacher two small questions.
+
+    Example: omniopd check runs/first
+    """
+    from .check import check
+
+    findings = check(RunDir(run), _config(run, set_))
+    _say("\n".join(map(str, findings)))
+    if any(finding.verdict == "fail" for finding in findings):
+        raise typer.Exit(3)
 
 
 @app.command()
 def generate(
     run: Run,
     round_: Round = None,
+    no_check: NoCheck = False,
     shard: Annotated[str, typer.Option(help="i/n: fill share i of n; torchrun and srun say it by themselves.")] = "",
     set_: Set = [],
 ) -> None:
@@ -121,7 +142,8 @@ def generate(
     share = which_worker(shard, os.environ)
     # One worker writes down what runs, so that several do not replace the same file.
     config = _recorded_config(run, set_) if share.index == 0 else _config(run, set_)
-    _say(generate(RunDir(run), _round_index(run, round_), config, share))
+    before = _check_before("generate", run, config, no_check or share.index > 0)
+    _say(generate(RunDir(run), _round_index(run, round_), config, share, before))
 
 
 @app.command()
@@ -136,6 +158,7 @@ def audit(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask once more for the rollouts that are recorded as failed.")
     ] = False,
+    no_check: NoCheck = False,
     set_: Set = [],
 ) -> None:
     """Stage 2: pick the peak-entropy chunks and ask the teacher to continue their prefixes, under the budget.
@@ -150,7 +173,34 @@ def audit(
     from .stages.audit.stage import audit
 
     config = _recorded_config(run, set_)
-    _say(audit(RunDir(run), _round_index(run, round_), config, follow, retry_failed))
+    before = _check_before("audit", run, config, no_check)
+    _say(audit(RunDir(run), _round_index(run, round_), config, follow, retry_failed, before))
+
+
+@app.command()
+def batches(
+    run: Run,
+    cancel: Annotated[
+        str, typer.Option(help="A batch's key, its id at the provider, or all: ask the provider for no more of it.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    set_: Set = [],
+) -> None:
+    """List the batches that `audit` has sent (teacher.mode = "batch"), or cancel one.
+
+    Example: omniopd batches runs/first --cancel batch_68a2
+    """
+    import dataclasses
+
+    from .stages.audit.batches import overview
+    from .store.ledger import read_batches
+
+    config = _config(run, set_)
+    if cancel:
+        _say(overview.cancel(RunDir(run), config, cancel))
+        return
+    found = read_batches(RunDir(run).ledger)
+    _say(json.dumps([dataclasses.asdict(batch) for batch in found]) if as_json else overview.describe(found))
 
 
 @app.command()
@@ -179,7 +229,10 @@ def train(run: Run, round_: Round = None, set_: Set = []) -> None:
 
 @app.command("run")
 def run_(
-    run: Run, rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in all.")] = None, set_: Set = []
+    run: Run,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in all.")] = None,
+    no_check: NoCheck = False,
+    set_: Set = [],
 ) -> None:
     """Drive the four stages, round after round; resumes where it was stopped.
 
@@ -189,7 +242,7 @@ def run_(
 
     overrides = set_ if rounds is None else [*set_, f"run.rounds={rounds}"]
     config = _recorded_config(run, overrides)
-    run_rounds(RunDir(run), config, overrides, _say)
+    run_rounds(RunDir(run), config, overrides, _say, check=not no_check)
     _say(f"policy of the last round: {RunDir(run).round(config.run.rounds - 1).policy}")
 
 
@@ -404,6 +457,15 @@ def _say(line: Any) -> None:
 
 def _config(run: Path, overrides: list[str]) -> "Config":
     return RunDir(run).config(tuple(overrides))
+
+
+def _check_before(
+    stage: Literal["generate", "audit"], run: Path, config: "Config", no_check: bool
+) -> Callable[[], None]:
+    """What a stage does before it costs anything."""
+    from .check import require
+
+    return (lambda: None) if no_check else functools.partial(require, RunDir(run), config, stage)
 
 
 def _recorded_config(run: Path, overrides: list[str]) -> "Config":

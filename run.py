@@ -1,29 +1,38 @@
 """`omniopd run`: the four stages, round after round. Whatever is already there is not done again."""
 
 import contextlib
+import functools
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from .store.config import Config
 from .store.errors import BudgetReached
 from .store.layout import RunDir
 
 
-def run_rounds(run: RunDir, config: Config, overrides: Sequence[str], say: Callable[[str], None]) -> None:
+def run_rounds(
+    run: RunDir, config: Config, overrides: Sequence[str], say: Callable[[str], None], check: bool = False
+) -> None:
     """Drive `run.rounds` rounds; each starts from the policy that the one before trained.
+
+    Args:
+        check: Look at the teacher first (`omniopd check`).
 
     Raises:
         BudgetReached: after the round that it interrupted was scored and trained with the rollouts that were paid for.
     """
     for index in range(config.run.rounds):
-        run_round(run, index, config, overrides, say)
+        run_round(run, index, config, overrides, say, check)
 
 
-def run_round(run: RunDir, index: int, config: Config, overrides: Sequence[str], say: Callable[[str], None]) -> None:
+def run_round(
+    run: RunDir, index: int, config: Config, overrides: Sequence[str], say: Callable[[str], None], check: bool = False
+) -> None:
     """One round: generate, audit, score, train."""
+    from .check import require
     from .stages.audit.stage import audit
     from .stages.generate.stage import generate
     from .stages.score.stage import score
@@ -33,10 +42,14 @@ def run_round(run: RunDir, index: int, config: Config, overrides: Sequence[str],
         say(f"round {index}: done")
         return
     reached: BudgetReached | None = None
+
+    def before(stage: Literal["generate", "audit"]) -> Callable[[], None]:
+        return functools.partial(require, run, config, stage) if check else lambda: None
+
     with audit_beside(run, index, config, overrides):
-        say(f"round {index} generate: {generate(run, index, config)}")
+        say(f"round {index} generate: {generate(run, index, config, before=before('generate'))}")
     try:
-        say(f"round {index} audit:    {audit(run, index, config)}")
+        say(f"round {index} audit:    {audit(run, index, config, before=before('audit'))}")
     except BudgetReached as error:
         if round_.rollouts.manifest.rows == 0:
             raise
@@ -56,7 +69,18 @@ def audit_beside(run: RunDir, index: int, config: Config, overrides: Sequence[st
         yield
         return
     settings = [word for override in overrides for word in ("--set", override)]
-    command = [sys.executable, "-m", "omniopd", "audit", str(run.path), "--round", str(index), "--follow", *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "omniopd",
+        "audit",
+        str(run.path),
+        "--round",
+        str(index),
+        "--follow",
+        "--no-check",
+        *settings,
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as follower:
         try:
             yield

@@ -19,7 +19,9 @@ CREATE TABLE IF NOT EXISTS batches (
     round             INTEGER NOT NULL,
     state             TEXT NOT NULL CHECK (state IN ('intended', 'creating', 'created', 'closed')),
     remote_id         TEXT,
-    intended_at       REAL NOT NULL
+    newest_before     TEXT NOT NULL DEFAULT '',
+    results_seen      INTEGER,
+    begun_at          REAL NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS batch_rows (
     request_id        TEXT PRIMARY KEY,
@@ -39,6 +41,14 @@ UPDATE requests SET state = 'released', closed_at = ? WHERE state = 'reserved' A
 """The provider never heard of a batch that was only intended."""
 
 _FORGET_ROWS = "DELETE FROM batch_rows WHERE batch_key "
+
+_OVERVIEW = """
+SELECT batch_key, batches.round, batches.state, remote_id, count(*), sum(requests.state = 'reserved'),
+    sum(requests.state = 'settled'), sum(CASE WHEN requests.state = 'reserved' THEN reserved_nusd ELSE 0 END),
+    sum(charged_nusd), begun_at
+FROM batches JOIN batch_rows USING (batch_key) JOIN requests USING (request_id)
+GROUP BY batch_key ORDER BY begun_at, batches.rowid
+"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,31 @@ class Batch:
     key: str
     state: Literal["intended", "creating", "created"]
     remote_id: str | None
-    intended_at: float
+    newest_before: str
+    """The provider's id of the newest batch that it listed before this one was created; "" where it listed none."""
+    results_seen: int | None
+    """How many answers an earlier start could read where the provider counts more; None where all could be read."""
+    begun_at: float
+    """When it was written down, then when its creation was asked for: seconds since 1970 by this machine's clock,
+    which is compared with this machine's only."""
+
+
+@dataclass(frozen=True)
+class BatchOverview:
+    """A batch as a person wants to see it."""
+
+    key: str
+    round: int
+    state: Literal["intended", "creating", "created", "closed"]
+    remote_id: str | None
+    requests: int
+    waiting: int
+    """Requests without a result so far."""
+    answered: int
+    """Requests that were answered and billed."""
+    reserved_nusd: int
+    charged_nusd: int
+    begun_at: float
 
 
 class BatchBook:
@@ -81,7 +115,9 @@ class BatchBook:
         """Write down a batch in the transaction that reserves its rows."""
         if not granted:
             return
-        self._db.execute("INSERT INTO batches VALUES (?, ?, 'intended', NULL, ?)", (key, round_, now))
+        self._db.execute(
+            "INSERT INTO batches (batch_key, round, state, begun_at) VALUES (?, ?, 'intended', ?)", (key, round_, now)
+        )
         self._db.executemany(
             "INSERT INTO batch_rows VALUES (?, ?, ?, ?, ?, ?)",
             [
@@ -90,13 +126,26 @@ class BatchBook:
             ],
         )
 
-    def mark(self, key: str, state: Literal["creating", "created", "closed"], remote_id: str | None = None) -> None:
+    def begin(self, key: str, newest_before: str) -> None:
+        """Write down that the provider is about to be asked to create a batch."""
+        with self._db:
+            self._db.execute(
+                "UPDATE batches SET state = 'creating', newest_before = ?, begun_at = ? WHERE batch_key = ?",
+                (newest_before, time.time(), key),
+            )
+
+    def mark(self, key: str, state: Literal["created", "closed"], remote_id: str | None = None) -> None:
         """Write down how far a batch is, before the next step is taken."""
         with self._db:
             self._db.execute(
                 "UPDATE batches SET state = ?, remote_id = coalesce(?, remote_id) WHERE batch_key = ?",
                 (state, remote_id, key),
             )
+
+    def note_results(self, key: str, seen: int) -> None:
+        """Write down how many answers could be read where the provider counts more."""
+        with self._db:
+            self._db.execute("UPDATE batches SET results_seen = ? WHERE batch_key = ?", (seen, key))
 
     def drop(self, key: str) -> None:
         """Close a batch of which the provider has done nothing: it counts as no attempt."""
@@ -107,10 +156,14 @@ class BatchBook:
     def open(self, round_index: int) -> list[Batch]:
         """Batches of a round that are not closed, oldest first."""
         query = (
-            "SELECT batch_key, state, remote_id, intended_at FROM batches WHERE round = ? AND state <> 'closed'"
-            " ORDER BY intended_at"
+            "SELECT batch_key, state, remote_id, newest_before, results_seen, begun_at FROM batches"
+            " WHERE round = ? AND state <> 'closed' ORDER BY begun_at"
         )
         return [Batch(*row) for row in self._db.execute(query, (round_index,))]
+
+    def overview(self) -> list[BatchOverview]:
+        """All batches of the run of which the provider may have done something, oldest first."""
+        return [BatchOverview(*row) for row in self._db.execute(_OVERVIEW)]
 
     def remote_ids(self) -> list[str]:
         """The provider's ids of all batches of the run."""

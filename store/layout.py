@@ -153,6 +153,11 @@ class RunDir:
         return self.path / "ledger.sqlite"
 
     @property
+    def checked(self) -> Path:
+        """Which settings of the teacher have passed `omniopd check`."""
+        return self.path / ".checked.json"
+
+    @property
     def resolved_config(self) -> Path:
         """What ran last, with every default and override."""
         return self.path / "config.resolved.json"

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import orjson
 
 from . import ledger_file
-from .batch_book import BatchBook, BatchRow
+from .batch_book import BatchBook, BatchOverview, BatchRow
 from .storage import storing
 from .usage import NO_USAGE, Usage
 from .worst_case import WorstCase
@@ -44,9 +44,10 @@ WHERE state = 'reserved' AND request_id NOT IN
 
 _RESERVE = """
 INSERT INTO requests (request_id, round, teacher, state, reserved_nusd, reserved_tokens, price_source,
-    prompt_estimate, completion_estimate, reserved_at)
+    prompt_estimate, completion_estimate, reserved_at, kind)
 SELECT value ->> 0, value ->> 1, value ->> 2, 'reserved', value ->> 3, value ->> 4, value ->> 5,
-    value ->> 6, value ->> 7, value ->> 8
+    value ->> 6, value ->> 7, value ->> 8,
+    value ->> 9
 FROM json_each(?)
 """
 
@@ -104,6 +105,8 @@ class Reservation:
     tokens: int
     price_source: str = ""
     """Whose price the dollars are: a table with its version, or the user."""
+    kind: Literal["rollouts", "check"] = "rollouts"
+    """What it asks for: a check (`omniopd check`) leaves no row in any table."""
     estimate: Usage = NO_USAGE
     """The dialect's own worst case, beside which a bill is instructive; zeros teach nothing."""
 
@@ -147,6 +150,8 @@ class Totals:
     completion_tokens: int
     cache_write_tokens: int
     unknown: int
+    checks: int
+    """Of the requests: those of `omniopd check`."""
 
     @property
     def spoken_for_nusd(self) -> int:
@@ -244,7 +249,7 @@ class Ledger:
             rows = [
                 (
                     *(r.request_id, r.round, r.teacher, r.nusd, r.tokens, r.price_source),
-                    *(r.estimate.prompt_tokens, r.estimate.completion_tokens, now),
+                    *(r.estimate.prompt_tokens, r.estimate.completion_tokens, now, r.kind),
                 )
                 for r in covered
             ]
@@ -343,7 +348,7 @@ class Ledger:
 def read_totals(path: Path, round_index: int | None = None) -> Totals:
     """Sums of a ledger that another process may be writing; zeros where there is none yet."""
     with _reading(path) as db:
-        return Totals(0, 0, 0, 0, 0, 0, 0, 0, 0, 0) if db is None else _totals(db, round_index)
+        return Totals(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) if db is None else _totals(db, round_index)
 
 
 def read_forecast(path: Path, round_index: int) -> dict[str, Any] | None:
@@ -352,6 +357,12 @@ def read_forecast(path: Path, round_index: int) -> dict[str, Any] | None:
         query = "SELECT payload FROM forecasts WHERE round = ?"
         row = None if db is None else db.execute(query, (round_index,)).fetchone()
     return None if row is None else json.loads(row[0])
+
+
+def read_batches(path: Path) -> list[BatchOverview]:
+    """The batches of a ledger that another process may be writing, oldest first."""
+    with _reading(path) as db:
+        return [] if db is None else BatchBook(db).overview()
 
 
 def read_price_sources(path: Path) -> list[str]:
@@ -386,6 +397,7 @@ def _totals(db: sqlite3.Connection, round_index: int | None, teacher: str | None
         ),
         *("sum(prompt_tokens)", "sum(cached_tokens)", "sum(completion_tokens)", "sum(cache_write_tokens)"),
         "sum(state = 'unknown')",
+        "sum(kind = 'check')",
     )
     columns = ", ".join(f"coalesce({expression}, 0)" for expression in sums)
     row = db.execute(f"SELECT count(*), {columns} FROM requests WHERE {where}", values).fetchone()

@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS requests (
     request_id        TEXT PRIMARY KEY,
     round             INTEGER NOT NULL,
     teacher           TEXT NOT NULL,
+    kind              TEXT NOT NULL DEFAULT 'rollouts' CHECK (kind IN ('rollouts', 'check')),
     state             TEXT NOT NULL CHECK (state IN ('reserved', 'settled', 'released', 'unknown')),
     reserved_nusd     INTEGER NOT NULL,
     reserved_tokens   INTEGER NOT NULL,
@@ -48,8 +49,8 @@ CREATE TABLE IF NOT EXISTS identity (run_id TEXT NOT NULL, openings INTEGER NOT 
 CREATE TABLE IF NOT EXISTS compared_parts (name TEXT PRIMARY KEY) STRICT;
 CREATE TABLE IF NOT EXISTS lessons (teacher TEXT NOT NULL, status INTEGER NOT NULL, said TEXT NOT NULL) STRICT;
 """
-"""`compared_parts`: parts of the rollouts tables all of whose requests the ledger knows. `lessons`: refusals that have
-changed the form of a teacher's requests, oldest first."""
+"""`kind`: what was asked for; a check leaves no rollout. `compared_parts`: parts of the rollouts tables all of whose
+requests the ledger knows. `lessons`: refusals that have changed the form of a teacher's requests, oldest first."""
 
 _IDS_AT_A_TIME = 65536
 

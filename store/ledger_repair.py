@@ -61,7 +61,7 @@ class Rebuilt:
         return (
             f"{self.added} requests added from the rollouts, {self.unbilled} of them without a known bill; the run has"
             f" now spent {self.tokens} tokens, ${self.nusd / NANO:.2f}. Lost is what left no rollout: requests whose"
-            f" outcome was unknown, and batches that are still open.{aside}"
+            f" outcome was unknown, those of `omniopd check`, and batches that are still open.{aside}"
         )
 
 

@@ -22,7 +22,7 @@ STAGES = {"generate": generate, "audit": audit, "score": score, "train": train_r
 
 def kill_when(run, stage, condition):
     """Start a stage and kill it -9 as soon as the condition holds; it must not have finished by then."""
-    process = Command(stage, run.path)
+    process = Command(stage, run.path, *(["--no-check"] if stage == "audit" else []))
     deadline = time.monotonic() + 120
     while not condition():
         assert process.running, f"{stage} ended before it could be killed"
@@ -82,9 +82,9 @@ def test_audit(make_both, teacher, killed_at):
             os.kill(process.pid, signal.SIGKILL)
 
     teacher.behave = behave
-    process = Command("audit", killed.path)
+    process = Command("audit", killed.path, "--no-check")
     assert process.wait().returncode == -signal.SIGKILL
-    finish("audit", killed.path)
+    finish("audit", killed.path, "--no-check")
 
     chunks = killed.round(0).chunks.read(["chunk_id"])["chunk_id"].to_pylist()
     keys = [(row["chunk_id"], row["rollout_index"]) for row in rows_of(killed.round(0).rollouts)]
@@ -103,7 +103,7 @@ def test_audit_under_concurrency(make_both, teacher):
     kill_when(killed, "audit", lambda: teacher.requests >= 40)
     time.sleep(0.2)
     before = teacher.requests
-    finish("audit", killed.path)
+    finish("audit", killed.path, "--no-check")
     chunks = killed.round(0).chunks.manifest.rows
     keys = [(row["chunk_id"], row["rollout_index"]) for row in rows_of(killed.round(0).rollouts)]
     assert len(keys) == len(set(keys)) == 4 * chunks

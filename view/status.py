@@ -76,6 +76,8 @@ class Spend(_Model):
     requests: int
     unknown_requests: int
     """Sent, and no whole answer came back: charged in full."""
+    check_requests: int
+    """Of the requests: those of `omniopd check`, which leave no rollouts."""
     prices: list[str]
     """Whose prices the dollars are; "unknown" counts as free."""
 
@@ -238,7 +240,8 @@ def _spend(prices: list[str], totals: Totals, budget_usd: float | None, budget_t
         prompt_tokens=totals.prompt_tokens, cached_tokens=totals.cached_tokens,
         cache_write_tokens=totals.cache_write_tokens, completion_tokens=totals.completion_tokens,
         cache_share=totals.cached_tokens / totals.prompt_tokens if totals.prompt_tokens else None,
-        requests=totals.requests, unknown_requests=totals.unknown, prices=prices,
+        requests=totals.requests, unknown_requests=totals.unknown, check_requests=totals.checks,
+        prices=prices,
     )  # fmt: skip
 
 

@@ -104,9 +104,10 @@ def lines(status: Status) -> list[tuple[str, str]]:
     out = [("spend", _spend(spend))]
     if spend.requests:
         unknown = f", {spend.unknown_requests} without an answer (charged in full)" if spend.unknown_requests else ""
+        checks = f", {spend.check_requests} of them by checks" if spend.check_requests else ""
         cache = "" if spend.cache_share is None else f" ({spend.cache_share:.1%} from its cache)"
         tokens = f"{spend.prompt_tokens:,} prompt tokens{cache} and {spend.completion_tokens:,} of rollouts"
-        out.append(("teacher", f"{spend.requests:,} requests{unknown}: {tokens}"))
+        out.append(("teacher", f"{spend.requests:,} requests{checks}{unknown}: {tokens}"))
     if predictions := [round_.predicted for round_ in status.rounds if round_.predicted is not None]:
         out.append(("predicted", _predicted(predictions)))
     total = sum(status.outcomes.values())

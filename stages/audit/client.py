@@ -29,7 +29,7 @@ _LARGEST_ANSWER = 4 << 20
 _LONGEST_WAIT_S = 60.0
 _NO_TIMEOUT = aiohttp.ClientTimeout()
 
-_OUTCOME_UNKNOWN = frozenset({408, 502, 504, 520, 524})
+OUTCOME_UNKNOWN = frozenset({408, 502, 504, 520, 524})
 """What a gateway says when the server behind it took the request and brought no answer in time, or none that it could
 read: the work may have been done and billed. Other 5xx are free. 500 is the server's own word that it failed, for which
 no provider bills; 503, 529, 521, 522, 523, 525 and 526 mean that nobody took the request."""
@@ -45,6 +45,10 @@ _ACCOUNT_WORDS = re.compile(
     re.IGNORECASE,
 )
 """Not "exceeded your current quota" alone: Gemini says so of a limit of one minute too."""
+
+
+class NobodyAnswers(TeacherError):
+    """No server is at the address, or none that can be reached."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ async def post(session: aiohttp.ClientSession, base_url: str, request: HttpReque
 
 def _not_answered(status: int, raw: bytes, headers: Mapping[str, str], sent: Mapping[str, str]) -> Outcome:
     """The outcome of a status that is no success. `sent`: what the request held that nobody may read."""
-    kind = "unknown" if status in _OUTCOME_UNKNOWN else "refused"
+    kind = "unknown" if status in OUTCOME_UNKNOWN else "refused"
     if status < 400:
         host = urlsplit(headers.get("Location", "")).hostname
         reason = f"it redirects to {host or 'another address'}" if 300 <= status != 304 else "it sends no answer"
@@ -205,6 +209,16 @@ async def find_teacher(config: TeacherConfig) -> Teacher:
         return await dialect.find(config, _SessionHttp(session))
 
 
+async def get_json(config: TeacherConfig, url: str, headers: Mapping[str, str]) -> Reply:
+    """What a server says to a GET that costs nothing.
+
+    Raises:
+        TeacherError: nobody answers.
+    """
+    async with open_session(config, {}) as session:
+        return await _SessionHttp(session).get(url, headers)
+
+
 class _SessionHttp:
     """`Http` over one session."""
 
@@ -224,17 +238,20 @@ class _SessionHttp:
                 "Take the password out of teacher.base_url, or unset the key.",
             )
         try:
-            async with self._session.request(
-                method, url, headers=headers, data=data, allow_redirects=False, proxy=proxy_of(url)
-            ) as response:
-                status, raw = response.status, await _read(response)
+            try:
+                status, raw = await self._once(method, url, headers, data)
+            except aiohttp.ClientConnectorError:
+                raise
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                # A kept connection that the server had closed. Nothing is asked for here, so twice is harmless.
+                status, raw = await self._once(method, url, headers, data)
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
             raise TeacherError(
                 f"The certificate of {url.split('/models')[0]} is not to be trusted ({error.strerror or error}).",
                 "Name the file of its certificate authority in the environment variable SSL_CERT_FILE.",
             ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise TeacherError(
+            raise NobodyAnswers(
                 f"No teacher answers at {url.split('/models')[0]} ({type(error).__name__}).",
                 "Start the server or set teacher.base_url.",
             ) from error
@@ -242,6 +259,12 @@ class _SessionHttp:
             return Reply(status, orjson.loads(raw))
         except orjson.JSONDecodeError:
             return Reply(status, None)
+
+    async def _once(self, method: str, url: str, headers: Mapping[str, str], data: bytes | None) -> tuple[int, bytes]:
+        async with self._session.request(
+            method, url, headers=headers, data=data, allow_redirects=False, proxy=proxy_of(url)
+        ) as response:
+            return response.status, await _read(response)
 
 
 _LONGEST_REASON = 200

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from ...method.stopping import StoppingRule
 from ...store.errors import BudgetReached
-from ...store.ledger import NANO, Budget, Reservation
+from ...store.ledger import NANO, Budget, Caps, Reservation
 from ...store.sections import TeacherConfig
 from ...store.usage import Usage
 from ..progress import Advance
@@ -80,7 +80,8 @@ class AuditContext:
         worst = self.commit.ledger.worst_case.bound(estimate)
         return Reservation(
             *(request_id, self.round_index, self.config.model, self.rates.nusd(worst), worst.tokens),
-            *(self.rates.source, estimate),
+            price_source=self.rates.source,
+            estimate=estimate,
         )
 
     def read(self, outcome: Outcome, ask: Ask) -> Answer | Outcome:
@@ -95,6 +96,17 @@ class AuditContext:
             return replace(outcome, kind="unknown", reason="an answer without a choice")
         usage = believable(answer.usage, answer.rollouts)
         return answer if usage is answer.usage else replace(answer, usage=usage)
+
+
+def caps(teacher: TeacherConfig, round_index: int) -> Caps:
+    """What a round's requests may cost."""
+    return Caps(
+        run=Budget.of(teacher.budget_usd, teacher.budget_tokens),
+        round=Budget.of(teacher.round_budget_usd, teacher.round_budget_tokens),
+        teacher=Budget.of(teacher.model_budget_usd, teacher.model_budget_tokens),
+        round_index=round_index,
+        teacher_model=teacher.model,
+    )
 
 
 def seed_of(seed: int | None, chunk_id: str, first: int) -> int | None:

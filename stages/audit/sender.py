@@ -14,6 +14,7 @@ import aiohttp
 from ...store.errors import OmniopdError
 from ...store.ledger import NANO, Settlement
 from ...store.usage import Usage
+from .choices import Choices
 from .client import Outcome, pause_s, post
 from .concurrency import Gate
 from .context import AuditContext, budget_reached
@@ -49,13 +50,10 @@ class Sender:
         self._session = session
         self.stop: OmniopdError | None = None
         """Why nothing new is sent any more."""
-        self.choices = context.most_choices
-        """How many continuations one request may ask for; some servers ignore `n`."""
+        self._choices = Choices(context.most_choices)
         self._gate = Gate(context.config.max_concurrency, context.config.rpm, context.config.tpm)
         self._health = TeacherHealth(context.teacher.base_urls)
         self.held = HeldFailures()
-        self._short: int | None = None
-        """How many continuations the last answer had, if fewer than were asked for."""
         self._watch = ModelWatch(context.config.model)
         self._silence = SilenceWatch(context.teacher.thinking_off)
         self._open = 0
@@ -71,6 +69,11 @@ class Sender:
     def spent(self) -> str:
         """For the progress bar."""
         return f"{self._charged_tokens} tokens, ${self._charged_nusd / NANO:.2f}"
+
+    @property
+    def choices(self) -> int:
+        """How many continuations one request may ask for; some servers ignore `n`."""
+        return self._choices.most
 
     def end(self, reason: OmniopdError) -> None:
         """Send nothing new."""
@@ -100,7 +103,7 @@ class Sender:
             if isinstance(result, Answer):
                 return await self._accept(request, result, receipt, sent_at)
             if self._context.adapted(form, result):
-                self.choices = min(self.choices, self._context.most_choices)
+                self._choices.limit(self._context.most_choices)
                 await self._settle(unbilled(receipt, known=True))
                 continue
             failures += 1 / _THROTTLED_PER_ATTEMPT if result.throttled else 1
@@ -143,7 +146,7 @@ class Sender:
         indices = request.indices[: len(answer.rollouts)]
         nusd = 0 if answer.usage is None else self._context.rates.nusd(answer.usage)
         await self._settle(billed(receipt, answer, indices, nusd), len(indices))
-        self._count_choices(len(request.indices), len(indices))
+        self._choices.saw(len(request.indices), len(indices))
         self._health.answered()
         for failure, rows in self.held.answered(sent):
             await self._context.commit.record(failure, self._context.round_index)
@@ -151,15 +154,6 @@ class Sender:
         if (silent := self._silence.saw(answer.rollouts)) is not None:
             self.end(silent)
         return {index: rollout.text for index, rollout in zip(indices, answer.rollouts, strict=False)}
-
-    def _count_choices(self, asked: int, came: int) -> None:
-        """Ask for fewer at a time once two answers in a row have brought the same smaller number: one may be chance."""
-        if came < asked:
-            if came == self._short:
-                self.choices = min(self.choices, came)
-            self._short = came
-        elif self._short is not None and asked > self._short:
-            self._short = None
 
     async def _give_up(self, request: Request, outcome: Outcome, receipt: Receipt) -> dict[int, str | None] | None:
         """Hold rollouts as failed until a request that is sent later is answered, or leave them for later (None).

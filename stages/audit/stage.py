@@ -17,8 +17,7 @@ from ...method.stopping import stopping_rule
 from ...store.config import Config, made_with
 from ...store.errors import BudgetReached
 from ...store.layout import RoundDir, RunDir
-from ...store.ledger import Budget, Caps, Ledger
-from ...store.sections import TeacherConfig
+from ...store.ledger import Budget, Ledger
 from ...store.storage import Spare, allow_open_files
 from ..progress import progress
 from . import failures
@@ -26,7 +25,7 @@ from .batches.api import open_batches
 from .batches.flow import BatchFlow
 from .chunk_writer import ChunkWriter
 from .client import find_teacher, open_session
-from .context import AuditContext, budget_reached
+from .context import AuditContext, budget_reached, caps
 from .flow import Flow
 from .forecast import as_row, forecast
 from .group_commit import GroupCommit
@@ -42,12 +41,22 @@ _SPARE_BYTES = 4 << 20
 _SPARE_BYTES_PER_REQUEST = 64 << 10
 """Kept on the ledger's disk, so that the answers in flight can be stored when it is full: some 20 kB each."""
 
+_LEAST_WAVE = 0.25
+"""Of the chunks of the largest wave: what bills leave of a budget is spent on further batches down to this size."""
+
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 OpenTodo = Callable[[], contextlib.AbstractContextManager[Todo]]
 
 
-def audit(run: RunDir, index: int, config: Config, follow: bool = False, retry_failed: bool = False) -> str:
+def audit(
+    run: RunDir,
+    index: int,
+    config: Config,
+    follow: bool = False,
+    retry_failed: bool = False,
+    before: Callable[[], None] = lambda: None,
+) -> str:
     """Select a round's chunks and get the rollouts that are missing. Returns a line about the tables.
 
     A chunk may be a whole answer (sft), and there are none where the objective asks nobody (opd, grpo).
@@ -55,6 +64,7 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False, retry_f
     Args:
         follow: Begin with the trajectories that are there, and go on until `generate` has finished.
         retry_failed: Ask once more for the rollouts that are recorded as failed.
+        before: Called before the first request, unless a run before this one asked for everything; may refuse.
 
     Raises:
         TableError: the round's trajectories are not complete.
@@ -78,6 +88,8 @@ def audit(run: RunDir, index: int, config: Config, follow: bool = False, retry_f
             round_.rollouts.begin(made_with(config, "rollouts"))
             round_.rollouts.finish()
             return f"{round_.chunks.manifest.rows} chunks, and constant weights: the teacher is not asked"
+        if retry_failed or not round_.rollouts.complete:
+            before()
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_audit(run, round_, config, chunks, follow, retry_failed))
@@ -105,7 +117,7 @@ async def _audit(
     table.begin(settings)
     spare_bytes = max(_SPARE_BYTES, _SPARE_BYTES_PER_REQUEST * config.teacher.max_concurrency)
     with (
-        contextlib.closing(Ledger(run.ledger, _caps(config.teacher, round_.index))) as ledger,
+        contextlib.closing(Ledger(run.ledger, caps(config.teacher, round_.index))) as ledger,
         Spare(run.ledger, spare_bytes) as spare,
     ):
         recall(ledger, config.teacher, teacher)
@@ -131,16 +143,6 @@ async def _audit(
                     await _ask_by_batches(context, session, round_, config, todo)
                 if config.teacher.mode == "live":
                     await _ask_live(context, session, round_, config, chunks, todo)
-
-
-def _caps(teacher: TeacherConfig, round_index: int) -> Caps:
-    return Caps(
-        run=Budget.of(teacher.budget_usd, teacher.budget_tokens),
-        round=Budget.of(teacher.round_budget_usd, teacher.round_budget_tokens),
-        teacher=Budget.of(teacher.model_budget_usd, teacher.model_budget_tokens),
-        round_index=round_index,
-        teacher_model=teacher.model,
-    )
 
 
 def _predict(context: AuditContext, round_: RoundDir, config: Config) -> None:
@@ -203,7 +205,7 @@ async def _ask_within_budget(
     Raises:
         BudgetReached: chunks are left out.
     """
-    before = None
+    before, largest = None, 0
     while True:
         with open_todo() as todo:
             missing = todo.chunks
@@ -215,7 +217,12 @@ async def _ask_within_budget(
             if covered == 0 or (isinstance(flow, Flow) and (missing, covered) == before):
                 answers, rest = objective_of(config).asks == "answers", missing - covered
                 raise budget_reached(left, f"{rest} prompts" if answers else f"{rest} chunks of the lowest entropy")
-            before = missing, covered
+            if isinstance(flow, BatchFlow) and covered < missing and covered < _LEAST_WAVE * largest:
+                # Each wave may take a day, and the next ones would be smaller still.
+                raise budget_reached(
+                    left, f"{missing} chunks of the lowest entropy ({covered} of them fit: the same command sends them)"
+                )
+            before, largest = (missing, covered), max(largest, covered)
             try:
                 await flow.run(todo.most_uncertain(covered))
             except BudgetReached:

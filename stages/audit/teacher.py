@@ -164,6 +164,10 @@ class Dialect:
     """The ways in which teachers of this kind may be made to continue a prefix."""
     most_choices: Callable[[str], int | None] = _no_limit
     """How many continuations one request to a model may ask for; None where the API names no limit."""
+    key: str = ""
+    """Environment variable of its key; "" where it has none."""
+    key_hosts: tuple[str, ...] | None = ()
+    """Hosts that answer nobody without a key; None: all of them do not."""
     price_provider: str | None = None
     """Whose prices of the genai-prices table hold at the dialect's own address. None: it has no address of its own that
     costs money. Elsewhere teacher.base_url says who it is."""

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,9 @@ _SHOWN = 60
 """Characters of a question in an error."""
 
 
-def generate(run: RunDir, index: int, config: Config, worker: Worker = ALONE) -> str:
+def generate(
+    run: RunDir, index: int, config: Config, worker: Worker = ALONE, before: Callable[[], None] = lambda: None
+) -> str:
     """Sample the trajectories of a round that are not there yet. Returns a line about the table.
 
     Where the objective does not sample the student (sft), a trajectory is a prompt, which the teacher is to answer.
@@ -36,6 +38,7 @@ def generate(run: RunDir, index: int, config: Config, worker: Worker = ALONE) ->
     Args:
         worker: The share that this worker fills. Prompts are dealt out in turn, so that the samples of a prompt stay
             together and share its prefix.
+        before: Called where there is something to sample, may refuse. The model is loaded then.
 
     Raises:
         InputError: the prompts or the model cannot be used, or a prompt has too few samples or nothing to grade
@@ -83,6 +86,7 @@ def generate(run: RunDir, index: int, config: Config, worker: Worker = ALONE) ->
             )  # fmt: skip
             writer = Writer(table, rows, response_decoder(tokenizer), sampling)
             with contextlib.closing(engine):
+                before()
                 writer.fill(engine, missing, config.generate.part_rows)
         table.finish()
     return summary(run, index)

@@ -89,7 +89,7 @@ def test_an_endless_loop_ends_by_processor_time_and_a_sleeper_by_wall_time():
     ],
 )
 def test_ten_gigabytes_are_not_given(program):
-    outcome = run(program, "", LIMITS)
+    outcome = run(program, "", Limits(cpu_s=30, wall_s=60))
     assert outcome.status in ("memory", "error")
     assert any(word in outcome.message for word in ("MemoryError", "Cannot allocate", "PermissionError"))
 

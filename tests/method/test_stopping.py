@@ -199,8 +199,12 @@ def test_a_poisoned_prompt_costs_the_others_nothing(run, teacher, monkeypatch):
 
     teacher.behave = behave
     audit(run, 0, run.config(("teacher.max_attempts=2",)))
-    statuses = collections.Counter(row["status"] for row in run.round(0).rollouts.read(["status"]).to_pylist())
-    assert 0 < statuses["failed"] <= 2 * MOST
+    rows = run.round(0).rollouts.read(["chunk_id", "status"]).to_pylist()
+    answered = collections.Counter(row["chunk_id"] for row in rows if row["status"] != "failed")
+    chunks = run.round(0).chunks.read(["chunk_id"])["chunk_id"].to_pylist()
+    # The poisoned one is recorded as failed, or left open where no later request was answered.
+    assert 1 <= len(chunks) - len(answered) <= 2
+    assert min(answered.values()) >= FIRST
 
 
 def test_what_decides_may_not_change_under_the_rollouts(run, teacher):

@@ -17,6 +17,8 @@ class ScriptedTeacher:
     def __init__(self) -> None:
         self.behave: Behaviour = lambda body, number: None
         self.models = ["scripted"]
+        self.model_facts: dict[str, Any] = {}
+        self.closed_probes = 0
         self.most_choices = 1000
         self.chat_only = False
         self.bodies: list[dict[str, Any]] = []
@@ -64,12 +66,16 @@ class ScriptedTeacher:
         return runner
 
     async def _list(self, request: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": model} for model in self.models]})
+        return web.json_response({"data": [{"id": model, **self.model_facts} for model in self.models]})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         if self.chat_only and "chat" not in request.path:
             raise web.HTTPNotFound
         body = await request.json()
+        if not body and self.closed_probes:
+            self.closed_probes -= 1
+            request.transport.close()
+            return web.Response()
         if not body:
             return web.json_response({"error": {"message": "prompt is missing"}}, status=400)
         number = self.requests

@@ -169,7 +169,7 @@ def test_the_json_has_the_fields_that_programs_rely_on(written_run):
     assert set(status["spend"]) == {
         "usd", "budget_usd", "reserved_usd", "tokens", "budget_tokens", "reserved_tokens", "prompt_tokens",
         "cached_tokens", "cache_write_tokens", "completion_tokens", "cache_share", "requests", "unknown_requests",
-        "prices",
+        "check_requests", "prices",
     }  # fmt: skip
     assert Status.model_validate(status) == read_status(written_run, written_run.config()).model_copy(
         update={"time": Status.model_validate(status).time}

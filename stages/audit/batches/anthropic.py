@@ -4,9 +4,7 @@
 https://docs.anthropic.com/en/api/creating-message-batches
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, cast
 
 import aiohttp
@@ -15,10 +13,8 @@ import orjson
 from ....store.sections import TeacherConfig
 from ..client import Outcome
 from ..teacher import HttpRequest, Teacher
-from .api import Intent, State
+from .api import Intent, NotYet, State
 from .http import ask, lines
-
-_POLL_INTERVAL_S = 30.0
 
 
 def open_(config: TeacherConfig, teacher: Teacher, session: aiohttp.ClientSession) -> "AnthropicBatches":
@@ -29,8 +25,9 @@ def open_(config: TeacherConfig, teacher: Teacher, session: aiohttp.ClientSessio
 class AnthropicBatches:
     """One POST holds all requests. A batch has no name of ours, but its results have."""
 
-    most_rows = 90_000
-    most_bytes = 100 << 20
+    most_rows = 100_000
+    most_bytes = 255_000_000
+    """Of 256 MB."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self._url = url
@@ -38,6 +35,11 @@ class AnthropicBatches:
 
     def row(self, request_id: str, request: HttpRequest) -> bytes:
         return orjson.dumps({"custom_id": request_id, "params": request.body})
+
+    async def newest(self) -> str:
+        page = await ask(self._session, "GET", f"{self._url}?limit=1")
+        batches = cast("list[dict[str, Any]]", page["data"])
+        return str(batches[0]["id"]) if batches else ""
 
     async def prepare(self, key: str, rows: Sequence[bytes]) -> str:
         return ""
@@ -47,28 +49,32 @@ class AnthropicBatches:
         return str((await ask(self._session, "POST", self._url, body))["id"])
 
     async def find(self, intent: Intent) -> str | None:
-        """Batches of that time and size are opened once they have ended: the ids in it are ours, or are not."""
-        for batch in await self._listed(intent):
-            remote_id = str(batch["id"])
-            while (await self.state(remote_id)).kind == "running":
-                await asyncio.sleep(_POLL_INTERVAL_S)
+        """Batches of that size are opened once they have ended: the ids in it are ours, or are not."""
+        running = False
+        for remote_id in await self._listed(intent):
+            if (await self.state(remote_id)).kind == "running":
+                running = True
+                continue
             async for request_id, _ in self.results(remote_id):
                 if request_id in intent.request_ids:
                     return remote_id
                 break
+        if running:
+            raise NotYet
         return None
 
-    async def _listed(self, intent: Intent) -> list[Mapping[str, Any]]:
-        found: list[Mapping[str, Any]] = []
+    async def _listed(self, intent: Intent) -> list[str]:
+        """Newer batches of the same size that are none of our others, newest first."""
+        found: list[str] = []
         after = ""
         while True:
             page = await ask(self._session, "GET", f"{self._url}?limit=100{after}")
             for batch in cast("list[dict[str, Any]]", page["data"]):
-                if datetime.fromisoformat(batch["created_at"]).timestamp() < intent.since - 60:
+                if batch["id"] == intent.newest_before:
                     return found  # the newest come first
                 size = sum(cast("dict[str, int]", batch["request_counts"]).values())
                 if batch["id"] not in intent.known and size == len(intent.request_ids):
-                    found.append(batch)
+                    found.append(str(batch["id"]))
             if not page.get("has_more"):
                 return found
             after = f"&after_id={page['last_id']}"
@@ -77,12 +83,20 @@ class AnthropicBatches:
         batch = await ask(self._session, "GET", f"{self._url}/{remote_id}")
         if batch["processing_status"] != "ended":
             return State("running")
-        return State("cancelled" if batch.get("cancel_initiated_at") else "ended")
+        answers = cast("dict[str, int]", batch["request_counts"])["succeeded"]
+        return State("cancelled" if batch.get("cancel_initiated_at") else "ended", answers=answers)
 
     async def results(self, remote_id: str) -> AsyncIterator[tuple[str, Outcome]]:
         # Not at the `results_url` of the answer, which could lead the key elsewhere.
         async for line in lines(self._session, f"{self._url}/{remote_id}/results"):
-            yield str(line["custom_id"]), _outcome(line["result"])
+            try:
+                result = str(line["custom_id"]), _outcome(line["result"])
+            except (KeyError, TypeError, AttributeError):
+                continue  # counted by what is missing in the end
+            yield result
+
+    async def cancel(self, remote_id: str) -> None:
+        await ask(self._session, "POST", f"{self._url}/{remote_id}/cancel")
 
     async def close(self) -> None:
         """The session is the stage's."""

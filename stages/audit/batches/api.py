@@ -29,6 +29,8 @@ class State:
 
     kind: Literal["running", "ended", "cancelled", "failed"]
     reason: str = ""
+    answers: int | None = None
+    """Requests that the provider says were answered; None where it does not count them."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Intent:
     key: str
     """Ours, made before the provider hears of the batch."""
     request_ids: Collection[str]
-    since: float
-    """When, in seconds since 1970."""
+    newest_before: str
+    """The newest batch that the provider listed before; "" where it listed none. Theirs and our clocks differ."""
     known: Collection[str]
     """Provider's ids of our other batches."""
 
@@ -48,12 +50,21 @@ class Unsure(Exception):
     """No answer came, so nobody knows whether the provider did what it was asked for."""
 
 
+class NotYet(Exception):
+    """Whether a batch is ours shows once it has ended."""
+
+
 class Refused(Exception):
-    """The provider said no."""
+    """The provider said no, or could not be reached (status 0): it has done nothing."""
 
     def __init__(self, status: int, reason: str) -> None:
-        super().__init__(f"{status}: {reason}")
+        super().__init__(f"{status}: {reason}" if status else reason)
         self.status = status
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same may work a little later."""
+        return self.status in (0, 409, 425, 429) or self.status >= 500
 
 
 class Batches(Protocol):
@@ -61,10 +72,14 @@ class Batches(Protocol):
 
     most_rows: int
     most_bytes: int
-    """Limits of a batch, with a margin."""
+    """Limits of a batch: a little below the provider's, for what is around the rows."""
 
     def row(self, request_id: str, request: HttpRequest) -> bytes:
         """A request as it stands in the batch."""
+        ...
+
+    async def newest(self) -> str:
+        """The provider's id of its newest batch; "" where it has none, or where `find` needs no such thing."""
         ...
 
     async def prepare(self, key: str, rows: Sequence[bytes]) -> str:
@@ -76,13 +91,17 @@ class Batches(Protocol):
         ...
 
     async def find(self, intent: Intent) -> str | None:
-        """The provider's id of a batch whose creation was not seen to end; None: it is not there."""
+        """The provider's id of a batch whose creation was not seen to end; None: it is not there. May raise NotYet."""
         ...
 
     async def state(self, remote_id: str) -> State: ...
 
     def results(self, remote_id: str) -> AsyncIterator[tuple[str, Outcome]]:
-        """Request ids and what became of them, in any order."""
+        """Request ids and what became of them, in any order; without what cannot be read."""
+        ...
+
+    async def cancel(self, remote_id: str) -> None:
+        """Ask for no more of a batch; what was answered by then is billed, and can be fetched."""
         ...
 
     async def close(self) -> None:

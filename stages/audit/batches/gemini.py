@@ -17,7 +17,10 @@ from ..teacher import HttpRequest, Teacher
 from .api import Intent, State, Unsure
 from .http import ask
 
-_STATES = {"SUCCEEDED": "ended", "EXPIRED": "ended", "CANCELLED": "cancelled", "FAILED": "failed"}
+_STATES = {
+    "SUCCEEDED": "ended", "PARTIALLY_SUCCEEDED": "ended", "EXPIRED": "ended", "CANCELLED": "cancelled",
+    "FAILED": "failed",
+}  # fmt: skip
 
 
 def open_(config: TeacherConfig, teacher: Teacher, session: aiohttp.ClientSession) -> "GeminiBatches":
@@ -39,6 +42,9 @@ class GeminiBatches:
 
     def row(self, request_id: str, request: HttpRequest) -> bytes:
         return orjson.dumps({"request": request.body, "metadata": {"key": request_id}})
+
+    async def newest(self) -> str:
+        return ""
 
     async def prepare(self, key: str, rows: Sequence[bytes]) -> str:
         return ""
@@ -64,14 +70,24 @@ class GeminiBatches:
         # BATCH_STATE_SUCCEEDED, and JOB_STATE_SUCCEEDED in earlier answers.
         name = str(_metadata(batch).get("state", "")).rpartition("STATE_")[2]
         reason = cast("dict[str, Any]", batch.get("error") or {}).get("message", "")
-        return State(_STATES.get(name, "running"), str(reason))  # pyright: ignore[reportArgumentType]
+        stats = cast("dict[str, Any]", _metadata(batch).get("batchStats") or {})
+        # 64-bit integers are strings in Google's JSON.
+        answers = int(stats["successfulRequestCount"]) if "successfulRequestCount" in stats else None
+        return State(_STATES.get(name, "running"), str(reason), answers)  # pyright: ignore[reportArgumentType]
 
     async def results(self, remote_id: str) -> AsyncIterator[tuple[str, Outcome]]:
         batch = await ask(self._session, "GET", f"{self._url}/{remote_id}")
         response = cast("dict[str, Any]", batch.get("response") or {})
         inlined = cast("dict[str, Any]", response.get("inlinedResponses") or {})
         for one in cast("list[dict[str, Any]]", inlined.get("inlinedResponses") or []):
-            yield str(one["metadata"]["key"]), _outcome(one)
+            try:
+                result = str(one["metadata"]["key"]), _outcome(one)
+            except (KeyError, TypeError, AttributeError):
+                continue  # counted by what is missing in the end
+            yield result
+
+    async def cancel(self, remote_id: str) -> None:
+        await ask(self._session, "POST", f"{self._url}/{remote_id}:cancel")
 
     async def close(self) -> None:
         """The session is the stage's."""

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import aiohttp
 
-from ..client import error_message, proxy_of, without_secrets
+from ..client import OUTCOME_UNKNOWN, error_message, proxy_of, without_secrets
 from ..json_body import read_json
 from .api import Refused, Unsure
 
@@ -18,8 +18,8 @@ async def ask(session: aiohttp.ClientSession, method: str, url: str, body: bytes
     """Send, and read a JSON object. Redirects are not followed.
 
     Raises:
-        Unsure: no whole answer came, or a 5xx.
-        Refused: another status than 200.
+        Unsure: no whole answer came, or a gateway's word that it saw none.
+        Refused: another status than 200, or nobody is there.
     """
     raw = b"".join([piece async for piece in _pieces(session, method, url, body)])
     try:
@@ -31,28 +31,30 @@ async def ask(session: aiohttp.ClientSession, method: str, url: str, body: bytes
     return cast("dict[str, Any]", answer)
 
 
-async def lines(session: aiohttp.ClientSession, url: str) -> AsyncIterator[Any]:
-    """The JSON values of a file of lines, one at a time.
+async def lines(session: aiohttp.ClientSession, url: str) -> AsyncIterator[dict[str, Any]]:
+    """The JSON objects of a file of lines, one at a time, without the lines that are none.
 
     Raises:
-        Unsure: it ended early, or a line is not JSON.
+        Unsure: it ended early.
         Refused: another status than 200.
     """
     rest = b""
     async for piece in _pieces(session, "GET", url, None):
         *whole, rest = (rest + piece).split(b"\n")
         for line in whole:
-            if line.strip():
-                yield _line(line)
-    if rest.strip():
-        yield _line(rest)
+            if (value := read_line(line)) is not None:
+                yield value
+    if (value := read_line(rest)) is not None:
+        yield value
 
 
-def _line(line: bytes) -> Any:
+def read_line(line: bytes) -> dict[str, Any] | None:
+    """A line of a result file; None where it is no JSON object."""
     try:
-        return read_json(line)
-    except ValueError as error:
-        raise Unsure(f"a line of the results is not JSON: {error}") from error
+        value = read_json(line)
+    except ValueError:
+        return None
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
 async def _pieces(session: aiohttp.ClientSession, method: str, url: str, body: bytes | None) -> AsyncIterator[bytes]:
@@ -61,7 +63,7 @@ async def _pieces(session: aiohttp.ClientSession, method: str, url: str, body: b
         async with session.request(
             method, url, data=body, allow_redirects=False, proxy=proxy_of(url), timeout=_LONG
         ) as response:  # fmt: skip
-            if response.status >= 500:
+            if response.status in OUTCOME_UNKNOWN:
                 raise Unsure(f"{response.status}: {await _said(session, response)}")
             if response.status != 200:
                 raise Refused(response.status, await _said(session, response))
@@ -70,6 +72,8 @@ async def _pieces(session: aiohttp.ClientSession, method: str, url: str, body: b
                 if size > _MOST_BYTES:
                     raise Unsure(f"the answer is larger than {_MOST_BYTES} bytes")
                 yield piece
+    except aiohttp.ClientConnectorError as error:
+        raise Refused(0, f"nobody is there: {error}") from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise Unsure(f"{type(error).__name__}: {error}".rstrip(": ")) from error
 

@@ -12,12 +12,12 @@ import orjson
 
 from ....store.errors import TeacherError
 from ....store.sections import TeacherConfig
-from ..client import Outcome, without_secrets
-from ..json_body import read_json
+from ..client import OUTCOME_UNKNOWN, Outcome, without_secrets
 from ..teacher import HttpRequest, Teacher
 from ..teachers.common import api_key
 from ..teachers.openai import KEY
 from .api import Intent, Refused, State, Unsure, no_batches
+from .http import read_line
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -50,8 +50,9 @@ def open_(config: TeacherConfig, teacher: Teacher, session: aiohttp.ClientSessio
 class OpenAIBatches:
     """A file of requests, then a batch of that file; what failed is in a second file."""
 
-    most_rows = 40_000
-    most_bytes = 100 << 20
+    most_rows = 50_000
+    most_bytes = 199_000_000
+    """Of 200 MB."""
 
     def __init__(self, client: "AsyncOpenAI", teacher: Teacher) -> None:
         self._client = client
@@ -65,6 +66,10 @@ class OpenAIBatches:
     def row(self, request_id: str, request: HttpRequest) -> bytes:
         line = {"custom_id": request_id, "method": "POST", "url": self._endpoint, "body": request.body}
         return orjson.dumps(line)
+
+    async def newest(self) -> str:
+        page = await self._ask(self._client.batches.list(limit=1))
+        return page.data[0].id if page.data else ""
 
     async def prepare(self, key: str, rows: Sequence[bytes]) -> str:
         content = b"".join(row + b"\n" for row in rows)
@@ -85,7 +90,7 @@ class OpenAIBatches:
             for batch in page.data:
                 if (batch.metadata or {}).get(_TAG) == intent.key:
                     return batch.id
-                if batch.created_at < intent.since - 3600:  # the newest come first
+                if batch.id == intent.newest_before:  # the newest come first
                     return None
             if not page.has_next_page():
                 return None
@@ -95,16 +100,23 @@ class OpenAIBatches:
         batch = await self._ask(self._client.batches.retrieve(remote_id))
         errors = batch.errors.data if batch.errors and batch.errors.data else []
         reason = "; ".join(error.message or "" for error in errors[:3])
-        return State(_STATES.get(batch.status, "running"), reason)  # pyright: ignore[reportArgumentType]
+        answers = batch.request_counts.completed if batch.request_counts else None
+        return State(_STATES.get(batch.status, "running"), reason, answers)  # pyright: ignore[reportArgumentType]
 
     async def results(self, remote_id: str) -> AsyncIterator[tuple[str, Outcome]]:
         batch = await self._ask(self._client.batches.retrieve(remote_id))
         for file in (batch.output_file_id, batch.error_file_id):
             if file:
                 content = await self._ask(self._client.files.content(file))
-                for line in content.read().splitlines():
-                    if line.strip():
-                        yield _result(read_json(line))
+                for line in content.read().split(b"\n"):
+                    try:
+                        result = _result(read_line(line) or {})
+                    except (KeyError, TypeError, AttributeError):
+                        continue  # counted by what is missing in the end
+                    yield result
+
+    async def cancel(self, remote_id: str) -> None:
+        await self._ask(self._client.batches.cancel(remote_id))
 
     async def close(self) -> None:
         await self._client.close()
@@ -118,15 +130,20 @@ class OpenAIBatches:
             if error.status_code == 404 and "batches" in str(error.request.url):
                 raise no_batches(str(self._client.base_url)) from error
             said = without_secrets(error.message, self._headers)
-            if error.status_code >= 500:
+            if error.status_code in OUTCOME_UNKNOWN:
                 raise Unsure(f"{error.status_code}: {said}") from error
             raise Refused(error.status_code, said) from error
+        except openai.APIConnectionError as error:
+            reason = f"{type(error).__name__}: {error}"
+            if type(error.__cause__).__name__ == "ConnectError":  # httpx, or what follows it
+                raise Refused(0, reason) from error
+            raise Unsure(reason) from error
         except openai.OpenAIError as error:
             raise Unsure(f"{type(error).__name__}: {error}") from error
 
 
 def _result(line: dict[str, Any]) -> tuple[str, Outcome]:
-    request_id, response, error = str(line.get("custom_id")), line.get("response"), line.get("error")
+    request_id, response, error = str(line["custom_id"]), line.get("response"), line.get("error")
     if response and response.get("status_code") == 200:
         return request_id, Outcome("answered", body=response.get("body"), status=200)
     if response and response.get("status_code"):

@@ -162,4 +162,11 @@ def _most_choices(model: str) -> int | None:
     return _MOST_CHOICES
 
 
-DIALECT = Dialect(find, continuations=("prefill", "instruct"), most_choices=_most_choices, price_provider="anthropic")
+DIALECT = Dialect(
+    find,
+    continuations=("prefill", "instruct"),
+    most_choices=_most_choices,
+    price_provider="anthropic",
+    key=_KEY,
+    key_hosts=None,
+)

@@ -214,4 +214,11 @@ def _usage(usage: Mapping[str, Any]) -> Usage:
     return Usage(prompt, count(usage, "cachedContentTokenCount"), completion)
 
 
-DIALECT = Dialect(find, continuations=("prefill", "instruct"), most_choices=most_candidates, price_provider="google")
+DIALECT = Dialect(
+    find,
+    continuations=("prefill", "instruct"),
+    most_choices=most_candidates,
+    price_provider="google",
+    key=_KEY,
+    key_hosts=None,
+)

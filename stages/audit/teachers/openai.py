@@ -92,7 +92,7 @@ _BROKEN_OFF = {"error", "abort", "insufficient_system_resource"}
 async def find(config: TeacherConfig, http: Http) -> "OpenAITeacher":
     """See `Find`."""
     urls = base_urls(config, _DEFAULT_URL)
-    headers = _headers(config)
+    headers = headers_of(config)
     advice = ""
     for url in urls:
         models = await _models(http, url, headers)
@@ -156,7 +156,7 @@ class OpenAITeacher(Adapting):
     ) -> None:
         self.why = why
         self.base_urls = urls
-        self.headers: Mapping[str, str] = _headers(config)
+        self.headers: Mapping[str, str] = headers_of(config)
         self.thinking_off = f"Set teacher.extra = {host.thinking_off}, or raise teacher.max_tokens."
         self._config = config
         self._extra = checked_extra(config, _SET_BY)
@@ -252,7 +252,8 @@ class OpenAITeacher(Adapting):
         return open_end(ask.prefix)[0] if trims else ask.prefix
 
 
-def _headers(config: TeacherConfig) -> dict[str, str]:
+def headers_of(config: TeacherConfig) -> dict[str, str]:
+    """The header with the key, if there is one."""
     key = api_key(config, KEY)
     return {"Authorization": f"Bearer {key}"} if key else {}
 
@@ -303,4 +304,4 @@ def _usage(usage: Mapping[str, Any]) -> Usage:
     return Usage(count(usage, "prompt_tokens"), cached, count(usage, "completion_tokens"), cache_write_tokens=written)
 
 
-DIALECT = Dialect(find)
+DIALECT = Dialect(find, key=KEY, key_hosts=tuple(HOSTS))

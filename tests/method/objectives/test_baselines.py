@@ -155,7 +155,7 @@ def test_an_sft_audit_that_was_killed_asks_for_no_answer_twice(make, teacher):
             os.kill(process.pid, signal.SIGKILL)
 
     teacher.behave = behave
-    process = Command("audit", run.path)
+    process = Command("audit", run.path, "--no-check")
     assert process.wait().returncode == -signal.SIGKILL
     teacher.behave = lambda body, number: None
     audit(run, 0, run.config())

@@ -69,12 +69,12 @@ def test_a_disk_that_is_full_from_the_start_sends_nothing(tmp_path, teacher, gen
         run = generated(write_run(disk / "run", teacher=settings(teacher)))
         finish("plan", run.path)
         filler = fill(disk)
-        done = Command("audit", run.path).wait()
+        done = Command("audit", run.path, "--no-check").wait()
         assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
         assert "No space left on device. Free some space there, then run the same command again" in done.stderr
         # Room for the tables and the ledger, and none for what is in flight.
         os.truncate(filler, filler.stat().st_size - (2 << 20))
-        done = Command("audit", run.path).wait()
+        done = Command("audit", run.path, "--no-check").wait()
         assert done.returncode == 3
         assert ".ledger.spare: No space left on device" in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
@@ -168,7 +168,7 @@ def test_too_many_open_files_are_one_line_with_the_limit_and_nothing_is_bought_t
             resource.prlimit(process[0].pid, resource.RLIMIT_NOFILE, (has, has))
 
     teacher.behave = behave
-    process.append(Command("audit", run.path, "--set", "teacher.max_concurrency=16"))
+    process.append(Command("audit", run.path, "--no-check", "--set", "teacher.max_concurrency=16"))
     done = process[0].wait()
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
@@ -177,7 +177,7 @@ def test_too_many_open_files_are_one_line_with_the_limit_and_nothing_is_bought_t
         in (done.stderr.splitlines()[-1])
     )
     teacher.behave = lambda body, number: None
-    finish("audit", run.path)
+    finish("audit", run.path, "--no-check")
     rows = run.round(0).rollouts.read().to_pylist()
     assert len({(row["chunk_id"], row["rollout_index"]) for row in rows}) == len(rows)
     assert len(rows) == 4 * run.round(0).chunks.manifest.rows == 4 * teacher.answered

@@ -1,16 +1,17 @@
 """One suite for the batch APIs of all dialects, against servers that enforce the vendors' rules."""
 
 import asyncio
+import json
 from collections import Counter
 
 import pytest
 
-from omniopd.stages.audit.batches import anthropic, api
+from omniopd.stages.audit.batches import anthropic, api, overview
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.teachers import openai
 from omniopd.store.batch_book import BatchBook
-from omniopd.store.errors import BudgetReached, ConfigError, TeacherError
-from omniopd.store.ledger import Ledger, read_totals
+from omniopd.store.errors import BudgetReached, ConfigError, InputError, TeacherError
+from omniopd.store.ledger import Ledger, read_batches, read_totals
 from omniopd.store.sections import TeacherConfig
 from support import batch_vendors, vendors
 
@@ -32,7 +33,6 @@ def server(request, monkeypatch):
     for key in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"):
         monkeypatch.setenv(key, vendors.KEY)
     monkeypatch.setitem(openai.HOSTS, "127.0.0.1", openai.HOSTS["api.openai.com"])
-    monkeypatch.setattr(anthropic, "_POLL_INTERVAL_S", 0.01)
     server = batch_vendors.BatchServer(CASES[request.param]())
     yield server
     server.stop()
@@ -60,15 +60,16 @@ def assert_every_rollout_is_there_once(run):
 
 def die_when(monkeypatch, state):
     """The process dies right before it writes down that a batch is so far."""
-    real = BatchBook.mark
+    name = "begin" if state == "creating" else "mark"
+    real = getattr(BatchBook, name)
 
     def dying(book, key, now, remote_id=None):
-        if now == state:
+        if now == state or state == "creating":
             raise Killed
         real(book, key, now, remote_id)
 
-    monkeypatch.setattr(BatchBook, "mark", dying)
-    return lambda: monkeypatch.setattr(BatchBook, "mark", real)
+    monkeypatch.setattr(BatchBook, name, dying)
+    return lambda: monkeypatch.setattr(BatchBook, name, real)
 
 
 def die(run, *overrides):
@@ -152,17 +153,88 @@ def test_a_crash_before_the_creation_charges_nothing(run, server, monkeypatch):
     assert totals.requests == 2 * len(server.made[0].rows), "those that were only intended are released"
 
 
-def test_a_creation_of_which_nobody_knows_is_charged_in_full_and_asked_again(run, server, monkeypatch):
-    server.lost = {"before create"}
-    with pytest.raises(TeacherError, match="did not answer when a batch was created"):
+def test_a_creation_of_which_nobody_knows_is_looked_for_again_before_anything_is_bought_twice(run, server, capsys):
+    """The provider's list is late: the batch is there, and is found by a later start."""
+    server.lost = {"create", "list"}
+    with pytest.raises(TeacherError, match=r"did not answer when batch .* was created, and does not list it"):
         audit(run, 0, run.config((PRICE,)))
-    charged = read_totals(run.ledger)
-    assert charged.unknown == charged.requests > 0
-    assert charged.charged_tokens > 0
+    kept = read_totals(run.ledger)
+    assert (kept.charged_tokens, kept.unknown) == (0, 0)
+    assert kept.reserved_tokens > 0, "it counts against the budget meanwhile"
+    server.lost = {"list"}
+    with pytest.raises(TeacherError, match="does not list it"):
+        audit(run, 0, run.config((PRICE,)))
     server.lost = set()
     audit(run, 0, run.config((PRICE,)))
     assert_every_rollout_is_there_once(run)
     assert len(server.made) == 1
+    assert read_totals(run.ledger).unknown == 0
+
+
+def test_a_batch_that_is_not_listed_after_an_hour_is_charged_in_full_and_asked_again(run, server, monkeypatch, capsys):
+    server.lost = {"before create"}
+    with pytest.raises(TeacherError, match="does not list it"):
+        audit(run, 0, run.config((PRICE,)))
+    server.lost = set()
+    monkeypatch.setattr("omniopd.stages.audit.batches.flow._LISTED_WITHIN_S", 0.0)
+    audit(run, 0, run.config((PRICE,)))
+    assert "is not listed after an hour: charged in full" in capsys.readouterr().err
+    assert_every_rollout_is_there_once(run)
+    assert len(server.made) == 1
+    totals = read_totals(run.ledger)
+    assert totals.unknown == totals.requests // 2 > 0
+
+
+def test_a_person_may_say_that_an_unconfirmed_batch_is_not_there(run, server):
+    server.lost = {"before create"}
+    with pytest.raises(TeacherError, match="does not list it"):
+        audit(run, 0, run.config((PRICE,)))
+    (batch,) = read_batches(run.ledger)
+    assert (batch.state, batch.remote_id, batch.waiting) == ("creating", None, batch.requests)
+    assert "charged in full and closed" in overview.cancel(run, run.config((PRICE,)), batch.key)
+    assert read_totals(run.ledger).unknown == batch.requests
+    server.lost = set()
+    audit(run, 0, run.config((PRICE,)))
+    assert_every_rollout_is_there_once(run)
+    with pytest.raises(InputError, match="has no open batch"):
+        overview.cancel(run, run.config(), "all")
+
+
+@pytest.mark.parametrize("ahead_s", [-7200.0, 7200.0])
+def test_a_vendor_whose_clock_is_hours_off_is_understood(run, server, ahead_s):
+    server.clock_s = ahead_s
+    server.lost = {"create"}
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    assert len(server.made) == 1
+    assert read_totals(run.ledger).unknown == 0
+
+
+@pytest.mark.parametrize("status", [500, 503, 529, 429])
+def test_a_creation_that_a_busy_vendor_refuses_is_tried_again_and_costs_nothing(run, server, monkeypatch, status):
+    monkeypatch.setattr("omniopd.stages.audit.batches.flow.pause_s", lambda attempt, asked: 0.0)
+    server.busy = [status, status]
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    assert len(server.made) == 1
+    assert read_totals(run.ledger).unknown == 0
+
+
+def test_a_vendor_that_stays_busy_ends_the_stage_and_the_reservation_is_released(run, server, monkeypatch):
+    monkeypatch.setattr("omniopd.stages.audit.batches.flow.pause_s", lambda attempt, asked: 0.0)
+    server.busy = [529] * 9
+    with pytest.raises(TeacherError, match=r"does not take a batch \(529: "):
+        audit(run, 0, run.config(("teacher.max_attempts=3",)))
+    assert len(server.busy) == 6
+    totals = read_totals(run.ledger)
+    assert (totals.charged_tokens, totals.reserved_tokens, totals.unknown) == (0, 0, 0)
+
+
+def test_a_gateway_that_saw_no_answer_to_a_creation_is_no_refusal(run, server):
+    server.busy = [504]
+    with pytest.raises(TeacherError, match="does not list it"):
+        audit(run, 0, run.config())
+    assert read_totals(run.ledger).reserved_tokens > 0
 
 
 def test_a_creation_whose_answer_was_lost_is_found_at_once(run, server):
@@ -229,6 +301,38 @@ def test_a_row_without_a_result_is_charged_in_full(run, server):
     assert read_totals(run.ledger).unknown == 1
 
 
+def test_results_that_are_cut_off_or_garbled_keep_what_can_be_read_and_are_read_again(run, server):
+    server.garbled = True
+    with pytest.raises(TeacherError, match=r"cut off or garbled: \d+ of \d+ answers can be read, and are kept"):
+        audit(run, 0, run.config())
+    kept = rows_of(run)
+    assert 0 < len(kept) < run.round(0).chunks.manifest.rows * N
+    assert read_totals(run.ledger).unknown == 0
+    server.garbled = False
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    assert len(server.made) == 1
+    assert read_totals(run.ledger).unknown == 0
+
+
+def test_results_that_stay_garbled_are_charged_in_full_and_asked_again(run, server, monkeypatch):
+    real = batch_vendors.BatchServer._create
+
+    def create(server, key, rows, ids):
+        server.garbled = not server.made  # the first batch's results stay as they are
+        return real(server, key, rows, ids)
+
+    monkeypatch.setattr(batch_vendors.BatchServer, "_create", create)
+    with pytest.raises(TeacherError, match="cut off or garbled"):
+        audit(run, 0, run.config())
+    missing = run.round(0).chunks.manifest.rows * N - len(rows_of(run))
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    assert len(server.made) == 2
+    assert read_totals(run.ledger).unknown == len(server.made[1].rows)
+    assert missing > 0
+
+
 def test_refusals_and_empty_answers_are_typed_rows(run, server):
     server.vendor.mode = "empty"
     audit(run, 0, run.config())
@@ -270,6 +374,47 @@ def test_a_batch_that_is_refused_as_a_whole_costs_nothing_and_is_one_line(run, s
     assert (totals.charged_tokens, totals.reserved_tokens) == (0, 0)
 
 
+def test_a_batch_that_only_succeeded_in_part_ends(run, server):
+    if server.vendor.kind != "gemini":
+        pytest.skip("a state of Gemini's")
+    server.ends_as = "partially_succeeded"
+    server.fate = lambda number: "broken" if number < 3 else "ok"
+    audit(run, 0, run.config(("teacher.max_attempts=2",)))
+    assert_every_rollout_is_there_once(run)
+    assert len(server.made) == 2
+
+
+def test_batches_are_listed_and_cancelled(run, server, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("omniopd.stages.audit.batches.flow.BatchFlow.collect", dying_collect())
+        die(run)
+    (batch,) = read_batches(run.ledger)
+    remote = "batches/batch0" if server.vendor.kind == "gemini" else "batch0"
+    assert (batch.state, batch.remote_id, batch.waiting) == ("created", remote, batch.requests)
+    assert f"{batch.key}  {remote} " in overview.describe([batch])
+    server.fate = lambda number: "expired" if number < 2 else "ok"
+    assert "1 cancelled" in overview.cancel(run, run.config(), remote)
+    with pytest.raises(TeacherError, match="was cancelled; what was done before is kept"):
+        audit(run, 0, run.config())
+    (batch,) = read_batches(run.ledger)
+    assert (batch.state, batch.waiting, batch.answered) == ("closed", 0, batch.requests - 2)
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    assert overview.describe([]) == "no batches"
+
+
+def test_the_tail_of_a_budget_is_a_few_batches(make_run, run, server, generated):
+    """Answers cost far less than their worst case, so that each batch leaves something for another."""
+    many = generated(make_run("many", questions=24, teacher=run.config().teacher.model_dump(exclude_unset=True)))
+    budget = {"openai": 2500, "anthropic": 3000, "gemini": 1500}[server.vendor.kind]
+    with pytest.raises(BudgetReached, match="chunks of the lowest entropy"):
+        audit(many, 0, many.config((f"teacher.budget_tokens={budget}",)))
+    sizes = [len(made.rows) for made in server.made]
+    assert 1 < len(sizes) <= 6
+    assert sizes[-1] >= max(sizes) / 4
+    assert read_totals(many.ledger).charged_tokens <= budget
+
+
 def test_the_budget_holds_and_the_rest_waits_for_a_higher_one(run, server):
     budget = {"openai": 700, "anthropic": 1200, "gemini": 450}[server.vendor.kind]  # a few chunks' worst case
     with pytest.raises(BudgetReached):
@@ -295,11 +440,24 @@ def test_a_live_audit_fetches_the_open_batch_first_and_asks_for_nothing_twice(ru
 def test_batches_are_filled_to_the_providers_limits(run, server, monkeypatch):
     for module in (anthropic.AnthropicBatches, *other_batches()):
         monkeypatch.setattr(module, "most_rows", 5)
+    server.most_rows = 5
     audit(run, 0, run.config())
     assert_every_rollout_is_there_once(run)
     sizes = Counter(len(made.rows) for made in server.made)
     assert max(sizes) == 5
     assert len(server.made) > 2
+
+
+def test_batches_are_filled_to_the_providers_bytes(run, server, monkeypatch):
+    for module in (anthropic.AnthropicBatches, *other_batches()):
+        monkeypatch.setattr(module, "most_bytes", 1500)
+    audit(run, 0, run.config())
+    assert_every_rollout_is_there_once(run)
+    sizes = [sum(len(json.dumps(row, separators=(",", ":"))) + 1 for row in made.rows) for made in server.made]
+    assert len(sizes) > 2
+    assert max(sizes) <= 1500
+    largest_row = max(len(json.dumps(row)) for made in server.made for row in made.rows)
+    assert min(sizes[:-1]) > 1500 - 2 * largest_row, "a batch ends where the next row would not fit"
 
 
 def other_batches():

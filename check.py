@@ -1,0 +1,140 @@
+"""`omniopd check`: everything that a run rests on, looked at before it costs an hour or a dollar.
+
+`generate`, `audit` and `run` do it by themselves, once for each way in which the teacher is set up: what was found is
+remembered in the run (`.checked.json`).
+"""
+
+import asyncio
+import hashlib
+import json
+import shutil
+import sys
+from typing import Literal
+
+import orjson
+
+from .method.objectives.registry import objective_of
+from .stages.audit import setup
+from .store import files
+from .store.config import Config
+from .store.errors import ConfigError, OmniopdError, TeacherError
+from .store.findings import Finding, of_error
+from .store.layout import RunDir
+from .store.model import resolve_model
+
+Before = Literal["generate", "audit"]
+
+_LEAST_DISK = 1 << 30
+
+
+def check(run: RunDir, config: Config) -> list[Finding]:
+    """Look at everything; asks the teacher two small questions."""
+    findings = [*offline(run, config), _gpu()]
+    if objective_of(config).asks == "nobody":
+        return [*findings, Finding("teacher", "ok", f"{config.train.objective} asks none")]
+    if not any(finding.verdict == "fail" for finding in findings):
+        findings += _server(run, config)
+    return findings
+
+
+def offline(run: RunDir, config: Config) -> list[Finding]:
+    """What needs no server."""
+    teacher = [] if objective_of(config).asks == "nobody" else setup.settings(config.teacher)
+    return [*teacher, *_student(config), *_answers(config), _disk(run)]
+
+
+def require(run: RunDir, config: Config, before: Before) -> None:
+    """Check the teacher, unless it was checked under these settings; warnings go to stderr. Student and data are
+    checked by the stages themselves.
+
+    A server that nobody answers at stops `audit` and not `generate`, which may be what has the GPU until then.
+
+    Raises:
+        ConfigError: a setting cannot work.
+        TeacherError: the teacher cannot.
+    """
+    if objective_of(config).asks == "nobody":
+        return
+    _refuse(setup.settings(config.teacher), ConfigError)
+    if _fingerprint(config) in _remembered(run):
+        return
+    found = _server(run, config)
+    if before == "generate" and found[0].name == "server":
+        _say([Finding("server", "warn", found[0].value, "audit will need it.")])
+        return
+    _say([finding for finding in found if finding.verdict == "warn"])
+    _refuse(found, TeacherError)
+    files.write_text(run.checked, json.dumps(sorted({*_remembered(run), _fingerprint(config)})) + "\n")
+
+
+def _server(run: RunDir, config: Config) -> list[Finding]:
+    # Half a second of imports, which `plan` does without.
+    from .stages.audit import probe
+
+    return asyncio.run(probe.server(run, config))
+
+
+def _refuse(findings: list[Finding], error: type[OmniopdError]) -> None:
+    for finding in findings:
+        if finding.verdict == "fail":
+            raise error(f"{finding.value}.", f"{finding.hint} (omniopd check looks again; --no-check leaves it out.)")
+
+
+def _say(findings: list[Finding]) -> None:
+    for finding in findings:
+        sys.stderr.write(f"{finding}\n")
+
+
+def _fingerprint(config: Config) -> str:
+    """Of all that decides what the teacher was seen to do."""
+    teacher = config.teacher.model_dump(
+        mode="json",
+        include={"kind", "model", "base_url", "continuation", "extra", "system", "api_key_env", "api_key_file"},
+    )
+    return hashlib.sha256(orjson.dumps(teacher, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def _remembered(run: RunDir) -> set[str]:
+    return set(json.loads(run.checked.read_text(encoding="utf-8"))) if run.checked.is_file() else set()
+
+
+def _student(config: Config) -> list[Finding]:
+    """The student's folder and context."""
+    try:
+        folder = resolve_model(config.student.model)
+    except OmniopdError as error:
+        return [of_error("student", error)]
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    positions = described.get("max_position_embeddings")
+    wanted = config.generate.max_new_tokens
+    if isinstance(positions, int) and wanted >= positions:
+        problem = f"its context has {positions:,} tokens, and generate.max_new_tokens is {wanted:,}"
+        hint = f"Set generate.max_new_tokens below {positions}, less the longest prompt."
+        return [Finding("student", "fail", problem, hint)]
+    context = f", context {positions:,}" if positions else ""
+    return [Finding("student", "ok", f"{config.student.model}{context}")]
+
+
+def _answers(config: Config) -> list[Finding]:
+    if objective_of(config).weights_from != "rewards" or config.data.answer:
+        return []
+    problem = f"{config.train.objective} grades the responses, and data.answer is not set"
+    return [Finding("answers", "fail", problem, "Name the column with the reference answers.")]
+
+
+def _disk(run: RunDir) -> Finding:
+    free = shutil.disk_usage(run.path if run.path.exists() else run.path.parent).free
+    if free < _LEAST_DISK:
+        return Finding(
+            "disk", "warn", f"{free / 1e9:.2f} GB free", "A round writes its tables, a policy and checkpoints."
+        )
+    return Finding("disk", "ok", f"{free / 1e9:.0f} GB free")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    count = torch.cuda.device_count()
+    return Finding(
+        "gpu", "ok", f"{count} x {torch.cuda.get_device_name(0)}" if count else "none: the CPU does the work"
+    )
