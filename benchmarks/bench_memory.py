@@ -15,8 +15,8 @@ import sys
 import numpy as np
 import torch
 
+from omniopd.store.architecture import Architecture
 from omniopd.store.sections import TrainConfig
-from omniopd.train.architecture import Architecture
 from omniopd.train.data import Sequences, Share, micro_batches
 from omniopd.train.memory import training_need
 from omniopd.train.model import build

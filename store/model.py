@@ -55,18 +55,45 @@ def resolve_model(model: str) -> Path:
         ) from error
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model's weights, by name: what is sampled, hashed and trained from.
+
+    A folder that was saved twice may hold two models. transformers would read one of them, vLLM the other.
+
+    Raises:
+        InputError: there are none as safetensors, one is missing, or there are two models.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    save = "Save the model there with `save_pretrained`, as safetensors."
+    if not index.is_file():
+        if not whole.is_file():
+            old = sorted(path.name for path in folder.glob("*.bin"))
+            raise InputError(f"{folder} has no model.safetensors{f', only {old[0]}' if old else ''}.", save)
+        return [whole]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index} cannot be read: {error}.", save) from error
+    if whole.is_file() and names != [whole.name]:
+        raise InputError(
+            f"{folder} holds two models: {whole.name}, and the {len(names)} shards that {index.name} names.",
+            f"Remove {index.name} and its shards if {whole.name} is the model, else {whole.name}.",
+        )
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder} has no {missing[0]}, which {index.name} names.", save)
+    return [folder / name for name in names]
+
+
 def weights_hash(folder: Path) -> str:
     """Hash of a model's weights and shape, 16 hex digits: equal for equal content, wherever the folder is.
 
     Raises:
-        InputError: the folder has no safetensors.
+        InputError: the folder has no weights, or it is not clear which.
     """
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights or not (folder / "config.json").is_file():
-        raise InputError(
-            f"{folder} has no config.json with *.safetensors.",
-            "Save the model with `save_pretrained` into that folder.",
-        )
+    weights = weight_files(folder)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} has no config.json.", "Save the model with `save_pretrained` into that folder.")
     digest = hashlib.sha256()
     for path in weights:
         digest.update(f"{path.name}:{sha256(path)}\n".encode())
@@ -145,22 +172,36 @@ def end_of_turn(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: Conf
     if config.data.chat_template != "off" and tokenizer.chat_template:
         chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MESSAGE}]
         text = render_chat(tokenizer, chat)
-        after = tokenizer(text.rpartition(_MESSAGE)[2], add_special_tokens=False)["input_ids"]
-        found = next((id_ for id_ in after if id_ in stops), None)  # pyright: ignore[reportGeneralTypeIssues]
+        found = next((id_ for id_ in _ids_of(tokenizer, text.rpartition(_MESSAGE)[2]) if id_ in stops), None)
         if found is not None:
-            return int(found)  # pyright: ignore[reportArgumentType]
+            return found
     if tokenizer.eos_token_id in stops:
         return int(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
     return min(stops, default=None)
 
 
 def stop_ids(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: Config) -> frozenset[int]:
-    """Tokens that end a response: the generation config's, the tokenizer's and the user's."""
-    from transformers import GenerationConfig
-
+    """Tokens that end a response: those of generation_config.json and config.json, the tokenizer's and the user's."""
     ids = set(config.generate.stop_token_ids)
-    if (folder / "generation_config.json").is_file():
-        eos = GenerationConfig.from_pretrained(folder).eos_token_id
-        ids |= set(eos) if isinstance(eos, list) else {eos}
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            eos = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+            ids |= set(eos) if isinstance(eos, list) else {eos}
     ids.add(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
     return frozenset(id_ for id_ in ids if id_ is not None)
+
+
+def unheard_end_of_turn(tokenizer: "PreTrainedTokenizerBase", stops: frozenset[int]) -> tuple[str, int] | None:
+    """The special token with which the chat template ends an assistant's turn, where it is no stop token: responses
+    would run on. None where all is well, or where the template ends a turn with text."""
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MESSAGE}]
+    after = _ids_of(tokenizer, render_chat(tokenizer, chat).rpartition(_MESSAGE)[2])
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    ends = [id_ for id_ in after if id_ in special]
+    if not ends or stops & set(after):
+        return None
+    return str(tokenizer.convert_ids_to_tokens(ends[0])), ends[0]
+
+
+def _ids_of(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    return list(map(int, tokenizer(text, add_special_tokens=False)["input_ids"]))  # pyright: ignore[reportArgumentType]

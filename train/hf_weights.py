@@ -6,7 +6,6 @@ and gate and up projection in another, and splits both over the tensor-parallel 
 and matching halves.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..store.errors import InputError
-from .architecture import Architecture
+from ..store.architecture import Architecture
+from ..store.model import weight_files
 
 _IN_LAYER = {
     "input_layernorm.weight": ["input_layernorm.weight"],
@@ -121,20 +120,10 @@ class WeightFiles:
     def __init__(self, folder: Path) -> None:
         """
         Raises:
-            InputError: there are none, or a file that the index names is missing.
+            InputError: there are none, or it is not clear which.
         """
         self.folder = folder
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        else:
-            names = {"model.safetensors"}
-        missing = sorted(name for name in names if not (folder / name).is_file())
-        if missing:
-            raise InputError(
-                f"{folder} has no {missing[0]}.", "Save the model there with `save_pretrained`, as safetensors."
-            )
-        self._paths = [folder / name for name in sorted(names)]
+        self._paths = weight_files(folder)
         self._files: dict[str, Any] = {}
 
     def __enter__(self) -> "WeightFiles":
@@ -148,9 +137,6 @@ class WeightFiles:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         # safetensors maps the files, and unmaps them when nothing refers to them any more.
         self._files.clear()
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._files.items()}
 
     def tensor(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)

@@ -21,11 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import dropout, linear
 
+from ..store.architecture import Architecture, projection_sizes
 from ..store.errors import InputError
 from ..store.model import weights_hash
 from ..store.sections import LoraConfig, TrainConfig
 from . import mcore
-from .architecture import Architecture, projection_sizes
 from .hf_weights import fuse
 from .mcore import parallel_state as mpu
 from .model import Student

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from ..store.architecture import Architecture, projection_sizes
 from ..store.errors import InputError
 from ..store.sections import LoraConfig, TrainConfig
-from .architecture import Architecture, projection_sizes
 
 LOSS_BLOCK = 16384
 """Columns of the vocabulary that the loss works on at a time, so that no temporary is as large as the logits."""

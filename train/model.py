@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..store.architecture import Architecture
 from ..store.sections import TrainConfig
 from . import mcore
-from .architecture import Architecture
 from .attention import CausalAttention, RMSNorm
 from .columns import can_compile
 from .hf_weights import is_split, padded_vocabulary
@@ -78,16 +78,40 @@ def build(arch: Architecture, config: TrainConfig, device: torch.device) -> Stud
         post_process=mpu.is_pipeline_last_stage(),
         position_embedding_type="rope",
         rotary_base=cast(int, arch.rope_base),
-        rope_scaling=arch.rope_factor is not None,
-        rope_scaling_factor=arch.rope_factor or 1.0,
         share_embeddings_and_output_weights=arch.tied,
     )
     model.arch = arch
+    _stretch_positions(model, arch)
     # Megatron marks split parameters only while it initialises them. Without the mark their gradients would be left out
     # of the norm on all tensor-parallel ranks but the first, and so would be clipped wrongly.
     for name, parameter in model.named_parameters():
         parameter.tensor_model_parallel = is_split(name)  # pyright: ignore[reportAttributeAccessIssue]
     return model.to(device)
+
+
+def _stretch_positions(model: Student, arch: Architecture) -> None:
+    """Give rotary positions the student's own frequencies, as transformers computes them: Megatron knows Llama 3's with
+    one set of constants, and YaRN's by another rule.
+
+    YaRN also scales sine and cosine by a factor, the same for queries and keys: their products by its square.
+    """
+    if not arch.rope:
+        return
+    from transformers import PreTrainedConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = dict(arch.rope)
+    make: Any = PreTrainedConfig
+    config = make(
+        hidden_size=arch.hidden, num_attention_heads=arch.heads, head_dim=arch.head_dim,
+        max_position_embeddings=arch.positions, rope_parameters=rope,
+    )  # fmt: skip
+    inverse_frequencies, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+    rotary: Any = model.rotary_pos_emb
+    rotary.inv_freq = inverse_frequencies.to(rotary.inv_freq.device)
+    for module in model.modules():
+        if isinstance(module, CausalAttention):
+            module.softmax_scale = factor**2 / arch.head_dim**0.5
 
 
 def _transformer_config(arch: Architecture, config: TrainConfig, device: torch.device) -> mcore.TransformerConfig:

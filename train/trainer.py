@@ -18,19 +18,21 @@ import torch
 import torch.distributed as dist
 
 from ..method.objectives.registry import objective_of
-from ..store.config import Config, made_with
-from ..store.errors import ConfigError, InputError, Interrupted
-from ..store.layout import RoundDir, RunDir
-from ..store.model import resolve_model, weights_hash
-from ..store.sections import TrainConfig
-from .architecture import (
+from ..store.architecture import (
     Architecture,
     check_layout,
     check_same_tokens,
+    check_student,
     check_tokenizer,
     check_weights,
-    read_architecture,
+    weight_shapes,
 )
+from ..store.config import Config, made_with
+from ..store.errors import ConfigError, InputError, Interrupted
+from ..store.layout import RoundDir, RunDir
+from ..store.model import load_tokenizer, resolve_model, weights_hash
+from ..store.reference import check_reference
+from ..store.sections import TrainConfig
 from .checkpoint import Checkpoints, Position
 from .columns import can_compile
 from .data import COLUMNS, Sequences, lay_out, map_sequences, micro_batches, padding_share, plan_steps
@@ -221,6 +223,7 @@ def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
     run.round(index).shards.require(f"omniopd score {run.path} --round {index}")
     if config.train.wandb:
         check_wandb()
+    check_reference(run, index, config)
     initial = resolve_model(config.student.model)
     if index > 0 and not run.round(index - 1).policy.is_dir():
         raise InputError(
@@ -228,10 +231,10 @@ def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
             f"Run `omniopd train {run.path} --round {index - 1}` first.",
         )
     policy = resolve_model(run.policy_for(index, config))
-    arch = _checked(initial, read_architecture(initial))
-    check_tokenizer(arch, initial)
+    arch = check_student(initial)
+    check_tokenizer(arch, load_tokenizer(initial), initial)
     if policy != initial:
-        _checked(policy, arch)
+        check_weights(arch, weight_shapes(policy), policy)
     which = objective_of(config).frozen_model(config.train)
     if which == "teacher" and config.train.lora is not None:
         raise ConfigError(
@@ -243,7 +246,7 @@ def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
         check_adapters(run.round(index - 1).policy / ADAPTERS, config.train.lora, initial)
     if which == "teacher":
         teacher = resolve_model(config.train.teacher)
-        teacher_arch = _checked(teacher, read_architecture(teacher, "teacher"))
+        teacher_arch = check_student(teacher, "teacher")
         check_same_tokens(initial, teacher)
         if teacher_arch.vocabulary != arch.vocabulary:
             raise InputError(
@@ -253,13 +256,6 @@ def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
             )
         return _Inputs(policy, initial, arch, _Frozen(teacher, teacher_arch))
     return _Inputs(policy, initial, arch, _Frozen(initial, arch) if which else None)
-
-
-def _checked(folder: Path, arch: Architecture) -> Architecture:
-    """The architecture, once a folder's weights are seen to have it."""
-    with WeightFiles(folder) as weights:
-        check_weights(arch, weights.shapes(), folder)
-    return arch
 
 
 def _train(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from omniopd.train.architecture import Architecture
+from omniopd.store.architecture import Architecture
 
 SHAPES = {
     # layers, hidden, feed-forward, heads, key-value groups, head size, vocabulary
@@ -40,5 +40,5 @@ def architecture(shape: str) -> Architecture:
     layers, hidden, ffn, heads, groups, head_dim, vocabulary = SHAPES[shape]
     return Architecture(
         model_type="qwen3", layers=layers, hidden=hidden, ffn=ffn, heads=heads, groups=groups, head_dim=head_dim,
-        vocabulary=vocabulary, positions=40_960, tied=True, norm_eps=1e-6, rope_base=1e6, rope_factor=None,
+        vocabulary=vocabulary, positions=40_960, tied=True, norm_eps=1e-6, rope_base=1e6,
     )  # fmt: skip

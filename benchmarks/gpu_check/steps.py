@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from omniopd.store.architecture import Architecture
 from omniopd.store.sections import TrainConfig
-from omniopd.train.architecture import Architecture
 from omniopd.train.columns import can_compile
 from omniopd.train.memory import training_need
 from omniopd.train.objective import loss_terms

@@ -6,14 +6,16 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...method.objectives.record import Objective
 from ...method.objectives.registry import objective_of
+from ...store.architecture import check_student, check_tokenizer
 from ...store.config import Config, made_with
 from ...store.errors import InputError
 from ...store.layout import RunDir
-from ...store.model import load_tokenizer, resolve_model, stop_ids, weights_hash
+from ...store.model import load_tokenizer, resolve_model, stop_ids, unheard_end_of_turn, weights_hash
+from ...store.reference import check_reference
 from ...store.table import Table
 from ...store.tokens import Decode, response_decoder
 from ...store.worker import ALONE, Worker
@@ -23,6 +25,9 @@ from .engines.registry import make_engine
 from .prompts import Prompt, questions_of_round, read_problems, render, say_once, user_message
 from .repetition import repetition
 from .workers import claim_devices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _SHOWN = 60
 """Characters of a question in an error."""
@@ -53,6 +58,7 @@ def generate(
     if objective.graded:
         check_gradable(problems, config)
     questions = questions_of_round(list(problems), config.data, index)
+    check_reference(run, index, config)
     folder = resolve_model(run.policy_for(index, config))
     tokenizer = load_tokenizer(folder)
     prompts = render(questions, config.data, tokenizer)
@@ -78,11 +84,15 @@ def generate(
                 part = missing[start : start + config.generate.part_rows]
                 table.append([rows.prompt_alone(request.trajectory_id) for request in part])
         elif missing:
+            check_tokenizer(check_student(folder), tokenizer, folder)
+            stops = stop_ids(folder, tokenizer, config)
+            if config.data.chat_template != "off" and tokenizer.chat_template and worker.index == 0:
+                _say_end_of_turn(tokenizer, stops)
             claim_gpus(config.generate.tensor_parallel)
             engine = make_engine(str(folder), config, max(len(prompt.ids) for prompt in prompts))
             sampling = Sampling(
                 config.generate.max_new_tokens, config.generate.temperature, config.generate.top_p,
-                stop_ids(folder, tokenizer, config),
+                stops,
             )  # fmt: skip
             writer = Writer(table, rows, response_decoder(tokenizer), sampling)
             with contextlib.closing(engine):
@@ -90,6 +100,15 @@ def generate(
                 writer.fill(engine, missing, config.generate.part_rows)
         table.finish()
     return summary(run, index)
+
+
+def _say_end_of_turn(tokenizer: "PreTrainedTokenizerBase", stops: frozenset[int]) -> None:
+    if (found := unheard_end_of_turn(tokenizer, stops)) is not None:
+        token, id_ = found
+        say_once(
+            f"the chat template ends a turn with {token!r}, which is no stop token: responses may run on. Set"
+            f" generate.stop_token_ids = [{id_}]."
+        )
 
 
 def samples_of(config: Config) -> int:

@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 
 from omniopd.method.objectives.registry import get
+from omniopd.store.architecture import check_layout, read_architecture
 from omniopd.store.schema import SHARDS
 from omniopd.store.sections import TrainConfig
 from omniopd.train import hf_model
-from omniopd.train.architecture import check_layout, read_architecture
 from omniopd.train.data import lay_out, map_sequences, micro_batches
 from omniopd.train.hf_model import hf_gradients, load_weights, write_weights
 from omniopd.train.hf_weights import WeightFiles

@@ -35,9 +35,9 @@ def save_tokenizer(folder: Path, tokens: int) -> None:
 
 def save_student(folder: Path, kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
     """A random student whose norms and biases are neither ones nor zeros, with tokenizer and chat template."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+    from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-    configs = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
+    configs = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig, "mistral": MistralConfig}
     extra = {} if kind == "qwen2" else {"head_dim": 16}
     config = configs[kind](**{**_SHAPE, "tie_word_embeddings": kind == "qwen3", **extra, **changes})
     torch.manual_seed(seed)

@@ -13,16 +13,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from omniopd.store.errors import ConfigError, InputError
-from omniopd.store.sections import TrainConfig
-from omniopd.train import hf_model
-from omniopd.train.architecture import (
+from omniopd.store.architecture import (
     Architecture,
     check_layout,
+    check_student,
     check_tokenizer,
-    check_weights,
     read_architecture,
+    weight_shapes,
 )
+from omniopd.store.errors import ConfigError, InputError
+from omniopd.store.model import load_tokenizer
+from omniopd.store.sections import TrainConfig
+from omniopd.train import hf_model
 from omniopd.train.hf_model import load_weights, write_weights
 from omniopd.train.hf_weights import WeightFiles, fuse, hf_names, shard, unfuse, unshard
 from omniopd.train.model import Student, build
@@ -37,6 +39,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 
 
 def load(folder: Path) -> Student:
@@ -60,9 +64,17 @@ def logits(model: Student, ids: Tensor) -> Tensor:
         ("qwen2", {"tie_word_embeddings": True}),
         ("llama", {}),
         ("llama", {"rope_parameters": LLAMA3, "max_position_embeddings": 16384}),
+        ("llama", {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 16, "factor": 4.0}}),
+        ("llama", {"rope_parameters": YARN}),
+        ("qwen3", {"rope_parameters": YARN | {"beta_fast": 16, "attention_factor": 0.7}}),
+        ("qwen2", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"sliding_window": 4096, "head_dim": 24}),
     ],
-    ids=["qwen3 tied", "qwen3 untied bf16", "qwen2 tied", "llama untied", "llama 3 rope"],
-)
+    ids=["qwen3 tied", "qwen3 untied bf16", "qwen2 tied", "llama untied", "llama 3 rope",
+         "llama 3 rope, other constants", "llama yarn", "qwen3 yarn", "qwen2 linear rope", "mistral",
+         "mistral, a window longer than its context"],
+)  # fmt: skip
 def test_a_student_goes_through_megatron_bit_for_bit_and_gives_the_logits_of_transformers(
     tmp_path: Path, kind: str, changes: dict[str, Any]
 ) -> None:
@@ -114,7 +126,7 @@ def test_weights_in_several_files_are_read_through_their_index(students: Callabl
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     whole = load_file(student / "model.safetensors")
     with WeightFiles(tmp_path) as weights:
-        assert weights.shapes().keys() == whole.keys()
+        assert weight_shapes(tmp_path) == {name: tuple(tensor.shape) for name, tensor in whole.items()}
         assert all(torch.equal(weights.tensor(name), tensor) for name, tensor in whole.items())
     next(tmp_path.glob("*.safetensors")).unlink()
     with pytest.raises(InputError, match="has no model-0"):
@@ -168,7 +180,7 @@ def broken(students: Callable[[str], Path], tmp_path: Path) -> Path:
         ({"use_sliding_window": True, "sliding_window": 16}, "does not support use_sliding_window"),
         ({"attention_bias": True}, "does not support attention_bias"),
         ({"num_hidden_layers": 3}, "config.json cannot be read: `num_hidden_layers`"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope_parameters"),
     ],
 )
 def test_an_architecture_that_is_not_supported_is_refused(broken: Path, changes: dict[str, Any], message: str) -> None:
@@ -177,11 +189,15 @@ def test_an_architecture_that_is_not_supported_is_refused(broken: Path, changes:
         read_architecture(broken)
 
 
+def test_a_mistral_with_a_sliding_window_is_refused(tmp_path: Path) -> None:
+    kit.save_student(tmp_path, "mistral", sliding_window=16)
+    with pytest.raises(InputError, match="does not support sliding_window = 16"):
+        read_architecture(tmp_path)
+
+
 def check(folder: Path) -> Architecture:
-    arch = read_architecture(folder)
-    with WeightFiles(folder) as weights:
-        check_weights(arch, weights.shapes(), folder)
-    check_tokenizer(arch, folder)
+    arch = check_student(folder)
+    check_tokenizer(arch, load_tokenizer(folder), folder)
     return arch
 
 
@@ -207,7 +223,7 @@ def test_a_head_stored_beside_its_tied_embedding_is_no_error(broken: Path) -> No
 
 def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(broken: Path) -> None:
     kit.save_tokenizer(broken, kit.VOCABULARY + 1)
-    with pytest.raises(InputError, match="ids up to 97, and its embedding has 97 rows"):
+    with pytest.raises(InputError, match="has 98 tokens, and its model 97"):
         check(broken)
     for path in broken.glob("tokenizer*"):
         path.unlink()

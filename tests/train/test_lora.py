@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from omniopd.store.architecture import read_architecture
 from omniopd.store.config import Config, config_of
 from omniopd.store.errors import ConfigError, InputError
 from omniopd.store.layout import RunDir
 from omniopd.store.sections import TrainConfig
-from omniopd.train.architecture import read_architecture
 from omniopd.train.export import export
 from omniopd.train.memory import training_need
 from omniopd.train.trainer import train_round

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from omniopd.store.architecture import Architecture
 from omniopd.store.errors import InputError
 from omniopd.store.layout import RunDir
 from omniopd.store.sections import TrainConfig
 from omniopd.train import trainer
-from omniopd.train.architecture import Architecture
 from omniopd.train.memory import Need, check_memory, loss_bytes, training_need
 from support import training as kit
 

@@ -85,6 +85,7 @@ def test_without_a_tokenizer_or_with_another_ones_tokens_the_text_is_still_there
     assert pieces("abc", [1, 2], [0.5, 0.6], None) == [("abc", 0.0)]
     assert pieces("abc", [97, 120], [0.5, 0.6], lambda ids: bytes(ids).decode()) == [("a", 0.5), ("bc", 0.0)]
 
+
 def test_a_sentencepiece_students_tokens_keep_their_spaces(make_run, tmp_path):
     tokenizer = metaspace()
     tokenizer.save_pretrained(tmp_path / "student")

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from ..store.errors import ConfigError, InputError
-from ..store.sections import TrainConfig
+from .errors import ConfigError, InputError
+from .model import weight_files
+from .sections import TrainConfig
 
-SUPPORTED = ("llama", "qwen2", "qwen3")
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
-# Megatron's constants of the llama3 frequencies; it takes only the factor from outside.
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Of transformers' kinds of rotary frequencies: those that do not depend on a sequence's length."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Architecture:
     """The head is the embedding."""
     norm_eps: float
     rope_base: float
-    rope_factor: float | None
-    """Factor of Llama 3's stretched frequencies; None: plain ones."""
+    rope: tuple[tuple[str, Any], ...] = ()
+    """transformers' rope_parameters of stretched frequencies, by name; empty: plain ones."""
 
     @property
     def qk_norm(self) -> bool:
@@ -106,7 +107,7 @@ def read_architecture(folder: Path, whose: str = "student") -> Architecture:
         tied=config.tie_word_embeddings,
         norm_eps=config.rms_norm_eps,
         rope_base=rope["rope_theta"],
-        rope_factor=rope["factor"] if rope["rope_type"] == "llama3" else None,
+        rope=() if rope["rope_type"] == "default" else tuple(sorted(rope.items())),
     )
 
 
@@ -117,13 +118,14 @@ def _refuse_what_is_not_supported(config: Any, whose: str) -> None:
             f"Use a {whose} of type {', '.join(SUPPORTED)}.",
         )
     rope: dict[str, Any] = config.rope_parameters
-    llama3 = rope["rope_type"] == "llama3" and all(rope[key] == value for key, value in _LLAMA3.items())
+    window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
     unsupported = {
         f"hidden_act = {config.hidden_act}": config.hidden_act != "silu",
         "attention_bias": config.model_type != "qwen2" and getattr(config, "attention_bias", False),
         "mlp_bias": getattr(config, "mlp_bias", False),
+        f"sliding_window = {window}": window is not None and window < config.max_position_embeddings,
         "use_sliding_window": getattr(config, "use_sliding_window", False),
-        f"rope_parameters = {rope}": rope["rope_type"] != "default" and not llama3,
+        f"rope_parameters = {rope}": rope["rope_type"] not in _ROPE_TYPES,
         "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0) != 1.0,
         "quantization_config": getattr(config, "quantization_config", None) is not None,
     }
@@ -132,6 +134,37 @@ def _refuse_what_is_not_supported(config: Any, whose: str) -> None:
             raise InputError(
                 f"The trainer does not support {what} in the {whose}'s config.json.", f"Use another {whose}."
             )
+
+
+def check_student(folder: Path, whose: str = "student") -> Architecture:
+    """Check a model folder as the trainer needs it: architecture and weights. Returns the architecture.
+
+    Raises:
+        InputError: the trainer could not take it.
+    """
+    arch = read_architecture(folder, whose)
+    check_weights(arch, weight_shapes(folder), folder)
+    return arch
+
+
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight in a folder, from the files' headers.
+
+    Raises:
+        InputError: there are none, or it is not clear which.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{path} cannot be read: {error}.", f"Save {folder} again with `save_pretrained`."
+            ) from error
+    return shapes
 
 
 def check_weights(arch: Architecture, found: Mapping[str, tuple[int, ...]], folder: Path) -> None:
@@ -156,24 +189,13 @@ def check_weights(arch: Architecture, found: Mapping[str, tuple[int, ...]], fold
         raise InputError(f"{folder} has a weight {unknown[0]} that a {arch.model_type} has not.", hint)
 
 
-def check_tokenizer(arch: Architecture, folder: Path) -> None:
-    """Check that every token of the tokenizer has an embedding.
+def check_tokenizer(arch: Architecture, tokenizer: Any, folder: Path) -> None:
+    """Check that every token of a tokenizer of transformers has an embedding.
 
     Raises:
-        InputError: there is no tokenizer, or it knows ids beyond the vocabulary of the weights.
+        InputError: it knows ids beyond the vocabulary of the weights.
     """
-    # Without any of these transformers makes up an empty tokenizer.
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise InputError(f"{folder} has no tokenizer.", "Save the tokenizer into that folder.")
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)  # pyright: ignore[reportUnknownMemberType]
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"The tokenizer of {folder} cannot be read: {str(error).splitlines()[0]}", "Save it there again."
-        ) from error
-    top = max(tokenizer.get_vocab().values())
+    top = max(cast("dict[str, int]", tokenizer.get_vocab()).values())
     if top >= arch.vocabulary:
         raise InputError(
             f"The tokenizer of {folder} has ids up to {top}, and its embedding has {arch.vocabulary} rows.",
