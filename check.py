@@ -29,7 +29,7 @@ _LEAST_DISK = 1 << 30
 
 def check(run: RunDir, config: Config) -> list[Finding]:
     """Look at everything; asks the teacher two small questions."""
-    findings = [*offline(run, config), _gpu()]
+    findings = [*offline(run, config), *_trainable(config), _gpu()]
     if objective_of(config).asks == "nobody":
         return [*findings, Finding("teacher", "ok", f"{config.train.objective} asks none")]
     if not any(finding.verdict == "fail" for finding in findings):
@@ -113,6 +113,20 @@ def _student(config: Config) -> list[Finding]:
         return [Finding("student", "fail", problem, hint)]
     context = f", context {positions:,}" if positions else ""
     return [Finding("student", "ok", f"{config.student.model}{context}")]
+
+
+def _trainable(config: Config) -> list[Finding]:
+    """What only shows with the weights' headers and transformers; `generate` refuses the same."""
+    from .store.architecture import check_student, check_tokenizer
+    from .store.model import load_tokenizer
+
+    try:
+        folder = resolve_model(config.student.model)
+        arch = check_student(folder)
+        check_tokenizer(arch, load_tokenizer(folder), folder)
+    except OmniopdError as error:
+        return [of_error("trainer", error)]
+    return [Finding("trainer", "ok", f"{arch.model_type}, {arch.layers} layers, {arch.vocabulary:,} tokens")]
 
 
 def _answers(config: Config) -> list[Finding]:

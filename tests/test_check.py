@@ -36,7 +36,7 @@ def nobody():
 def test_a_sound_set_up_costs_two_requests_which_are_in_the_ledger(run, teacher):
     findings = check(run, run.config())
     assert set(verdicts(findings).values()) == {"ok"}
-    assert {"student", "disk", "gpu", "price", "teacher", "continues", "cache"} <= set(verdicts(findings))
+    assert {"student", "trainer", "disk", "gpu", "price", "teacher", "continues", "cache"} <= set(verdicts(findings))
     totals = read_totals(run.ledger)
     assert (teacher.requests, totals.requests, totals.checks) == (2, 2, 2)
     assert 0 < totals.charged_tokens <= 500
