@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from omniopd.cli import app
-from omniopd.stages.generate.dataset import Source, answer_of, open_dataset, question_of
+from omniopd.stages.generate.conversations import last_question_of
+from omniopd.stages.generate.dataset import Source, answer_of, open_dataset
 from omniopd.stages.generate.files import DataFile
 from omniopd.stages.generate.prompts import read_problems, read_questions
 from omniopd.stages.generate.stage import generate
@@ -345,7 +346,7 @@ def test_what_is_left_out_and_rounds_that_want_more_than_there_is_are_said_once(
 
 def kept(path: str | Path, condition: str) -> list[str]:
     rows = open_dataset(source(path)).rows({"q": ("data.field", "question")}, condition)
-    return [question_of(row, "q") for row in rows]
+    return [last_question_of(row, "q") for row in rows]
 
 
 def test_a_filter_sees_exact_values_of_all_rows(tmp_path):
