@@ -89,6 +89,14 @@ class Conversation:
                 break
         return Conversation(_json(messages), self.tools_json)
 
+    def without_tools(self) -> "Conversation":
+        return Conversation(self.messages_json)
+
+    def without_calls(self) -> "Conversation":
+        """Without what the assistant called, results left as they are."""
+        messages = [{name: part for name, part in turn.items() if name != "tool_calls"} for turn in self.messages]
+        return Conversation(_json(messages), self.tools_json)
+
     def for_template(self) -> list[dict[str, Any]]:
         """The messages as chat templates take them: arguments of a call as an object, not as text."""
         messages = self.messages

@@ -171,7 +171,16 @@ def _render(question: Conversation, data: DataConfig, tokenizer: "PreTrainedToke
 
 
 def _chat(conversation: Conversation, enable_thinking: bool | None, tokenizer: "PreTrainedTokenizerBase") -> str:
-    options: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-    if conversation.tools:
-        options["tools"] = conversation.tools
-    return render_chat(tokenizer, conversation.for_template(), add_generation_prompt=True, **options)
+    switches: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+
+    def rendered(of: Conversation) -> str:
+        options = switches | ({"tools": of.tools} if of.tools else {})
+        return render_chat(tokenizer, of.for_template(), add_generation_prompt=True, **options)
+
+    text = rendered(conversation)
+    for what, bare in (("tools", conversation.without_tools()), ("tool calls", conversation.without_calls())):
+        if bare != conversation and rendered(bare) == text:
+            say_once(
+                f"the student's chat template writes no {what}: the student does not see those of its conversations"
+            )
+    return text

@@ -153,6 +153,16 @@ def test_a_chat_needs_a_chat_template(read, tokenizer):
     assert text_of(short, tokenizer, system="") == "2+2?"
 
 
+def test_a_template_that_writes_no_tools_or_calls_is_said(read, tokenizer, capsys):
+    (chat,) = read({"messages": CHAT, "tools": [TOOL]})
+    render([chat], DataConfig(), tokenizer)
+    assert capsys.readouterr().err == ""
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    render([chat, chat], DataConfig(), tokenizer)
+    said = capsys.readouterr().err
+    assert said.count("writes no tools:") == said.count("writes no tool calls:") == 1
+
+
 def test_a_chat_without_a_user_message_is_no_question(read, capsys):
     assert len(read({"messages": CHAT[:1]}, {"messages": []}, {"messages": CHAT})) == 1
 
