@@ -31,6 +31,7 @@ from omniopd.stages.audit.outbox import Outbox
 from omniopd.stages.audit.price import Rates
 from omniopd.stages.audit.teachers.openai import Host, OpenAITeacher
 from omniopd.stages.audit.todo import Work
+from omniopd.store.conversation import Conversation
 from omniopd.store.ledger import Budget, Caps, Ledger
 from omniopd.store.schema import ROLLOUTS
 from omniopd.store.sections import TeacherConfig
@@ -79,7 +80,7 @@ def serve(listener: socket.socket) -> None:
 
 def works(count: int) -> Iterator[Work]:
     for i in range(count):
-        yield Work(f"{i:032x}", f"{i:032x}", "Q", "Q\n", PREFIX, (0,), 32)
+        yield Work(f"{i:032x}", f"{i:032x}", Conversation.of("Q"), "Q\n", PREFIX, (0,), 32)
 
 
 async def ours(base_url: str, count: int, folder: Path) -> None:

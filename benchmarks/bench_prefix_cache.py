@@ -39,6 +39,7 @@ from omniopd.stages.audit.outbox import Outbox
 from omniopd.stages.audit.price import Rates
 from omniopd.stages.audit.teachers.openai import Host, OpenAITeacher
 from omniopd.stages.audit.todo import Work
+from omniopd.store.conversation import Conversation
 from omniopd.store.ledger import Ledger, Totals
 from omniopd.store.schema import ROLLOUTS
 from omniopd.store.sections import TeacherConfig
@@ -115,13 +116,15 @@ def works(trajectories: int, characters: int, n: int, seed: int = 0) -> Iterator
         prompt, response = text[: P * characters], text[P * characters :]
         for m, start in enumerate(sorted(chance.sample(range(L), M))):
             name = f"{t * M + m:032x}"
-            yield Work(name, f"{t:032x}", "Q", prompt, response[: start * characters], tuple(range(n)), 8)
+            yield Work(
+                name, f"{t:032x}", Conversation.of("Q"), prompt, response[: start * characters], tuple(range(n)), 8
+            )
 
 
 def shuffled(trajectories: int, characters: int, n: int, seed: int = 0) -> list[Work]:
     """The same chunks in no order, each on its own."""
     everything = [
-        Work(w.chunk_id, w.chunk_id, w.question, w.prompt_text, w.prefix, w.missing, w.max_tokens)
+        Work(w.chunk_id, w.chunk_id, w.conversation, w.prompt_text, w.prefix, w.missing, w.max_tokens)
         for w in works(trajectories, characters, n, seed)
     ]
     random.Random(1).shuffle(everything)

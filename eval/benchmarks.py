@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ..graders.code import parse_tests
-from ..stages.generate.dataset import Source, answer_of, open_dataset, question_of, reach, tests_of
+from ..stages.generate.conversations import conversation_of, last_question_of
+from ..stages.generate.dataset import Source, answer_of, open_dataset, reach, tests_of
 from ..stages.generate.files import Row, format_of
+from ..store.conversation import Conversation
 from ..store.errors import InputError, UsageError
 
 
@@ -19,7 +21,7 @@ class Question:
     """One question of a benchmark, and what a response to it is compared with."""
 
     question_id: str
-    text: str
+    conversation: Conversation
     reference: str
     """The answer; or the tests, as JSON (graders/code.py)."""
 
@@ -36,7 +38,7 @@ class Benchmark:
     @property
     def fingerprint(self) -> str:
         """Hash of all that the figures depend on."""
-        rows = [(q.question_id, q.text, q.reference) for q in self.questions]
+        rows = [(q.question_id, q.conversation.identity, q.reference) for q in self.questions]
         return hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
 
 
@@ -87,6 +89,7 @@ _NAMES = {
 """Columns of a file: the first that it has is taken."""
 
 _DRAW_SEED = 0
+_TOOLS = "tools"
 
 
 def load_benchmark(name: str) -> Benchmark:
@@ -122,11 +125,11 @@ def _from_hub(name: str, spec: HubBenchmark) -> Benchmark:
     rows = list(dataset.rows(needs, spec.filter_))
     if spec.id_ is None:
         # Without ids a question is known by its text, so a copy is not another question.
-        rows = list({question_of(row, spec.question): row for row in reversed(rows)}.values())[::-1]
+        rows = list({last_question_of(row, spec.question): row for row in reversed(rows)}.values())[::-1]
     if spec.draw is not None:
         order = np.random.default_rng(_DRAW_SEED).permutation(len(rows))[: spec.draw]
         rows = [rows[i] for i in sorted(order)]
-    return _build(name, rows, _Columns(spec.question, spec.reference, spec.id_, spec.code, spec.integers))
+    return _build(name, rows, _Columns(spec.question, spec.reference, spec.id_, spec.code, spec.integers, chats=False))
 
 
 def _from_file(source: Source) -> Benchmark:
@@ -139,8 +142,8 @@ def _from_file(source: Source) -> Benchmark:
     if reference is None:
         raise _no_column(source.label, "answer", columns)
     needs = {path: ("--benchmark", "question") for path in (question, reference, found["id"]) if path is not None}
-    read = _Columns(question, reference, found["id"], code=found["tests"] is not None, integers=False)
-    return _build(source.label, list(dataset.rows(needs)), read)
+    read = _Columns(question, reference, found["id"], code=found["tests"] is not None, integers=False, chats=True)
+    return _build(source.label, list(dataset.rows(needs, also=(_TOOLS,))), read)
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,15 @@ class _Columns:
     id_: str | None
     code: bool
     integers: bool
+    chats: bool
+    """Whether a chat is asked whole; the hub's benchmarks ask its last user message, as the paper did."""
+
+    def conversation_of(self, row: Row) -> Conversation | None:
+        """What is asked; None where nothing is."""
+        if self.chats:
+            return conversation_of(row, self.question, _TOOLS)
+        question = last_question_of(row, self.question)
+        return Conversation.of(question) if question else None
 
     def reference_of(self, row: Row) -> str:
         """
@@ -181,19 +193,19 @@ def _build(name: str, rows: Sequence[Row], columns: _Columns) -> Benchmark:
         raise InputError(f"The benchmark {name} holds no question.", "Give a file with one row a question.")
     questions: dict[str, Question] = {}
     for row in rows:
-        text = question_of(row, columns.question)
-        if not text:
+        asked = columns.conversation_of(row)
+        if asked is None:
             raise InputError(f"{row.where}: there is no question.", "Drop the row, or fill it in.")
         reference = columns.reference_of(row)
         if not reference:
             what = "are no tests" if columns.code else "is no answer"
             raise InputError(f"{row.where}: there {what}.", "Drop the row, or fill it in.")
         id_ = None if columns.id_ is None else reach(row.values, columns.id_)
-        key = _hash(text) if id_ is None else str(id_)
+        key = _hash(asked.identity) if id_ is None else str(id_)
         if key in questions:
             what = "question" if id_ is None else f"id {key!r}"
             raise InputError(f"{row.where}: an earlier row has the same {what}.", "Drop one, or give each its own.")
-        questions[key] = Question(key, text, reference)
+        questions[key] = Question(key, asked, reference)
     return Benchmark(_stem(name), columns.code, tuple(questions.values()))
 
 

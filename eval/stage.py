@@ -75,7 +75,7 @@ def evaluate(
 
 def _respond(table: Table, benchmark: Benchmark, config: Config, folder: Path, policy: str) -> None:
     tokenizer = load_tokenizer(folder)
-    prompts = render([question.text for question in benchmark.questions], config.data, tokenizer)
+    prompts = render([question.conversation for question in benchmark.questions], config.data, tokenizer)
     generate, worker = config.generate, table.worker
     wanted = {
         response_id(question, sample, generate.seed): (question, prompt, sample)
@@ -161,7 +161,7 @@ def _row(
     return {
         "question_id": question.question_id,
         "sample_index": sample,
-        "question": question.text,
+        "question": str(question.conversation),
         "prompt_text": prompt.text,
         "response_text": decode(spoken),
         "response_tokens": len(ids),

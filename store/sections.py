@@ -48,7 +48,12 @@ class DataConfig(Section):
     split: str = "train"
     """Split of a hub dataset, or of a folder whose file names tell splits apart."""
     field: str = "question"
-    """Column that holds the question: a text, or a chat, of which the last user message is taken."""
+    """Column that holds the question: a text, or a chat in OpenAI's form (system, user, assistant and tool messages),
+    which the student goes on with. An assistant message at its end is left out."""
+    tools: str | None = "tools"
+    """Column with the tools of a chat, in OpenAI's form, where the data set has it."""
+    system: str | None = None
+    """System prompt of every conversation, in place of its own; "" drops it, unset keeps it."""
     answer: str | None = None
     """Column with the reference answer, or the tests of a program, for train.objective = "grpo"; a dot reaches into a
     struct. Values are those of the file: 025 in a CSV stays 025, and 1 in JSON is not 1.0."""
@@ -56,7 +61,7 @@ class DataConfig(Section):
     """Use only rows that meet this SQL condition over the data set's columns, such as "length(answer) < 9". The
     cells of a CSV are text, as is a column of several types: TRY_CAST(level AS DOUBLE) > 3."""
     template: str = "{question}"
-    """Text of the user message; {question} is replaced."""
+    """Text of the last user message; {question} is replaced."""
     chat_template: Literal["auto", "on", "off"] = "auto"
     """Wrap the message in the tokenizer's chat template; auto does so where the tokenizer has one (base models have
     none)."""

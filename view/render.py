@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from ..store.conversation import Conversation
 from ..store.tokens import Decode
 from .agreement import agreement, share
 from .sanitize import one_line, printable
@@ -38,7 +39,10 @@ def trajectory(
         + ("" if row["mean_entropy"] is None else f"  mean entropy {row['mean_entropy']:.3f} nats")
         + ("" if row["repetition"] is None else f"  repetition {row['repetition']:.1%}"),
     )  # fmt: skip
-    prompt = Padding(Text(printable(row["prompt_text"].rstrip("\n")), "dim"), (0, 0, 0, 2))
+    asked = Conversation.read(row["messages"], row["tools"], row["question"])
+    # A chat is easier to read without the marks of its template.
+    read = row["prompt_text"].rstrip("\n") if asked.is_question else str(asked)
+    prompt = Padding(Text(printable(read), "dim"), (0, 0, 0, 2))
     if chunks and is_whole(chunks[0]):
         answers = whole_answers(rollouts[chunks[0]["chunk_id"]])
         return Group(

@@ -48,7 +48,7 @@ class AuditContext:
         seed = seed_of(self.config.seed, work.chunk_id, indices[0])
         holds_bos = bool(self.bos) and work.prompt_text.startswith(self.bos)
         return Ask(
-            work.question, work.prompt_text, work.prefix, len(indices), work.max_tokens, seed, work.cuts, holds_bos
+            work.conversation, work.prompt_text, work.prefix, len(indices), work.max_tokens, seed, work.cuts, holds_bos
         )  # fmt: skip
 
     def adapted(self, form: int, outcome: Outcome) -> bool:

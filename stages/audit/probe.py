@@ -15,6 +15,7 @@ import aiohttp
 
 from ...method.stopping import stopping_rule
 from ...store.config import Config
+from ...store.conversation import Conversation
 from ...store.errors import TeacherError
 from ...store.findings import Finding, of_error
 from ...store.layout import RunDir
@@ -89,7 +90,9 @@ async def _ask(context: AuditContext, session: aiohttp.ClientSession, prefix: st
     result: Outcome | None = None
     for _ in range(_ATTEMPTS):
         choices = min(_CHOICES, context.most_choices)
-        ask = Ask(_QUESTION, f"{_QUESTION}\n", prefix, choices, _TOKENS, context.config.seed, (len(_SHORT),))
+        ask = Ask(
+            Conversation.of(_QUESTION), f"{_QUESTION}\n", prefix, choices, _TOKENS, context.config.seed, (len(_SHORT),)
+        )
         request, form, request_id = teacher.request(ask), teacher.form, context.new_id()
         reservation = replace(context.reservation(request_id, teacher.worst_case(ask)), kind="check")
         if not await context.commit.reserve(reservation):

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from ...method.objectives.registry import objective_of
 from ...store.config import Config
+from ...store.conversation import Conversation
 from ...store.sections import TeacherConfig
 from ...store.usage import Usage
 
@@ -17,8 +18,8 @@ Continuation = Literal["completion", "prefill", "instruct"]
 class Ask:
     """Continue a prefix `n` times."""
 
-    question: str
-    """The user message."""
+    conversation: Conversation
+    """What the student was asked."""
     prompt_text: str
     """The prompt as the student read it."""
     prefix: str

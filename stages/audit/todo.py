@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ...method.stopping import StoppingRule
 from ...store.config import Config
+from ...store.conversation import Conversation
 from ...store.layout import RoundDir
 from ...store.ledger import Budget
 from ...store.sql import connect, limit
@@ -29,7 +30,8 @@ cut AS (
         ) AS cuts
     FROM chunks
 )
-SELECT cut.*, question, prompt_text, coalesce(present, []) AS present, coalesce(target_count, $n) AS target_count, phi
+SELECT cut.*, question, messages, tools, prompt_text, coalesce(present, []) AS present,
+    coalesce(target_count, $n) AS target_count, phi
 FROM cut JOIN trajectories USING (trajectory_id) LEFT JOIN present USING (chunk_id) LEFT JOIN judged USING (chunk_id)
 """
 _BY_ENTROPY = "SELECT * FROM todo WHERE len(present) < target_count ORDER BY anchor_entropy DESC, chunk_id"
@@ -53,7 +55,7 @@ class Work:
 
     chunk_id: str
     trajectory_id: str
-    question: str
+    conversation: Conversation
     prompt_text: str
     prefix: str
     missing: tuple[int, ...]
@@ -130,8 +132,9 @@ class Todo:
 
     def _work(self, row: Mapping[str, Any]) -> Work:
         missing = tuple(i for i in range(self._rule.most) if i not in row["present"])
+        asked = Conversation.read(row["messages"], row["tools"], row["question"])
         return Work(
-            row["chunk_id"], row["trajectory_id"], row["question"], row["prompt_text"], row["prefix_text"], missing,
+            row["chunk_id"], row["trajectory_id"], asked, row["prompt_text"], row["prefix_text"], missing,
             max_tokens_for(self._config, row["end"] - row["start"]), tuple(row["cuts"] or ()), row["chunk_text"],
             row["prior"], {answer["index"]: answer["phi"] for answer in row["phi"] or ()},
         )  # fmt: skip

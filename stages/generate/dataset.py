@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, compress
 from pathlib import Path
@@ -79,19 +79,22 @@ class Dataset:
         """
         return list(dict.fromkeys(column for part in self.parts for column in part.columns()))
 
-    def rows(self, needs: Mapping[str, tuple[str, str]], condition: str | None = None) -> Iterator[Row]:
+    def rows(
+        self, needs: Mapping[str, tuple[str, str]], condition: str | None = None, also: Collection[str] = ()
+    ) -> Iterator[Row]:
         """The rows, one at a time, with exact values; files.py says what that means in each format.
 
         Args:
             needs: Columns that have to be there; a dot reaches into a struct. Each with the setting that names it and
                 what it holds: {"meta.solution": ("data.answer", "answer")}. Other columns may be missing from the rows.
+            also: Columns that may be there.
             condition: SQL condition (data.filter); rows that do not meet it are skipped. It costs a pass of its own.
 
         Raises:
             InputError: a file is empty or damaged, and the message names the line; no row of a file has a needed
                 column, which is known after the last row; the condition is no SQL or does not fit the columns.
         """
-        rows = chain.from_iterable(_checked(part, needs) for part in self.parts)
+        rows = chain.from_iterable(_checked(part, needs, also) for part in self.parts)
         if condition is None:
             return rows
         met = Condition(condition, self.source.label, self.columns)
@@ -123,15 +126,13 @@ def reach(values: Mapping[str, Any], path: str) -> Any:
 # -- what a cell means
 
 
-def question_of(row: Row, path: str) -> str:
-    """A question's text; of a chat, its last user message; "" where there is none.
+def text_of(row: Row, path: str) -> str:
+    """A cell's text; "" where there is none.
 
     Raises:
-        InputError: it is neither a text nor a chat of texts.
+        InputError: it is no text.
     """
     value = reach(row.values, path)
-    if isinstance(value, list):
-        value = _last_user_content(value, row, path)
     if isinstance(value, str):
         return "" if value.isspace() else value
     if value is None:
@@ -139,18 +140,6 @@ def question_of(row: Row, path: str) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _no_text(row, path, kind_of(value), "a text")
     return str(value)
-
-
-def _last_user_content(chat: Sequence[Any], row: Row, path: str) -> str | None:
-    for message in chat:
-        if not isinstance(message, dict):
-            raise _no_text(row, path, f"a list with {kind_of(message)}", "messages")
-    user = [message.get("content") for message in chat if message.get("role") == "user"]
-    if not user:
-        return None
-    if not isinstance(user[-1], str):
-        raise _no_text(row, path, f"a user message whose content is {kind_of(user[-1])}", "a text")
-    return user[-1]
 
 
 def answer_of(row: Row, path: str, *, integers: bool = False) -> str:
@@ -289,11 +278,11 @@ def _hub(name: str, source: Source) -> _HubDataset:
     return _HubDataset(name, data)
 
 
-def _checked(part: _Part, needs: Mapping[str, tuple[str, str]]) -> Iterator[Row]:
+def _checked(part: _Part, needs: Mapping[str, tuple[str, str]], also: Collection[str]) -> Iterator[Row]:
     """The rows of a part, and at their end an error for a column that none of them had."""
     missing = dict(needs)
     empty = True
-    for row in part.rows(_outer(needs)):
+    for row in part.rows(_outer([*needs, *also])):
         if missing:
             missing = {path: about for path, about in missing.items() if not _has(row.values, path)}
         empty = False

@@ -7,15 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...store.chat_template import render_chat
+from ...store.conversation import Conversation
 from ...store.errors import InputError
 from ...store.sections import DataConfig
 from ...store.tokens import prompt_ids
-from .dataset import Source, answer_of, open_dataset, question_of
+from .conversations import conversation_of
+from .dataset import Source, answer_of, open_dataset
 from .files import Row
 
 if TYPE_CHECKING:
@@ -27,12 +29,17 @@ class Prompt:
     """A prompt in the three forms that the pipeline needs."""
 
     prompt_id: str
-    question: str
-    """The user message: the template filled with the question."""
+    conversation: Conversation
+    """What is asked, the template filled."""
     text: str
     """What the student reads, chat template included."""
     ids: tuple[int, ...]
     """The same, in student tokens."""
+
+    @property
+    def question(self) -> str:
+        """The last user message."""
+        return self.conversation.question
 
 
 @functools.cache
@@ -41,7 +48,9 @@ def say_once(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def read_problems(data: DataConfig, run_folder: Path = Path(), say: Callable[[str], None] = say_once) -> dict[str, str]:
+def read_problems(
+    data: DataConfig, run_folder: Path = Path(), say: Callable[[str], None] = say_once
+) -> dict[Conversation, str]:
     """The distinct questions of a data set, in its order, each with the answer of its first row: "" where that has none
     or data.answer is not set.
 
@@ -57,12 +66,12 @@ def read_problems(data: DataConfig, run_folder: Path = Path(), say: Callable[[st
     needs = {data.field: ("data.field", "question")}
     if data.answer is not None:
         needs.setdefault(data.answer, ("data.answer", "answer"))
-    problems: dict[str, str] = {}
+    problems: dict[Conversation, str] = {}
     left_out = _LeftOut()
-    for row in open_dataset(source).rows(needs, data.filter):
-        question = question_of(row, data.field)
+    for row in open_dataset(source).rows(needs, data.filter, () if data.tools is None else (data.tools,)):
+        question = conversation_of(row, data.field, data.tools)
         answer = "" if data.answer is None else answer_of(row, data.answer)
-        if not question:
+        if question is None:
             left_out.add("no question", row)
         elif question not in problems:
             problems[question] = answer
@@ -82,7 +91,7 @@ def read_problems(data: DataConfig, run_folder: Path = Path(), say: Callable[[st
     return problems
 
 
-def read_questions(data: DataConfig, run_folder: Path = Path()) -> list[str]:
+def read_questions(data: DataConfig, run_folder: Path = Path()) -> list[Conversation]:
     """The questions alone; see `read_problems`."""
     return list(read_problems(data.model_copy(update={"answer": None}), run_folder))
 
@@ -111,7 +120,7 @@ class _LeftOut:
             say(f"{count} {rows} {reason}: {'' if count == 1 else 'the first is '}{self._first[reason]}")
 
 
-def questions_of_round(questions: Sequence[str], data: DataConfig, index: int) -> list[str]:
+def questions_of_round(questions: Sequence[Conversation], data: DataConfig, index: int) -> list[Conversation]:
     """The questions of one round: shuffled by seed, cut to the limit, dealt out in turn, round after round."""
     order = np.random.default_rng(data.seed).permutation(len(questions))[: data.limit]
     size = len(order) if data.per_round is None else min(data.per_round, len(order))
@@ -120,11 +129,12 @@ def questions_of_round(questions: Sequence[str], data: DataConfig, index: int) -
     return [questions[int(order[(first + i) % len(order)])] for i in range(size)]
 
 
-def render(questions: Sequence[str], data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> list[Prompt]:
+def render(questions: Sequence[Conversation], data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> list[Prompt]:
     """Fill the templates and tokenize; prompts longer than data.max_prompt_tokens are dropped.
 
     Raises:
-        InputError: data.chat_template is on and the tokenizer has none; or no prompt is short enough.
+        InputError: data.chat_template is on and the tokenizer has none; a chat cannot be rendered; or no prompt is
+            short enough.
     """
     if data.chat_template == "on" and not tokenizer.chat_template:
         raise InputError(
@@ -139,20 +149,38 @@ def render(questions: Sequence[str], data: DataConfig, tokenizer: "PreTrainedTok
     return kept
 
 
-def user_message(question: str, data: DataConfig) -> str:
-    """The template filled with a question."""
-    return data.template.replace("{question}", question)
+def asked(question: Conversation, data: DataConfig) -> Conversation:
+    """What the student is asked: its last user message in the template, with the system prompt that is set."""
+    filled = question.with_question(data.template.replace("{question}", question.question))
+    return filled if data.system is None else filled.with_system(data.system)
 
 
-def _render(question: str, data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
-    message = user_message(question, data)
+def _render(question: Conversation, data: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> Prompt:
+    conversation = asked(question, data)
     chat = data.chat_template != "off" and bool(tokenizer.chat_template)
-    text = _chat(message, data.enable_thinking, tokenizer) if chat else message
+    if not chat and not conversation.is_question:
+        raise InputError(
+            "A chat has more than a question in it, and the student has no chat template to write it with.",
+            'Choose a student with one, or put the whole prompt into data.template (data.system = "" drops a system'
+            " prompt).",
+        )
+    text = _chat(conversation, data.enable_thinking, tokenizer) if chat else conversation.question
     ids = prompt_ids(tokenizer, text, templated=chat)
-    prompt_id = hashlib.blake2b(message.encode(), digest_size=8).hexdigest()
-    return Prompt(prompt_id, message, text, tuple(ids))
+    prompt_id = hashlib.blake2b(conversation.identity.encode(), digest_size=8).hexdigest()
+    return Prompt(prompt_id, conversation, text, tuple(ids))
 
 
-def _chat(message: str, enable_thinking: bool | None, tokenizer: "PreTrainedTokenizerBase") -> str:
-    switches = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-    return render_chat(tokenizer, [{"role": "user", "content": message}], add_generation_prompt=True, **switches)
+def _chat(conversation: Conversation, enable_thinking: bool | None, tokenizer: "PreTrainedTokenizerBase") -> str:
+    switches: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+
+    def rendered(of: Conversation) -> str:
+        options = switches | ({"tools": of.tools} if of.tools else {})
+        return render_chat(tokenizer, of.for_template(), add_generation_prompt=True, **options)
+
+    text = rendered(conversation)
+    for what, bare in (("tools", conversation.without_tools()), ("tool calls", conversation.without_calls())):
+        if bare != conversation and rendered(bare) == text:
+            say_once(
+                f"the student's chat template writes no {what}: the student does not see those of its conversations"
+            )
+    return text

@@ -12,6 +12,7 @@ from ...method.objectives.record import Objective
 from ...method.objectives.registry import objective_of
 from ...store.architecture import check_student, check_tokenizer
 from ...store.config import Config, made_with
+from ...store.conversation import Conversation
 from ...store.errors import InputError
 from ...store.layout import RunDir
 from ...store.model import load_tokenizer, resolve_model, stop_ids, unheard_end_of_turn, weights_hash
@@ -22,7 +23,7 @@ from ...store.worker import ALONE, Worker
 from ..progress import progress
 from .engine import Engine, Request, Response, Sampling
 from .engines.registry import make_engine
-from .prompts import Prompt, questions_of_round, read_problems, render, say_once, user_message
+from .prompts import Prompt, asked, questions_of_round, read_problems, render, say_once
 from .repetition import repetition
 from .workers import claim_devices
 
@@ -71,13 +72,13 @@ def generate(
     table = round_.trajectories_of(worker)
     with round_.lock("generate", worker):
         round_.expect("generate", len(wanted), worker)
-        content = {"questions": _hash("\n".join(questions)), "policy": policy}
+        content = {"questions": _hash("\n".join(question.identity for question in questions)), "policy": policy}
         if config.data.answer is not None:
             content["answers"] = _hash("\n".join(problems[question] for question in questions))
         table.begin(made_with(config, table.spec.name) | content)
         present = {key for (key,) in table.existing_keys()}
         missing = [Request(id_, prompt.ids) for id_, (prompt, _) in wanted.items() if id_ not in present]
-        answers = {user_message(question, config.data): problems[question] for question in questions}
+        answers = {asked(question, config.data): problems[question] for question in questions}
         rows = Rows(wanted, answers, {"round": index, "policy": policy})
         if missing and not objective.samples_student:
             for start in range(0, len(missing), config.generate.part_rows):
@@ -131,7 +132,7 @@ def check_samples(objective: Objective, config: Config) -> None:
         )
 
 
-def check_gradable(problems: Mapping[str, str], config: Config) -> None:
+def check_gradable(problems: Mapping[Conversation, str], config: Config) -> None:
     """Refuse prompts whose responses could not be rewarded.
 
     Raises:
@@ -147,7 +148,7 @@ def check_gradable(problems: Mapping[str, str], config: Config) -> None:
     if missing:
         raise InputError(
             f"{len(missing)} questions of {config.data.prompts_label} have no {config.data.answer!r}, the first is"
-            f" {missing[0][:_SHOWN]!r}.",
+            f" {missing[0].question[:_SHOWN]!r}.",
             "Leave those rows out, with data.filter or in the file.",
         )
 
@@ -174,8 +175,8 @@ class Rows:
 
     wanted: Mapping[str, tuple[Prompt, int]]
     """Prompt and sample index of each trajectory."""
-    answers: Mapping[str, str]
-    """Reference answer of each user message; "" for none."""
+    answers: Mapping[Conversation, str]
+    """Reference answer of each; "" for none."""
     shared: Mapping[str, Any]
     """Columns that are the same in all rows."""
 
@@ -188,9 +189,11 @@ class Rows:
             "prompt_id": prompt.prompt_id,
             "sample_index": sample_index,
             "question": prompt.question,
+            "messages": prompt.conversation.messages_json,
+            "tools": prompt.conversation.tools_json or None,
             "prompt_text": prompt.text,
             "prompt_ids": prompt.ids,
-            "answer": self.answers[prompt.question] or None,
+            "answer": self.answers[prompt.conversation] or None,
         }
 
     def prompt_alone(self, trajectory_id: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def test_a_file_of_questions_and_answers(tmp_path):
     rows = [{"problem": "1+1?", "answer": 2}, {"problem": "1/2?", "answer": 0.5}]
     benchmark = load_benchmark(write(tmp_path / "sums.jsonl", rows))
     assert (benchmark.name, benchmark.code) == ("sums", False)
-    assert [(q.text, q.reference) for q in benchmark.questions] == [("1+1?", "2"), ("1/2?", "0.5")]
+    assert [(q.conversation.question, q.reference) for q in benchmark.questions] == [("1+1?", "2"), ("1/2?", "0.5")]
     assert len({q.question_id for q in benchmark.questions}) == 2
 
 
@@ -30,7 +30,7 @@ def test_each_kind_of_file_says_the_same(tmp_path, suffix):
     frame = pl.DataFrame({"id": ["a", "b"], "question": ["1+1", "2+2"], "answer": ["2", "4"]})
     path = tmp_path / f"x{suffix}"
     {".csv": frame.write_csv, ".parquet": frame.write_parquet, ".jsonl": frame.write_ndjson}[suffix](path)
-    assert [(q.question_id, q.text, q.reference) for q in load_benchmark(str(path)).questions] == [
+    assert [(q.question_id, q.conversation.question, q.reference) for q in load_benchmark(str(path)).questions] == [
         ("a", "1+1", "2"),
         ("b", "2+2", "4"),
     ]
@@ -192,7 +192,7 @@ def test_programs_of_one_source_are_drawn_from_the_compilation_always_the_same(h
     ]  # fmt: skip
     first = load_benchmark("taco")
     assert len(first.questions) == 100
-    assert all(q.text.startswith("taco ") and q.reference == tests for q in first.questions)
+    assert all(q.conversation.question.startswith("taco ") and q.reference == tests for q in first.questions)
     assert load_benchmark("taco") == first
     rows["PRIME-RL/Eurus-2-RL-Data"] += rows["PRIME-RL/Eurus-2-RL-Data"][:5]
     assert len({q.question_id for q in load_benchmark("apps").questions}) == 100, "copies are one question"

@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 import orjson
 
+from ...store.conversation import Conversation
 from ...store.tokens import Decode
 from ..agreement import agreement, share
 from ..render import is_whole
@@ -95,8 +96,8 @@ def _read(db: duckdb.DuckDBPyConnection, ids: list[str]) -> list[tuple[Row, list
     """Trajectories with their chunks, and the distinct rollouts of these."""
     found = rows(
         db,
-        "SELECT trajectory_id, round, sample_index, question, response_text, response_ids, entropies, finish_reason,"
-        " repetition, tokens, mean_entropy, mean_weight, min_weight FROM trajectories_scored"
+        "SELECT trajectory_id, round, sample_index, question, messages, tools, response_text, response_ids, entropies,"
+        " finish_reason, repetition, tokens, mean_entropy, mean_weight, min_weight FROM trajectories_scored"
         " WHERE list_contains(?, trajectory_id)",
         [ids],
     )
@@ -136,6 +137,7 @@ class _Written:
 
     def __init__(self, row: Row, chunks: list[Row], answers: dict[str, list[Row]], decode: Decode | None) -> None:
         self._row = row
+        self._asked = str(Conversation.read(row["messages"], row["tools"], row["question"]))
         self._chunks = chunks
         self._answers = [answers[chunk["chunk_id"]] for chunk in chunks]
         self._spans = [(len(c["prefix_text"]), len(c["prefix_text"]) + len(c["chunk_text"])) for c in chunks]
@@ -147,7 +149,7 @@ class _Written:
         pairs = zip(self._chunks, self._answers, strict=True)
         return {
             "id": row["trajectory_id"], "round": row["round"], "sample": row["sample_index"],
-            "question": row["question"][:characters], "finish": row["finish_reason"], "tokens": row["tokens"],
+            "question": self._asked[:characters], "finish": row["finish_reason"], "tokens": row["tokens"],
             "entropy": _short(row["mean_entropy"]), "repetition": _short(row["repetition"]),
             "weight": _short(row["mean_weight"]), "lowest": _short(row["min_weight"]),
             "text": _elided(self._segments, self._spans, characters), 

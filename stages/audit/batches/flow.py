@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ....store.batch_book import Batch, BatchRow
+from ....store.conversation import Conversation
 from ....store.errors import Interrupted, TeacherError
 from ....store.ledger import Reservation, Settlement
 from ..choices import Choices
@@ -313,7 +314,9 @@ class BatchFlow:
         texts: dict[str, list[str | None]] = {}
         settlements: list[Settlement] = []
         for row, outcome in results:
-            result = self._context.read(outcome, Ask("", "", prefixes[row.chunk_id], len(row.indices), 0))
+            result = self._context.read(
+                outcome, Ask(Conversation.of(""), "", prefixes[row.chunk_id], len(row.indices), 0)
+            )
             if isinstance(result, Answer):
                 texts.setdefault(row.chunk_id, []).extend(rollout.text for rollout in result.rollouts)
                 self._silent = self._silent or self._silence.saw(result.rollouts)

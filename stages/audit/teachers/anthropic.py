@@ -11,10 +11,22 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, cast
 
+from ....store.conversation import Conversation
 from ....store.sections import TeacherConfig
 from ....store.usage import Usage
 from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
-from .common import api_key, base_urls, cannot, checked_extra, key_refused, merged, no_model, open_end, prompt_bytes
+from .common import (
+    api_key,
+    base_urls,
+    cannot,
+    checked_extra,
+    key_refused,
+    merged,
+    no_model,
+    open_end,
+    prompt_bytes,
+    system_of,
+)
 from .refusal import NO_PREFILL, Adapting, Learned, words
 from .reply import count, joined, listing, mapping, rollout, text_or_none, usage_or_none
 
@@ -96,7 +108,7 @@ class AnthropicTeacher(Adapting):
 
     def request(self, ask: Ask) -> HttpRequest:
         shown, _ = open_end(ask.prefix)
-        messages: list[dict[str, Any]] = [{"role": "user", "content": [_block(ask.question)]}]
+        messages = _messages(ask.conversation)
         if shown:
             messages.append({"role": "assistant", "content": [_block(text) for text in _pieces(shown, ask.cuts)]})
         # One breakpoint, at the end of what the requests for this chunk and those for the later ones have in common.
@@ -107,8 +119,12 @@ class AnthropicTeacher(Adapting):
         # 1 is the API's own, and newer models and versions of the API (2026-10-21) refuse to be told even that.
         if self._config.temperature != 1 and "temperature" not in self._learned.left_out:
             body["temperature"] = self._config.temperature
-        if self._config.system:
-            body["system"] = self._config.system
+        if system := system_of(ask, self._config):
+            body["system"] = system
+        if ask.conversation.tools:
+            # A continuation is text, so a call is not one; the tools say what the text may speak of.
+            body |= {"tools": [_tool(tool["function"]) for tool in ask.conversation.tools],
+                     "tool_choice": {"type": "none"}}  # fmt: skip
         return HttpRequest("/messages", merged(body | {"messages": messages}, self._extra))
 
     def parse(self, body: Any, ask: Ask) -> Answer:
@@ -122,6 +138,35 @@ class AnthropicTeacher(Adapting):
         tokens = prompt_bytes(ask, self._continuation, self._config)
         hour = tokens if '"1h"' in json.dumps(self._config.extra) else 0  # the user may ask for the longer cache
         return Usage(tokens, 0, ask.max_tokens, cache_write_tokens=tokens, cache_write_1h_tokens=hour)
+
+
+def _messages(conversation: Conversation) -> list[dict[str, Any]]:
+    """The turns as content blocks; what users and tools say in a row is one user message."""
+    messages: list[dict[str, Any]] = []
+    for turn in conversation.turns:
+        role = "assistant" if turn["role"] == "assistant" else "user"
+        if not messages or messages[-1]["role"] != role:
+            messages.append({"role": role, "content": []})
+        messages[-1]["content"] += _blocks(turn)
+    return messages
+
+
+def _blocks(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if turn["role"] == "tool":
+        return [{"type": "tool_result", "tool_use_id": turn["tool_call_id"], "content": turn["content"]}]
+    # The API refuses a block without text.
+    said = [_block(turn["content"])] if turn["content"].strip() else []
+    return said + [
+        {"type": "tool_use", "id": call["id"], "name": call["function"]["name"],
+         "input": json.loads(call["function"]["arguments"])}
+        for call in turn.get("tool_calls", ())
+    ]  # fmt: skip
+
+
+def _tool(function: Mapping[str, Any]) -> dict[str, Any]:
+    about = {"description": function["description"]} if function.get("description") else {}
+    schema: Any = function.get("parameters") or {"type": "object", "properties": {}}
+    return {"name": function["name"], **about, "input_schema": schema}
 
 
 def _rollout(message: Mapping[str, Any], prefix: str) -> Rollout:

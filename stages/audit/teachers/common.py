@@ -16,6 +16,9 @@ from .reply import mapping
 TEMPLATE_TOKENS = 256
 """Room for what a chat template and special tokens add to a prompt."""
 
+TOOL_TOKENS = 1024
+"""Room for what an API tells its model about tools as such: Anthropic's, at most 804 tokens, is the longest known."""
+
 
 def base_urls(config: TeacherConfig, default: str) -> tuple[str, ...]:
     """The configured servers, or the dialect's own address."""
@@ -90,10 +93,16 @@ def merged(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
 
 def prompt_bytes(ask: Ask, continuation: Continuation, config: TeacherConfig) -> int:
     """Most tokens that a prompt can have: a tokenizer makes at most one token of a byte."""
-    start = ask.prompt_text if continuation == "completion" else ask.question
+    start = ask.prompt_text if continuation == "completion" else ask.conversation.most_text
     text = start + ask.prefix + config.system + (config.instruction if continuation == "instruct" else "")
     # Tools, a schema, arguments of a chat template: what the user adds may be a part of the prompt.
-    return len(text.encode()) + len(orjson.dumps(config.extra)) + TEMPLATE_TOKENS
+    tools = TOOL_TOKENS if ask.conversation.tools_json else 0
+    return len(text.encode()) + len(orjson.dumps(config.extra)) + TEMPLATE_TOKENS + tools
+
+
+def system_of(ask: Ask, config: TeacherConfig) -> str:
+    """The teacher's own system prompt, then that of the conversation."""
+    return "\n\n".join(text for text in (config.system, ask.conversation.system) if text)
 
 
 def open_end(prefix: str) -> tuple[str, str]:

@@ -5,15 +5,28 @@ https://ai.google.dev/api/generate-content
 https://ai.google.dev/gemini-api/docs/thinking
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ....store.conversation import Conversation
 from ....store.sections import TeacherConfig
 from ....store.usage import Usage
 from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
-from .common import api_key, base_urls, cannot, checked_extra, key_refused, merged, no_model, open_end, prompt_bytes
+from .common import (
+    api_key,
+    base_urls,
+    cannot,
+    checked_extra,
+    key_refused,
+    merged,
+    no_model,
+    open_end,
+    prompt_bytes,
+    system_of,
+)
 from .refusal import NO_PREFILL, Adapting, Learned, words
 from .reply import count, listing, mapping, required_text, rollout, text_or_none, usage_or_none
 
@@ -110,7 +123,7 @@ class GeminiTeacher(Adapting):
 
     def request(self, ask: Ask) -> HttpRequest:
         shown, _ = open_end(ask.prefix)
-        contents = [_turn("user", ask.question)]
+        contents = _contents(ask.conversation)
         if shown:
             contents.append(_turn("model", shown))
         if shown and self._continuation == "instruct":
@@ -126,8 +139,12 @@ class GeminiTeacher(Adapting):
             generation["thinkingConfig"] = dict(self._thinking.config)
         sent = {name: value for name, value in generation.items() if name not in self._learned.left_out}
         body: dict[str, Any] = {"contents": contents, "generationConfig": sent}
-        if self._config.system:
-            body["systemInstruction"] = {"parts": [{"text": self._config.system}]}
+        if system := system_of(ask, self._config):
+            body["systemInstruction"] = {"parts": [{"text": system}]}
+        if ask.conversation.tools:
+            # A continuation is text, so a call is not one; the tools say what the text may speak of.
+            body["tools"] = [{"functionDeclarations": [_declared(tool["function"]) for tool in ask.conversation.tools]}]
+            body["toolConfig"] = {"functionCallingConfig": {"mode": "NONE"}}
         return HttpRequest(f"/models/{self._config.model}:generateContent", merged(body, self._extra))
 
     def _most_tokens(self, ask: Ask) -> int:
@@ -148,6 +165,33 @@ class GeminiTeacher(Adapting):
     def worst_case(self, ask: Ask) -> Usage:
         prompt = prompt_bytes(ask, self._continuation, self._config)
         return Usage(prompt, 0, self._learned.choices(ask.n) * self._most_tokens(ask))
+
+
+def _contents(conversation: Conversation) -> list[dict[str, Any]]:
+    """The turns; what users and tools say in a row is one turn of the user."""
+    contents: list[dict[str, Any]] = []
+    called: dict[str, str] = {}
+    for turn in conversation.turns:
+        role = "model" if turn["role"] == "assistant" else "user"
+        if not contents or contents[-1]["role"] != role:
+            contents.append({"role": role, "parts": []})
+        parts = contents[-1]["parts"]
+        if turn["role"] == "tool":
+            response = {"name": called[turn["tool_call_id"]], "response": {"result": turn["content"]}}
+            parts.append({"functionResponse": response})
+            continue
+        if turn["content"]:
+            parts.append({"text": turn["content"]})
+        for call in turn.get("tool_calls", ()):
+            function = call["function"]
+            called[call["id"]] = function["name"]
+            parts.append({"functionCall": {"name": function["name"], "args": json.loads(function["arguments"])}})
+    return contents
+
+
+def _declared(function: Mapping[str, Any]) -> dict[str, Any]:
+    declared = {name: function[name] for name in ("name", "description") if function.get(name)}
+    return declared | ({"parametersJsonSchema": function["parameters"]} if function.get("parameters") else {})
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ....store.errors import TeacherError
 from ....store.sections import TeacherConfig
 from ....store.usage import Usage
 from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
-from .common import api_key, base_urls, checked_extra, key_refused, merged, no_model, open_end, prompt_bytes
+from .common import api_key, base_urls, checked_extra, key_refused, merged, no_model, open_end, prompt_bytes, system_of
 from .refusal import NO_PREFILL, Adapting, Learned, names, words
 from .reply import count, joined, listing, mapping, rollout, text_or_none, usage_or_none
 
@@ -222,17 +222,19 @@ class OpenAITeacher(Adapting):
         return HttpRequest(path, merged(sent, self._extra))
 
     def _chat(self, ask: Ask) -> dict[str, Any]:
-        messages: list[dict[str, Any]] = [{"role": "system", "content": self._config.system}]
-        messages = messages if self._config.system else []
-        messages.append({"role": "user", "content": ask.question})
+        system, tools = system_of(ask, self._config), ask.conversation.tools
+        messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        messages += [_turn(turn) for turn in ask.conversation.turns]
+        # A continuation is text, so a call is not one; the tools say what the text may speak of.
+        about: dict[str, Any] = {"tools": tools, "tool_choice": "none"} if tools else {}
         shown = self._shown(ask)
         if not shown:
-            return {"messages": messages}
+            return {"messages": messages, **about}
         messages.append({"role": "assistant", "content": shown})
         if self._continuation == "prefill":
             messages[-1] |= self._host.open_message
-            return {"messages": messages, **self._host.open_body}
-        return {"messages": [*messages, {"role": "user", "content": self._config.instruction}]}
+            return {"messages": messages, **about, **self._host.open_body}
+        return {"messages": [*messages, {"role": "user", "content": self._config.instruction}], **about}
 
     def parse(self, body: Any, ask: Ask) -> Answer:
         answer = mapping(body)
@@ -250,6 +252,11 @@ class OpenAITeacher(Adapting):
         """The part of the prefix that is sent."""
         trims = self._continuation == "instruct" or (self._continuation == "prefill" and self._trims)
         return open_end(ask.prefix)[0] if trims else ask.prefix
+
+
+def _turn(turn: dict[str, Any]) -> dict[str, Any]:
+    """A turn that only calls tools has no content: some servers refuse an empty one."""
+    return turn if turn["content"] or "tool_calls" not in turn else {**turn, "content": None}
 
 
 def headers_of(config: TeacherConfig) -> dict[str, str]:

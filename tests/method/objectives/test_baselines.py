@@ -19,7 +19,6 @@ from transformers import AutoTokenizer
 
 from omniopd.demo.tasks.sums import problems
 from omniopd.stages.audit.stage import audit
-from omniopd.stages.generate.prompts import read_problems
 from omniopd.stages.generate.stage import generate
 from omniopd.stages.score.rewards import _whole_groups
 from omniopd.stages.score.stage import score
@@ -32,6 +31,7 @@ from omniopd.view.report.build import write_report
 from omniopd.view.sql import query
 from omniopd.view.status import read_status
 from support.processes import Command
+from support.questions import read_problems
 
 ANSWER = "27+58=85\n85-14=71\n#### 71"
 

@@ -15,6 +15,7 @@ from omniopd.stages.audit.teacher import Rollout
 from omniopd.stages.audit.todo import Work
 from omniopd.stages.audit.variety import VarietyWatch
 from omniopd.store.config import made_with
+from omniopd.store.conversation import Conversation
 from omniopd.store.errors import BudgetReached, TeacherError
 from omniopd.store.ledger import read_totals
 from omniopd.store.model import bos_text
@@ -199,7 +200,7 @@ def test_the_first_token_is_read_from_the_tokenizers_config(tmp_path, config, te
 def test_an_ask_knows_whether_its_prompt_holds_the_first_token(run):
     config = run.config()
     context = AuditContext(None, 0, config.teacher, stopping_rule(config), None, None, None, None, "<s>")
-    held, bare = (Work("c", "t", "Q", text, "", (0,), 9) for text in ("<s>Q\n", "Q\n"))
+    held, bare = (Work("c", "t", Conversation.of("Q"), text, "", (0,), 9) for text in ("<s>Q\n", "Q\n"))
     assert (context.ask(held, (0,)).holds_bos, context.ask(bare, (0,)).holds_bos) == (True, False)
 
 

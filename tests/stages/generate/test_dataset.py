@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from omniopd.cli import app
-from omniopd.stages.generate.dataset import Source, answer_of, open_dataset, question_of
+from omniopd.stages.generate.conversations import last_question_of
+from omniopd.stages.generate.dataset import Source, answer_of, open_dataset
 from omniopd.stages.generate.files import DataFile
-from omniopd.stages.generate.prompts import read_problems, read_questions
 from omniopd.stages.generate.stage import generate
 from omniopd.store.config import load_config
 from omniopd.store.errors import InputError
 from omniopd.store.sections import DataConfig
+from support.questions import read_problems, read_questions
 
 
 def lines(*rows: Any) -> str:
@@ -267,7 +268,7 @@ def test_a_relative_path_is_looked_for_here_and_then_in_the_run_directory(tmp_pa
         ('{"question": "a"}\n{"question": ["b"]}\n', "line 2, column 'question': a list with a text"),
         (
             '{"question": [{"role": "user", "content": ["b"]}]}\n',
-            "line 1, column 'question': a user message whose content is a list",
+            "line 1, column 'question': a user message with a part of type",
         ),
         ('{"question": true}\n', "line 1, column 'question': true or false"),
     ],
@@ -345,7 +346,7 @@ def test_what_is_left_out_and_rounds_that_want_more_than_there_is_are_said_once(
 
 def kept(path: str | Path, condition: str) -> list[str]:
     rows = open_dataset(source(path)).rows({"q": ("data.field", "question")}, condition)
-    return [question_of(row, "q") for row in rows]
+    return [last_question_of(row, "q") for row in rows]
 
 
 def test_a_filter_sees_exact_values_of_all_rows(tmp_path):

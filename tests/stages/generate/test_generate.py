@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM
 from omniopd.stages.generate.engine import Request, Sampling
 from omniopd.stages.generate.engines.sampling import log_probs_and_entropy, sample, uniforms
 from omniopd.stages.generate.engines.transformers_engine import TransformersEngine
-from omniopd.stages.generate.prompts import questions_of_round, read_questions
+from omniopd.stages.generate.prompts import questions_of_round
 from omniopd.stages.generate.stage import generate
 from omniopd.store.errors import ConfigChangedError, InputError
 from omniopd.store.sections import DataConfig
+from support.questions import read_questions
 
 SAMPLING = Sampling(max_new_tokens=56, temperature=1.0, top_p=1.0, stop_ids=frozenset({2}))
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from omniopd.stages.generate.prompts import read_questions, render
+from omniopd.stages.generate.prompts import asked, read_questions, render
 from omniopd.store import recipes
 from omniopd.store.config import Config
+from omniopd.store.conversation import Conversation
 from omniopd.store.errors import ConfigError, InputError
 from omniopd.store.sections import DataConfig
 
@@ -35,7 +36,7 @@ def tokenizer(student):
 )
 def test_thinking_is_a_switch_of_the_chat_template(tokenizer, thinking, ending):
     tokenizer.chat_template = THINKING_TEMPLATE
-    (prompt,) = render(["2+2"], DataConfig(enable_thinking=thinking), tokenizer)
+    (prompt,) = render([Conversation.of("2+2")], DataConfig(enable_thinking=thinking), tokenizer)
     assert prompt.text.startswith("<|im_start|>user\n2+2<|im_end|>")
     assert prompt.text.endswith(ending)
     assert prompt.question == "2+2"
@@ -43,29 +44,27 @@ def test_thinking_is_a_switch_of_the_chat_template(tokenizer, thinking, ending):
 
 def test_a_base_model_reads_the_template_alone(tokenizer):
     tokenizer.chat_template = None
-    (prompt,) = render(["2+2"], DataConfig(template="Q: {question}\nA:", enable_thinking=True), tokenizer)
+    (prompt,) = render(
+        [Conversation.of("2+2")], DataConfig(template="Q: {question}\nA:", enable_thinking=True), tokenizer
+    )
     assert prompt.text == "Q: 2+2\nA:"
     with pytest.raises(InputError, match="has no chat template"):
-        render(["2+2"], DataConfig(chat_template="on"), tokenizer)
+        render([Conversation.of("2+2")], DataConfig(chat_template="on"), tokenizer)
 
 
 def test_long_prompts_are_dropped_by_their_tokens(tokenizer):
-    kept = render(["2+2", "2+2+2+2+2+2+2"], DataConfig(max_prompt_tokens=5), tokenizer)
+    kept = render(
+        [Conversation.of("2+2"), Conversation.of("2+2+2+2+2+2+2")], DataConfig(max_prompt_tokens=5), tokenizer
+    )
     assert [prompt.question for prompt in kept] == ["2+2"]
     with pytest.raises(InputError, match=r"No prompt has at most 1 tokens.*max_prompt_tokens"):
-        render(["2+2"], DataConfig(max_prompt_tokens=1), tokenizer)
-
-
-def test_the_question_of_a_chat_is_its_last_user_message(tmp_path):
-    chat = [{"role": "system", "content": "act"}, {"role": "user", "content": "sort a list"}]
-    path = write(tmp_path / "p.jsonl", [{"prompt": chat}, {"prompt": chat}])
-    assert read_questions(DataConfig(prompts=path, field="prompt")) == ["sort a list"]
+        render([Conversation.of("2+2")], DataConfig(max_prompt_tokens=1), tokenizer)
 
 
 def test_a_filter_is_sql_over_the_columns(tmp_path):
     rows = [{"question": "a", "ability": "code"}, {"question": "b", "ability": "math"}]
     path = write(tmp_path / "p.jsonl", rows)
-    assert read_questions(DataConfig(prompts=path, filter="ability = 'code'")) == ["a"]
+    assert read_questions(DataConfig(prompts=path, filter="ability = 'code'")) == [Conversation.of("a")]
     with pytest.raises(InputError, match=r"no condition over .*columns: question, ability"):
         read_questions(DataConfig(prompts=path, filter="abilty = 'code'"))
     with pytest.raises(InputError, match=r"holds no question in column 'question' after data\.filter"):
@@ -87,7 +86,9 @@ def test_the_recipes_read_data_of_their_shape(tmp_path):
     code = write(tmp_path / "code.jsonl", [{"prompt": chat, "ability": a} for a in ("code", "math")])
     for name, path, expected in (("dapo-math-17k", math, ["1+1?"]), ("prime-code", code, ["two sum"])):
         data = DataConfig(**recipes.recipe(name)["data"]).model_copy(update={"prompts": path})
-        assert read_questions(data) == expected
+        questions = read_questions(data)
+        assert [question.question for question in questions] == expected
+        assert all(asked(question, data).is_question for question in questions), "as the paper asks it"
 
 
 def test_a_template_without_a_place_for_the_question_is_refused(make_run):

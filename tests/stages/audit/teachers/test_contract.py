@@ -12,6 +12,7 @@ from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.teacher import Ask, Reply
 from omniopd.stages.audit.teachers import anthropic, openai
 from omniopd.stages.audit.teachers.registry import BUILT_IN, find_dialect
+from omniopd.store.conversation import Conversation
 from omniopd.store.errors import ConfigError, TeacherError
 from omniopd.store.ledger import read_totals
 from omniopd.store.sections import CONTINUE, TeacherConfig
@@ -64,7 +65,7 @@ def ask(config, *asks):
 
 
 def plain(n=1, prefix="The sum is"):
-    return Ask("What is 2 + 2?", "What is 2 + 2?\n", prefix, n, 16)
+    return Ask(Conversation.of("What is 2 + 2?"), "What is 2 + 2?\n", prefix, n, 16)
 
 
 def most(server):
@@ -219,11 +220,13 @@ def test_a_run_has_every_rollout_once_pays_what_was_billed_and_writes_the_key_no
 
 def test_anthropic_blocks_end_where_the_shorter_prefixes_do():
     teacher = asyncio.run(_anthropic())
-    longer = Ask("Q", "Q\n", "one two \n three", 1, 16, cuts=(0, 4, 9, 10))
+    longer = Ask(Conversation.of("Q"), "Q\n", "one two \n three", 1, 16, cuts=(0, 4, 9, 10))
     (_, said) = teacher.request(longer).body["messages"]
     assert [block["text"] for block in said["content"]] == ["one", " two", " \n three"]
     assert ["cache_control" in block for block in said["content"]] == [False, False, True]
-    shorter = teacher.request(Ask("Q", "Q\n", "one two ", 1, 16, cuts=(0, 4))).body["messages"][1]["content"]
+    shorter = teacher.request(Ask(Conversation.of("Q"), "Q\n", "one two ", 1, 16, cuts=(0, 4))).body["messages"][1][
+        "content"
+    ]
     assert [block["text"] for block in shorter] == ["one", " two"], "so the longer one's first blocks are in the cache"
 
 

@@ -6,10 +6,11 @@ import pytest
 
 from omniopd.stages.audit.teacher import Ask, Reply
 from omniopd.stages.audit.teachers.registry import find_dialect
+from omniopd.store.conversation import Conversation
 from omniopd.store.errors import TeacherError
 from omniopd.store.sections import CONTINUE, TeacherConfig
 
-FOUR = Ask("What is 2 + 2?", "<s>What is 2 + 2?\n", "The sum is ", 4, 16, seed=7)
+FOUR = Ask(Conversation.of("What is 2 + 2?"), "<s>What is 2 + 2?\n", "The sum is ", 4, 16, seed=7)
 LOCAL = "http://127.0.0.1:1/v1"
 
 
@@ -208,7 +209,7 @@ def test_gemini_asks_for_one_candidate_at_a_time_where_more_are_refused(text):
 
 def test_a_prompt_that_holds_the_first_token_gets_no_second_one_unless_the_server_has_no_switch():
     teacher = find(Server(completions=400))
-    held = Ask("Q", "<s>Q\n", "A", 4, 16, holds_bos=True)
+    held = Ask(Conversation.of("Q"), "<s>Q\n", "A", 4, 16, holds_bos=True)
     assert "add_special_tokens" not in teacher.request(FOUR).body
     assert teacher.request(held).body["add_special_tokens"] is False
     assert teacher.adapt(400, message("Unrecognized request argument supplied: add_special_tokens"))

@@ -7,10 +7,11 @@ import pytest
 from omniopd.stages.audit.price import Rates
 from omniopd.stages.audit.teacher import Ask, Reply
 from omniopd.stages.audit.teachers.registry import find_dialect
+from omniopd.store.conversation import Conversation
 from omniopd.store.ledger import NANO
 from omniopd.store.sections import TeacherConfig
 
-ONE = Ask("Q", "Q\n", "The sum is", 1, 16)
+ONE = Ask(Conversation.of("Q"), "Q\n", "The sum is", 1, 16)
 
 
 class Silent:
@@ -112,7 +113,7 @@ def test_a_reason_of_geminis_that_is_no_answer_is_never_an_empty_one(reason, sta
 
 
 def test_a_student_that_thinks_aloud_is_continued_in_its_thinking():
-    thinking = Ask("Q", "Q\n", "<think>\nOkay, 2 and", 1, 16)
+    thinking = Ask(Conversation.of("Q"), "Q\n", "<think>\nOkay, 2 and", 1, 16)
     assert parsed("openai", chat(" 2\n</think>\n4"), thinking) == ("ok", " 2\n</think>\n4", "stop")
 
 

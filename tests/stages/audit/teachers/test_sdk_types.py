@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, create_model
 from omniopd.stages.audit.teacher import Ask, Reply
 from omniopd.stages.audit.teachers import openai as dialect_of_openai
 from omniopd.stages.audit.teachers.registry import find_dialect
+from omniopd.store.conversation import Conversation
 from omniopd.store.sections import TeacherConfig
 
 pytestmark = pytest.mark.slow
@@ -41,9 +42,26 @@ def find(kind, completions=False, **values):
     return asyncio.run(find_dialect(kind).find(config, Server(completions)))
 
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+CHAT = Conversation.made(
+    [
+        {"role": "system", "content": "You add."},
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL, {**CALL, "id": "c2"}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "4"},
+        {"role": "tool", "tool_call_id": "c2", "content": "4"},
+        {"role": "assistant", "content": "Four."},
+        {"role": "user", "content": "And 3+3?"},
+    ],
+    [{"type": "function", "function": {"name": "add", "description": "Add.", "parameters": {
+        "type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}}},
+     {"type": "function", "function": {"name": "now"}}],
+)  # fmt: skip
+
+
 def asks(most):
-    for prefix, seed in itertools.product(PREFIXES, SEEDS):
-        yield Ask("Q", "<s>Q\n", prefix, most, 16, seed, cuts=(4, 9), holds_bos=True)
+    for asked, prefix, seed in itertools.product((Conversation.of("Q"), CHAT), PREFIXES, SEEDS):
+        yield Ask(asked, "<s>Q\n", prefix, most, 16, seed, cuts=(4, 9), holds_bos=True)
 
 
 def strictly(adapter, body):
@@ -86,7 +104,7 @@ def test_openai_bodies_are_those_of_the_sdk(monkeypatch, record_property):
                 strictly(raw if request.path == "/completions" else chat, body)
                 bodies += 1
     record_property("bodies", bodies)
-    assert bodies == 270
+    assert bodies == 540
 
 
 def test_anthropic_bodies_are_those_of_the_sdk(record_property):
@@ -104,14 +122,15 @@ def test_anthropic_bodies_are_those_of_the_sdk(record_property):
             strictly(adapter, body)
             bodies += 1
     record_property("bodies", bodies)
-    assert bodies == 48
+    assert bodies == 96
 
 
 def test_gemini_bodies_are_those_of_the_sdk(record_property):
     from google.genai import types
 
     known = {"contents": (list[types.Content], ...), "generationConfig": (types.GenerationConfig, ...),
-             "systemInstruction": (types.Content | None, None)}  # fmt: skip
+             "systemInstruction": (types.Content | None, None), "tools": (list[types.Tool] | None, None),
+             "toolConfig": (types.ToolConfig | None, None)}  # fmt: skip
     model_of_body = create_model("Body", __config__=ConfigDict(extra="forbid"), **known)
     bodies = 0
     for model, system in itertools.product(("gemini-2.0-flash", "gemini-2.5-pro", "gemini-3-pro"), SYSTEMS):
@@ -125,7 +144,7 @@ def test_gemini_bodies_are_those_of_the_sdk(record_property):
             assert read.contents[0].parts[0].text == "Q"
             bodies += 1
     record_property("bodies", bodies)
-    assert bodies == 108
+    assert bodies == 216
 
 
 def test_openai_answers_of_the_sdk_are_read(record_property):
@@ -151,19 +170,23 @@ def test_openai_answers_of_the_sdk_are_read(record_property):
             {"id": "c", "created": 1, "model": "m", "object": "chat.completion", "usage": usage,
              "choices": [{"index": 0, "finish_reason": finish, "message": message}]}
         ).model_dump(mode="json")  # fmt: skip
-        answer = teacher.parse(body, Ask("Q", "Q\n", "The", 1, 16))
+        answer = teacher.parse(body, Ask(Conversation.of("Q"), "Q\n", "The", 1, 16))
         assert (answer.rollouts[0].status, answer.rollouts[0].text) == outcome
         assert (answer.usage.prompt_tokens, answer.usage.cached_tokens, answer.usage.cache_write_tokens) == (20, 5, 4)
         answers += 1
     refusal = ChatCompletionMessage(role="assistant", content=None, refusal="no").model_dump(mode="json")
     body["choices"][0] = {"index": 0, "finish_reason": "stop", "message": refusal}
-    assert teacher.parse(body, Ask("Q", "Q\n", "The", 1, 16)).rollouts[0].status == "refused"
+    assert teacher.parse(body, Ask(Conversation.of("Q"), "Q\n", "The", 1, 16)).rollouts[0].status == "refused"
     for finish in ("stop", "length", "content_filter"):
         body = Completion.model_validate(
             {"id": "c", "created": 1, "model": "m", "object": "text_completion", "usage": usage,
              "choices": [{"index": 0, "finish_reason": finish, "text": "four", "logprobs": None}]}
         ).model_dump(mode="json")  # fmt: skip
-        (rollout,) = find("openai", completions=True, model="m").parse(body, Ask("Q", "Q\n", "The", 1, 16)).rollouts
+        (rollout,) = (
+            find("openai", completions=True, model="m")
+            .parse(body, Ask(Conversation.of("Q"), "Q\n", "The", 1, 16))
+            .rollouts
+        )
         assert rollout.status == ("filtered" if finish == "content_filter" else "ok")
         answers += 1
     record_property("answers", answers + 1)
@@ -190,7 +213,9 @@ def test_anthropic_answers_of_the_sdk_are_read(record_property):
                 id="m", type="message", role="assistant", model="claude-opus-4-7", content=content, stop_reason=stop,
                 stop_sequence=None, usage=usage,
             ).model_dump(mode="json")  # fmt: skip
-            answer = find("anthropic", model="claude-opus-4-7").parse(body, Ask("Q", "Q\n", "The", 1, 16))
+            answer = find("anthropic", model="claude-opus-4-7").parse(
+                body, Ask(Conversation.of("Q"), "Q\n", "The", 1, 16)
+            )
             assert answer.rollouts[0].status == status, (stop, len(content))
             assert answer.usage.prompt_tokens == 18
             assert (answer.usage.cache_write_tokens, answer.usage.cache_write_1h_tokens) == (6, 2)
@@ -214,7 +239,7 @@ def test_gemini_answers_of_the_sdk_are_read_and_each_finish_reason_is_typed(reco
                 candidates=[types.Candidate(content=types.Content(role="model", parts=parts), finish_reason=reason)],
                 model_version="models/gemini-2.5-flash", usage_metadata=usage,
             ).model_dump(mode="json", by_alias=True)  # fmt: skip
-            answer = teacher.parse(body, Ask("Q", "Q\n", "The sum is", 1, 16))
+            answer = teacher.parse(body, Ask(Conversation.of("Q"), "Q\n", "The sum is", 1, 16))
             typed.setdefault(answer.rollouts[0].status, set()).add((reason.value, bool(parts[0].thought)))
             assert (answer.model, answer.usage.prompt_tokens, answer.usage.cached_tokens) == (
                 *("gemini-2.5-flash", 20, 5),
@@ -229,7 +254,7 @@ def test_gemini_answers_of_the_sdk_are_read_and_each_finish_reason_is_typed(reco
         body = types.GenerateContentResponse(
             prompt_feedback=types.GenerateContentResponsePromptFeedback(block_reason=blocked), usage_metadata=usage
         ).model_dump(mode="json", by_alias=True)
-        assert teacher.parse(body, Ask("Q", "Q\n", "The", 1, 16)).rollouts[0].status == "filtered"
+        assert teacher.parse(body, Ask(Conversation.of("Q"), "Q\n", "The", 1, 16)).rollouts[0].status == "filtered"
         answers += 1
     record_property("answers", answers)
     assert answers == 2 * len(types.FinishReason) + len(types.BlockedReason)
