@@ -1,6 +1,7 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """The shape of a student: what its config.json says, checked against the trainer's abilities and its own weights."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def read_architecture(folder: Path, whose: str = "student") -> Architecture:
             f"{folder}/config.json cannot be read: {reason}",
             f"Use a {whose} of type {', '.join(SUPPORTED)}.",
         ) from error
-    _refuse_what_is_not_supported(config, whose)
+    _refuse_what_is_not_supported(config.to_dict(), whose)
     rope = config.rope_parameters
     return Architecture(
         model_type=config.model_type,
@@ -111,23 +112,47 @@ def read_architecture(folder: Path, whose: str = "student") -> Architecture:
     )
 
 
-def _refuse_what_is_not_supported(config: Any, whose: str) -> None:
-    if config.model_type not in SUPPORTED:
+def check_config_json(folder: Path, whose: str = "student") -> None:
+    """Check what shows without transformers, whose configuration classes import torch: what config.json says outright,
+    and whether the weights can be read and have a head. `check_student` knows the defaults too.
+
+    Raises:
+        InputError: the trainer could not take it.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"The trainer does not support the architecture {config.model_type}.",
+            f"{folder}/config.json cannot be read: {error}.", "Save the model with `save_pretrained`."
+        ) from error
+    _refuse_what_is_not_supported(config, whose)
+    found = weight_shapes(folder)
+    if config.get("tie_word_embeddings") is False and "lm_head.weight" not in found:
+        raise _no_weight("lm_head.weight", folder)
+
+
+def _refuse_what_is_not_supported(config: Mapping[str, Any], whose: str) -> None:
+    """Takes a whole configuration of transformers, or what a config.json has of it: these options are off where they
+    are left out, and a Mistral's window is not known."""
+    kind = config.get("model_type")
+    if kind not in SUPPORTED:
+        raise InputError(
+            f"The trainer does not support the architecture {kind}.",
             f"Use a {whose} of type {', '.join(SUPPORTED)}.",
         )
-    rope: dict[str, Any] = config.rope_parameters
-    window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
+    # Folders from before transformers 5 have other names.
+    rope: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    window = config.get("sliding_window") if kind == "mistral" else None
+    activation = config.get("hidden_act", "silu")
     unsupported = {
-        f"hidden_act = {config.hidden_act}": config.hidden_act != "silu",
-        "attention_bias": config.model_type != "qwen2" and getattr(config, "attention_bias", False),
-        "mlp_bias": getattr(config, "mlp_bias", False),
-        f"sliding_window = {window}": window is not None and window < config.max_position_embeddings,
-        "use_sliding_window": getattr(config, "use_sliding_window", False),
-        f"rope_parameters = {rope}": rope["rope_type"] not in _ROPE_TYPES,
+        f"hidden_act = {activation}": activation != "silu",
+        "attention_bias": kind != "qwen2" and config.get("attention_bias", False),
+        "mlp_bias": config.get("mlp_bias", False),
+        f"sliding_window = {window}": window is not None and window < config.get("max_position_embeddings", 0),
+        "use_sliding_window": config.get("use_sliding_window", False),
+        f"rope_parameters = {rope}": rope.get("rope_type", rope.get("type", "default")) not in _ROPE_TYPES,
         "partial_rotary_factor": rope.get("partial_rotary_factor", 1.0) != 1.0,
-        "quantization_config": getattr(config, "quantization_config", None) is not None,
+        "quantization_config": config.get("quantization_config") is not None,
     }
     for what, present in unsupported.items():
         if present:
@@ -161,9 +186,7 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             with safe_open(path, framework="numpy") as file:
                 shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path} cannot be read: {error}.", f"Save {folder} again with `save_pretrained`."
-            ) from error
+            raise InputError(f"{path} cannot be read: {error}.", _save_again(folder)) from error
     return shapes
 
 
@@ -173,11 +196,11 @@ def check_weights(arch: Architecture, found: Mapping[str, tuple[int, ...]], fold
     Raises:
         InputError: a weight is missing, unknown or of another shape.
     """
-    hint = f"Save {folder} again with `save_pretrained`."
+    hint = _save_again(folder)
     expected = arch.shapes()
     for name, shape in expected.items():
         if name not in found:
-            raise InputError(f"{folder} has no weight {name}.", hint)
+            raise _no_weight(name, folder)
         if found[name] != shape:
             raise InputError(
                 f"{folder}: config.json makes {name} {list(shape)}, and its weights have {list(found[name])}.", hint
@@ -187,6 +210,14 @@ def check_weights(arch: Architecture, found: Mapping[str, tuple[int, ...]], fold
     unknown = [name for name in found if name not in expected and not name.endswith(implied)]
     if unknown:
         raise InputError(f"{folder} has a weight {unknown[0]} that a {arch.model_type} has not.", hint)
+
+
+def _no_weight(name: str, folder: Path) -> InputError:
+    return InputError(f"{folder} has no weight {name}.", _save_again(folder))
+
+
+def _save_again(folder: Path) -> str:
+    return f"Save {folder} again with `save_pretrained`."
 
 
 def check_tokenizer(arch: Architecture, tokenizer: Any, folder: Path) -> None:

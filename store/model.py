@@ -69,6 +69,12 @@ def weight_files(folder: Path) -> list[Path]:
         if not whole.is_file():
             old = sorted(path.name for path in folder.glob("*.bin"))
             raise InputError(f"{folder} has no model.safetensors{f', only {old[0]}' if old else ''}.", save)
+        # Without an index, vLLM reads every file and transformers the whole one.
+        if shards := sorted(path.name for path in folder.glob("model-*-of-*.safetensors")):
+            raise InputError(
+                f"{folder} holds two models: {whole.name}, and shards such as {shards[0]} without {index.name}.",
+                f"Remove the shards if {whole.name} is the model, else save it again with `save_pretrained`.",
+            )
         return [whole]
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

@@ -13,6 +13,7 @@ from ..stages.audit.price import find_rates
 from ..stages.audit.teacher import max_tokens_for
 from ..stages.generate.prompts import questions_of_round, read_questions, render
 from ..stages.generate.stage import samples_of
+from ..store.architecture import check_config_json
 from ..store.config import Config
 from ..store.layout import RunDir
 from ..store.model import load_tokenizer, resolve_model
@@ -58,7 +59,9 @@ def plan(run: RunDir, config: Config) -> Plan:
         InputError: the prompts or the student cannot be used.
     """
     questions = questions_of_round(read_questions(config.data, run.path), config.data, 0)
-    tokenizer = load_tokenizer(resolve_model(config.student.model))
+    folder = resolve_model(config.student.model)
+    check_config_json(folder)
+    tokenizer = load_tokenizer(folder)
     prompts = render(questions[:_PROMPTS_READ], config.data, tokenizer)
     prompt_length = float(np.mean([len(prompt.ids) for prompt in prompts]))
     measured = _measured_answer(run) if objective_of(config).asks == "answers" else _measured_response(run)

@@ -80,12 +80,14 @@ def generate(
         missing = [Request(id_, prompt.ids) for id_, (prompt, _) in wanted.items() if id_ not in present]
         answers = {asked(question, config.data): problems[question] for question in questions}
         rows = Rows(wanted, answers, {"round": index, "policy": policy})
+        if missing:
+            # Also where the student is not sampled (sft): the teacher is paid next.
+            check_tokenizer(check_student(folder), tokenizer, folder)
         if missing and not objective.samples_student:
             for start in range(0, len(missing), config.generate.part_rows):
                 part = missing[start : start + config.generate.part_rows]
                 table.append([rows.prompt_alone(request.trajectory_id) for request in part])
         elif missing:
-            check_tokenizer(check_student(folder), tokenizer, folder)
             stops = stop_ids(folder, tokenizer, config)
             if config.data.chat_template != "off" and tokenizer.chat_template and worker.index == 0:
                 _say_end_of_turn(tokenizer, stops)

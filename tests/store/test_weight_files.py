@@ -52,6 +52,13 @@ def test_a_folder_that_was_saved_twice_is_refused(folder, shards):
     assert "Remove model.safetensors.index.json" in caught.value.hint
 
 
+def test_shards_that_lost_their_index_beside_one_file_are_refused(folder):
+    """vLLM would read all of them, transformers the one file."""
+    write(folder, "model.safetensors", "model-00001-of-00002.safetensors")
+    with pytest.raises(InputError, match=r"holds two models: .* such as model-00001-of-00002.safetensors without"):
+        weight_files(folder)
+
+
 @pytest.mark.parametrize(
     ("make", "line"),
     [
