@@ -45,7 +45,7 @@ def test_what_the_trainer_refuses_is_refused_before_anything_is_sampled(make_run
 def test_a_student_that_is_only_trained_is_checked_before_the_teacher_is_asked(make_run, student):
     run = make_run(student={"model": str(student)}, train={"objective": "sft"})
     change(student, tie_word_embeddings=False)
-    with pytest.raises(InputError, match="has no weight lm_head.weight"):
+    with pytest.raises(InputError, match=r"has no weight lm_head\.weight"):
         generate(run, 0, run.config())
     assert run.round(0).trajectories.manifest.rows == 0
 
