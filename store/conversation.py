@@ -59,11 +59,6 @@ class Conversation:
         return self.question if self.is_question else f"{self.messages_json}{self.tools_json}"
 
     @property
-    def most_text(self) -> str:
-        """At least as much text as any dialect shows a teacher: JSON's own characters outweigh the marks of a turn."""
-        return self.question if self.is_question else f"{self.messages_json}{self.tools_json}"
-
-    @property
     def system(self) -> str:
         """The system prompt; "" for none."""
         first = self.messages[0]

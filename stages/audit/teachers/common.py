@@ -93,7 +93,8 @@ def merged(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
 
 def prompt_bytes(ask: Ask, continuation: Continuation, config: TeacherConfig) -> int:
     """Most tokens that a prompt can have: a tokenizer makes at most one token of a byte."""
-    start = ask.prompt_text if continuation == "completion" else ask.conversation.most_text
+    # The JSON of a chat is longer than what any template makes of it: its own characters outweigh the marks of a turn.
+    start = ask.prompt_text if continuation == "completion" else ask.conversation.identity
     text = start + ask.prefix + config.system + (config.instruction if continuation == "instruct" else "")
     # Tools, a schema, arguments of a chat template: what the user adds may be a part of the prompt.
     tools = TOOL_TOKENS if ask.conversation.tools_json else 0
