@@ -30,8 +30,8 @@ _LEAST_DISK = 1 << 30
 def check(run: RunDir, config: Config) -> list[Finding]:
     """Look at everything; asks the teacher two small questions."""
     findings = [*offline(run, config), *_trainable(config), _gpu()]
-    if objective_of(config).asks == "nobody":
-        return [*findings, Finding("teacher", "ok", f"{config.train.objective} asks none")]
+    if not _asks(config):
+        return [*findings, Finding("teacher", "ok", "none is asked")]
     if not any(finding.verdict == "fail" for finding in findings):
         findings += _server(run, config)
     return findings
@@ -39,7 +39,7 @@ def check(run: RunDir, config: Config) -> list[Finding]:
 
 def offline(run: RunDir, config: Config) -> list[Finding]:
     """What needs no server."""
-    teacher = [] if objective_of(config).asks == "nobody" else setup.settings(config.teacher)
+    teacher = setup.settings(config.teacher) if _asks(config) else []
     return [*teacher, *_student(config), *_answers(config), _disk(run)]
 
 
@@ -53,7 +53,7 @@ def require(run: RunDir, config: Config, before: Before) -> None:
         ConfigError: a setting cannot work.
         TeacherError: the teacher cannot.
     """
-    if objective_of(config).asks == "nobody":
+    if not _asks(config):
         return
     _refuse(setup.settings(config.teacher), ConfigError)
     if _fingerprint(config) in _remembered(run):
@@ -65,6 +65,12 @@ def require(run: RunDir, config: Config, before: Before) -> None:
     _say([finding for finding in found if finding.verdict == "warn"])
     _refuse(found, TeacherError)
     files.write_text(run.checked, json.dumps(sorted({*_remembered(run), _fingerprint(config)})) + "\n")
+
+
+def _asks(config: Config) -> bool:
+    """Whether a teacher is asked for anything."""
+    asks = objective_of(config).asks
+    return asks == "answers" or (asks == "chunks" and config.score.weights == "teacher")
 
 
 def _server(run: RunDir, config: Config) -> list[Finding]:

@@ -176,10 +176,12 @@ def test_a_failed_look_is_not_remembered(run, teacher):
     assert teacher.requests == 4
 
 
-def test_nobody_is_asked_where_the_objective_asks_nobody(run, teacher):
-    found = check(run, run.config(("train.objective=grpo", "data.answer=answer")))
-    assert "asks none" in line(found, "teacher")
-    require(run, run.config(("train.objective=grpo", "data.answer=answer")), "audit")
+@pytest.mark.parametrize(
+    "overrides", [("train.objective=grpo", "data.answer=answer"), ("score.weights=constant",)], ids=["grpo", "constant"]
+)
+def test_nobody_is_asked_where_no_teacher_is(run, teacher, overrides):
+    assert "none is asked" in line(check(run, run.config(overrides)), "teacher")
+    require(run, run.config(overrides), "generate")
     assert teacher.requests == 0
 
 
