@@ -203,3 +203,14 @@ def test_a_hub_dataset_that_changed_is_said(hub):
     rows["HuggingFaceH4/MATH-500"] = [{"unique_id": "a", "question": "p", "answer": "1"}]
     with pytest.raises(InputError, match=r"has changed: it has no column 'problem'.*--benchmark math500\.jsonl"):
         load_benchmark("math500")
+
+
+def test_a_file_asks_its_chats_whole(tmp_path):
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"prompt": chat, "answer": "2"}) + "\n" + json.dumps({"prompt": "1+1?", "answer": "2"}))
+    whole, plain = load_benchmark(str(path)).questions
+    assert whole.conversation.messages == chat
+    assert plain.conversation.is_question
+    assert whole.question_id != plain.question_id
+    assert str(whole.conversation) == "system: Be brief.\nuser: 1+1?"
