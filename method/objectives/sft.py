@@ -46,7 +46,10 @@ def answer_sequences(answers: "pa.Table", tokenizer: "PreTrainedTokenizerBase", 
 
     from ...store.schema import SHARDS
 
-    encoded: Any = tokenizer(answers["text"].to_pylist(), add_special_tokens=False, verbose=False)["input_ids"]
+    # What looks like a special token in the teacher's text is text: an end of turn would end the sequence early.
+    encoded: Any = tokenizer(
+        answers["text"].to_pylist(), add_special_tokens=False, split_special_tokens=True, verbose=False
+    )["input_ids"]
     end = [] if stop_id is None else [stop_id]
     sequences: list[NDArray[np.int32]] = []
     prompt_B = np.zeros(len(answers), dtype=np.int64)
