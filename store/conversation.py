@@ -5,6 +5,7 @@ Turns and tools are kept in OpenAI's form (https://platform.openai.com/docs/api-
 each dialect of teacher writes them its own way. docs/decisions/0029-conversations.md
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Conversation:
         """Whether it is one user message and nothing else."""
         return not self.tools_json and [turn["role"] for turn in self.messages] == ["user"]
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
         """Names it among others: the question alone, or all of its JSON."""
         return self.question if self.is_question else f"{self.messages_json}{self.tools_json}"

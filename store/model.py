@@ -176,9 +176,7 @@ def end_of_turn(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: Conf
     """
     stops = stop_ids(folder, tokenizer, config)
     if config.data.chat_template != "off" and tokenizer.chat_template:
-        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MESSAGE}]
-        text = render_chat(tokenizer, chat)
-        found = next((id_ for id_ in _ids_of(tokenizer, text.rpartition(_MESSAGE)[2]) if id_ in stops), None)
+        found = next((id_ for id_ in _ids_behind_a_turn(tokenizer) if id_ in stops), None)
         if found is not None:
             return found
     if tokenizer.eos_token_id in stops:
@@ -200,8 +198,7 @@ def stop_ids(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: Config)
 def unheard_end_of_turn(tokenizer: "PreTrainedTokenizerBase", stops: frozenset[int]) -> tuple[str, int] | None:
     """The special token with which the chat template ends an assistant's turn, where it is no stop token: responses
     would run on. None where all is well, or where the template ends a turn with text."""
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MESSAGE}]
-    after = _ids_of(tokenizer, render_chat(tokenizer, chat).rpartition(_MESSAGE)[2])
+    after = _ids_behind_a_turn(tokenizer)
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     ends = [id_ for id_ in after if id_ in special]
     if not ends or stops & set(after):
@@ -209,5 +206,8 @@ def unheard_end_of_turn(tokenizer: "PreTrainedTokenizerBase", stops: frozenset[i
     return str(tokenizer.convert_ids_to_tokens(ends[0])), ends[0]
 
 
-def _ids_of(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def _ids_behind_a_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """What the chat template writes behind an assistant's message, in tokens."""
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MESSAGE}]
+    text = render_chat(tokenizer, chat).rpartition(_MESSAGE)[2]
     return list(map(int, tokenizer(text, add_special_tokens=False)["input_ids"]))  # pyright: ignore[reportArgumentType]

@@ -46,8 +46,6 @@ def last_question_of(row: Row, path: str) -> str:
     Raises:
         InputError: see `conversation_of`.
     """
-    if not isinstance(reach(row.values, path), list):
-        return text_of(row, path)
     conversation = conversation_of(row, path)
     return "" if conversation is None else conversation.question
 

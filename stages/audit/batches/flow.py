@@ -135,10 +135,11 @@ class BatchFlow:
             raise budget_reached(self._commit.ledger.left)
         try:
             remote_id = await self._created(key, lines)
-        except (Refused, Interrupted) as error:
+        except Interrupted:
             await self._give_back(key)
-            if isinstance(error, Interrupted):
-                raise
+            raise
+        except Refused as error:
+            await self._give_back(key)
             raise self._problem("does not take a batch", error) from error
         except Unsure as error:
             (batch,) = [batch for batch in await self._open_batches() if batch.key == key]

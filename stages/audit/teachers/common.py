@@ -2,6 +2,7 @@
 """What several dialects share: the key, the addresses, the user's own fields, and what a size of prompt can cost."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -99,6 +100,20 @@ def prompt_bytes(ask: Ask, continuation: Continuation, config: TeacherConfig) ->
     # Tools, a schema, arguments of a chat template: what the user adds may be a part of the prompt.
     tools = TOOL_TOKENS if ask.conversation.tools_json else 0
     return len(text.encode()) + len(orjson.dumps(config.extra)) + TEMPLATE_TOKENS + tools
+
+
+def prefill_or_instruct(config: TeacherConfig, prefills: re.Pattern[str], role: str) -> tuple[Continuation, str]:
+    """How a teacher without raw completion is made to continue, and why.
+
+    Args:
+        prefills: Models that are known to go on with an open turn.
+        role: Whose turn that is, as the provider calls it.
+    """
+    if config.continuation != "auto":
+        return "instruct" if config.continuation == "instruct" else "prefill", "as configured"
+    if prefills.match(config.model):
+        return "prefill", f"{config.model} takes an open {role} turn"
+    return "instruct", f"{config.model} is not known to take an open {role} turn"
 
 
 def system_of(ask: Ask, config: TeacherConfig) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from ....store.conversation import Conversation
 from ....store.sections import TeacherConfig
 from ....store.usage import Usage
-from ..teacher import Answer, Ask, Continuation, Dialect, Http, HttpRequest, Rollout
+from ..teacher import Answer, Ask, Dialect, Http, HttpRequest, Rollout
 from .common import (
     api_key,
     base_urls,
@@ -24,6 +24,7 @@ from .common import (
     merged,
     no_model,
     open_end,
+    prefill_or_instruct,
     prompt_bytes,
     system_of,
 )
@@ -98,14 +99,7 @@ class GeminiTeacher(Adapting):
         # Never as ?key=: addresses end up in the logs of whatever lies between.
         self.headers: Mapping[str, str] = {"x-goog-api-key": key} if key else {}
         self.base_urls = base_urls(config, _DEFAULT_URL)
-        self._continuation: Continuation
-        if config.continuation == "auto":
-            prefills = _PREFILLS.match(config.model) is not None
-            self._continuation = "prefill" if prefills else "instruct"
-            self.why = f"{config.model} {'takes' if prefills else 'is not known to take'} an open model turn"
-        else:
-            self._continuation = "instruct" if config.continuation == "instruct" else "prefill"
-            self.why = "as configured"
+        self._continuation, self.why = prefill_or_instruct(config, _PREFILLS, "model")
         self._config = config
         self._extra = checked_extra(config, _SET_BY)
         self._learned = Learned(config.model, most_candidates(config.model), _OPTIONAL)
