@@ -247,6 +247,33 @@ def run_(
 
 
 @app.command()
+def reset(
+    run: Run,
+    round_: Annotated[int, typer.Option("--round", min=0, help="Which round.", show_default=False)],
+    from_: Annotated[
+        Literal["generate", "audit", "score", "train"],
+        typer.Option("--from", help="This stage and all behind it are taken back.", show_default=False),
+    ],
+    discard_paid: Annotated[
+        bool, typer.Option("--discard-paid", help="Delete the rollouts too, instead of setting them aside.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Take a round back to before a stage, to do it again. Shows what goes, and asks. What was spent stays spent.
+
+    Example: omniopd reset runs/first --round 2 --from audit
+    """
+    from .store.reset import carry_out, plan_reset
+
+    wanted = plan_reset(RunDir(run), round_, from_, discard_paid=discard_paid)
+    _say(wanted)
+    if not (yes or sys.stdin.isatty()):
+        raise UsageError("Nobody is here to be asked.", "Add --yes.")
+    if yes or typer.confirm("Go on?"):
+        _say(carry_out(wanted))
+
+
+@app.command()
 def status(
     run: Run,
     json_: Annotated[bool, typer.Option("--json", help="For programs; docs/reading-a-run.md has the fields.")] = False,

@@ -102,16 +102,22 @@ def _set(tree: dict[str, Any], override: str) -> None:
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and key):
         raise ConfigError(f"--set {override} is not of the form section.key=value.", "Example: --set train.lr=1e-5.")
-    # A bare word is a string, as in a shell; everything else is TOML.
+    # A bare word is a string, as in a shell; everything else is TOML, which has no word for a key that is unset.
     try:
         value: Any = tomllib.loads(f"v = {text.strip()}")["v"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()
+        value = None if text.strip() == "none" and _may_be_unset(section, key) else text.strip()
     branch = tree.setdefault(section, {})
     *parents, leaf = key.split(".")
     for parent in parents:
         branch = branch.setdefault(parent, {})
     branch[leaf] = value
+
+
+def _may_be_unset(section: str, key: str) -> bool:
+    """Whether a key's default is that it is not set."""
+    model: Any = Config.model_fields[section].annotation if section in Config.model_fields else None
+    return model is not None and key in model.model_fields and model.model_fields[key].default is None
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -49,6 +49,16 @@ class RoundDir:
         return Table(self.path / "rollouts", ROLLOUTS)
 
     @property
+    def kept(self) -> Path:
+        """What was paid for and taken back by `omniopd reset`: a folder each time, with tables as they were."""
+        return self.path / "kept"
+
+    @property
+    def paid_rollouts(self) -> list[Table]:
+        """The rollouts, and those that were set aside."""
+        return [self.rollouts, *(Table(path, ROLLOUTS) for path in sorted(self.kept.glob("*/rollouts")))]
+
+    @property
     def scores(self) -> Table:
         """The scores that the shards were made of; empty until there are shards."""
         return Table(self.path / "scores" / self.shards.manifest.made_with.get("scores", ""), SCORES)
@@ -94,7 +104,11 @@ class RoundDir:
         Workers of one count run side by side, each once. A worker that is alone, or of another count, would do the same
         rows again, so it is kept out while they run.
         """
-        return _stage_lock(self.path, stage, worker)
+        return _recorded_lock(self.path, stage, worker)
+
+    def idle(self, stage: str) -> contextlib.AbstractContextManager[None]:
+        """Keep every process from running a stage of this round, without a record of a run."""
+        return _stage_lock(self.path, stage, ALONE)
 
     def expect(self, stage: str, rows: int, worker: Worker = ALONE) -> None:
         """Say, while holding the lock, how many rows or steps a stage (or its worker) comes to in all."""
@@ -115,8 +129,6 @@ class RoundDir:
 
 @contextlib.contextmanager
 def _stage_lock(folder: Path, stage: str, worker: Worker) -> Generator[None]:
-    from . import journal
-
     what = f"`{stage}` on {folder}"
     with contextlib.ExitStack() as held:
         # Workers hold this one only while they look around, so a worker waits for it a little.
@@ -130,7 +142,14 @@ def _stage_lock(folder: Path, stage: str, worker: Worker) -> Generator[None]:
         if worker.count > 1:
             held.enter_context(files.exclusive(folder / f".{stage}{worker.suffix}.lock", f"shard {worker} of {what}"))
             gate.close()
-        held.enter_context(journal.recorded(_journal_of(folder, stage, worker)))
+        yield
+
+
+@contextlib.contextmanager
+def _recorded_lock(folder: Path, stage: str, worker: Worker) -> Generator[None]:
+    from . import journal
+
+    with _stage_lock(folder, stage, worker), journal.recorded(_journal_of(folder, stage, worker)):
         yield
 
 

@@ -365,6 +365,13 @@ def read_batches(path: Path) -> list[BatchOverview]:
         return [] if db is None else BatchBook(db).overview()
 
 
+def read_outbox_size(path: Path, round_index: int) -> int:
+    """Answers of a round that are not known to be in the rollouts table."""
+    with _reading(path) as db:
+        query = "SELECT count(*) FROM outbox WHERE round = ?"
+        return 0 if db is None else int(db.execute(query, (round_index,)).fetchone()[0])
+
+
 def read_price_sources(path: Path) -> list[str]:
     """Whose prices the requests of a ledger were counted at."""
     query = "SELECT DISTINCT price_source FROM requests WHERE price_source <> '' ORDER BY 1"

@@ -13,11 +13,12 @@ import duckdb
 from . import ledger_file
 from .batch_book import BatchBook
 from .errors import TableError
-from .layout import RoundDir, RunDir
+from .layout import RunDir
 from .ledger import NANO, read_totals
 from .ledger_file import Identity
 from .schema import ROLLOUTS
 from .sql import create_view
+from .table import Table
 
 SOURCE = "rebuilt from the rollouts"
 """`price_source` of the requests that were added."""
@@ -86,7 +87,8 @@ def rebuild_ledger(run: RunDir) -> Rebuilt:
         identity = max(filter(None, (beside, own)), key=lambda known: known.openings, default=Identity.new())
         # Without any word about whose the rows are, all count: better too much than too little.
         prefix = identity.run_id if identity.openings else ""
-        bills = [bill for round_ in run.rounds() for bill in _add(db, round_, prefix)]
+        tables = [(round_.index, table) for round_ in run.rounds() for table in round_.paid_rollouts]
+        bills = [bill for index, table in tables for bill in _add(db, index, table, prefix)]
         ledger_file.note_opening(db, path, identity, [])
     totals = read_totals(path)
     return Rebuilt(len(bills), bills.count(False), totals.charged_nusd, totals.charged_tokens, set_aside)
@@ -116,9 +118,9 @@ def _set_aside(path: Path) -> Path | None:
     return target
 
 
-def _add(db: sqlite3.Connection, round_: RoundDir, prefix: str) -> list[bool]:
-    """Add a round's requests that are not there. Returns of each whether its bill is known."""
-    table, now = round_.rollouts, time.time()
+def _add(db: sqlite3.Connection, round_index: int, table: Table, prefix: str) -> list[bool]:
+    """Add the requests of a round's rollouts that are not there. Returns of each whether its bill is known."""
+    now = time.time()
     teacher = str(table.manifest.made_with.get("teacher.model", ""))
     known: list[bool] = []
     with contextlib.closing(duckdb.connect()) as rows, db:
@@ -129,7 +131,7 @@ def _add(db: sqlite3.Connection, round_: RoundDir, prefix: str) -> list[bool]:
                 is_billed = amounts[0] is not None
                 state = "settled" if is_billed else "unknown"
                 tokens = [int(amount or 0) for amount in amounts]
-                values = (request_id, round_.index, teacher, state, *tokens, SOURCE, now)
+                values = (request_id, round_index, teacher, state, *tokens, SOURCE, now)
                 if db.execute(_ADD, values).rowcount:
                     known.append(is_billed)
     return known

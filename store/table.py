@@ -9,6 +9,7 @@ another one writes; readers see the union, which is complete when all workers sa
 """
 
 import json
+import re
 import shutil
 import time
 import uuid
@@ -343,4 +344,15 @@ def _changed(table: Table, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     changes = ", ".join(f"{key} from {before.get(key)!r} to {now.get(key)!r}" for key in keys)
     problem = f"The config changed under {table.folder}, which has {table.manifest.rows} rows: {changes}."
-    return problem, "Set it back, or start a new run with `omniopd init`."
+    stage, place = _STAGE_OF.get(table.spec.name), re.fullmatch(r"round=(\d+)", table.folder.parent.name)
+    if stage is None or place is None:
+        return problem, "Set it back, or start a new run with `omniopd init`."
+    again = f"omniopd reset {table.folder.parent.parent} --round {int(place[1])} --from {stage}"
+    return (
+        problem,
+        f"Set it back, at least until the round is done: the next one may differ. Or begin here again: `{again}`.",
+    )
+
+
+_STAGE_OF = {"trajectories": "generate", "chunks": "audit", "rollouts": "audit"}
+"""Who writes a table that goes on where it was left."""

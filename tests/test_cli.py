@@ -132,6 +132,20 @@ def test_unknown_keys_columns_and_files_are_one_line_each(make_run, tmp_path):
     assert not run.round(0).path.exists()
 
 
+def test_reset_shows_what_goes_and_does_nothing_unless_it_is_told_to(make_run):
+    run = make_run()
+    omniopd("generate", run.path)
+    command = ("reset", run.path, "--round", 0, "--from", "generate")
+    assert "Add --yes" in refused(2, *command)
+    assert run.round(0).trajectories.manifest.rows == 12
+    text = omniopd(*command, "--yes").stdout
+    assert "round=000/trajectories: 12 rows, deleted" in text
+    assert f"next: omniopd generate {run.path} --round 0" in text
+    assert "has nothing from generate on" in refused(3, *command, "--yes")
+    # The way out of a changed config.
+    omniopd("generate", run.path, "--set", "generate.top_p=0.5")
+
+
 def test_stages_out_of_order_name_the_one_to_run_first(make_run, teacher):
     run = make_run(teacher={"base_url": teacher.base_url})
     assert "Run `omniopd generate" in refused(3, "audit", run.path)

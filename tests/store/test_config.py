@@ -32,6 +32,15 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(path):
     assert config.data.template == "a {question}\\n"
 
 
+def test_none_unsets_a_key_whose_default_is_unset_and_is_a_word_elsewhere(path):
+    path.write_text(
+        '[student]\nmodel = "s"\n[data]\nprompts = "p"\nlimit = 3\nanswer = "a"\n[teacher]\nmodel = "t"\n[score]\ncentre = "batch_mean"\n'
+    )
+    config = load_config(path, ["data.limit=none", "data.answer=none", "score.centre=none"])
+    assert (config.data.limit, config.data.answer, config.score.centre) == (None, None, "none")
+    assert load_config(path, ["teacher.model=none"]).teacher.model == "none"
+
+
 def test_a_nested_override_reaches_its_table(path):
     config = load_config(path, ["teacher.price.input=1", "teacher.price.output=5.0", "teacher.budget_usd=2"])
     assert config.teacher.price is not None
