@@ -6,6 +6,7 @@ The ledger is left alone: what was spent stays spent.
 
 import contextlib
 import json
+import shlex
 import shutil
 import time
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ class Reset:
     folders: tuple[Path, ...]
     """What there is of these stages, the last to be written first."""
     kept: tuple[Path, ...]
-    """Those of them that are set aside: rollouts, and the tables without which they cannot be read."""
+    """Those of them that are set aside: the tables without which rollouts cannot be read, and at last the rollouts. As
+    long as these are in their place, a reset that was killed sets the others aside too when it goes on."""
     paid: str
     """What the rollouts have cost; empty where there are none."""
 
@@ -58,15 +60,15 @@ def plan_reset(run: RunDir, index: int, first: Stage, *, discard_paid: bool) -> 
     """
     round_ = run.round(index)
     if not round_.path.is_dir():
-        raise InputError(f"{run.path} has no round {index}.", f"See its rounds with `omniopd status {run.path}`.")
+        raise InputError(f"{run.path} has no round {index}.", f"See its rounds with `omniopd status {_quoted(run)}`.")
     later = max((other.index for other in run.rounds() if other.index > index and _begun(other)), default=None)
     if later is not None:
-        command = f"omniopd reset {run.path} --round {later} --from generate"
+        command = f"omniopd reset {_quoted(run)} --round {later} --from generate"
         raise InputError(f"Round {later} rests on the policy of round {index}.", f"Take it back first: `{command}`.")
     stages = _STAGES[_STAGES.index(first) :]
     folders = tuple(path for stage in reversed(stages) for path in _written(run, round_, stage) if path.exists())
     if not folders:
-        raise InputError(f"Round {index} has nothing from {first} on.", f"Run `omniopd {first} {run.path}`.")
+        raise InputError(f"Round {index} has nothing from {first} on.", f"Run `omniopd {first} {_quoted(run)}`.")
     if "audit" not in stages:
         return Reset(run, round_, stages, discard_paid, folders, (), "")
     _refuse_open_batches(run, index)
@@ -93,20 +95,20 @@ def carry_out(reset: Reset) -> str:
         reset = plan_reset(reset.run, round_.index, reset.stages[0], discard_paid=reset.discard_paid)
         shutil.rmtree(trash, ignore_errors=True)  # of one that was killed
         trash.mkdir()
-        aside = round_.kept / time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         for number, folder in enumerate(reset.folders):
-            if folder in reset.kept:
-                aside.mkdir(parents=True, exist_ok=True)
-                folder.rename(aside / folder.name)
-            else:
+            if folder not in reset.kept:
                 folder.rename(trash / f"{number}-{folder.name}")
+        aside = round_.kept / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.time_ns() % 10**9:09d}"
+        for folder in reset.kept:
+            aside.mkdir(parents=True, exist_ok=True)
+            folder.rename(aside / folder.name)
         for stage in reset.stages:
             for record in round_.path.glob(f".{stage}.*run.json"):
                 record.unlink()
         files.sync_folder(round_.path)
         shutil.rmtree(trash)
     kept = f"; what was paid for is in {aside}" if reset.kept else ""
-    command = f"omniopd {reset.stages[0]} {reset.run.path} --round {round_.index}"
+    command = f"omniopd {reset.stages[0]} {_quoted(reset.run)} --round {round_.index}"
     return f"round {round_.index} is as it was before {reset.stages[0]}{kept}; next: {command}"
 
 
@@ -120,10 +122,14 @@ def _written(run: RunDir, round_: RoundDir, stage: Stage) -> tuple[Path, ...]:
         return *evals, round_.policy, round_.checkpoint, *metrics
     if stage == "score":
         return round_.path / "study", round_.shards.folder, round_.path / "scores", round_.rewards.folder
-    # Rollouts last: as long as they are here, what they rest on is set aside too.
     if stage == "audit":
         return round_.chunks.folder, round_.rollouts.folder
     return (round_.trajectories.folder,)
+
+
+def _quoted(run: RunDir) -> str:
+    """Its path as a shell takes it."""
+    return shlex.quote(str(run.path))
 
 
 def _rounds(path: Path) -> int:
@@ -164,10 +170,10 @@ def _refuse_open_batches(run: RunDir, index: int) -> None:
     count = sum(batch.round == index and batch.state != "closed" for batch in read_batches(run.ledger))
     if count:
         problem = f"{count} batches of round {index} are still with the provider."
-        hint = (
-            f"Let `omniopd audit {run.path} --round {index}` fetch them, or `omniopd batches {run.path} --cancel all`."
+        fetch = f"omniopd audit {_quoted(run)} --round {index}"
+        raise TableError(
+            problem, f"Fetch them: `{fetch}`, or give them up: `omniopd batches {_quoted(run)} --cancel all`."
         )
-        raise TableError(problem, hint)
 
 
 def _empty_outbox(run: RunDir, round_: RoundDir, *, keep: bool) -> None:

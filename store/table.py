@@ -10,6 +10,7 @@ another one writes; readers see the union, which is complete when all workers sa
 
 import json
 import re
+import shlex
 import shutil
 import time
 import uuid
@@ -347,7 +348,7 @@ def _changed(table: Table, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     stage, place = _STAGE_OF.get(table.spec.name), re.fullmatch(r"round=(\d+)", table.folder.parent.name)
     if stage is None or place is None:
         return problem, "Set it back, or start a new run with `omniopd init`."
-    again = f"omniopd reset {table.folder.parent.parent} --round {int(place[1])} --from {stage}"
+    again = f"omniopd reset {shlex.quote(str(table.folder.parent.parent))} --round {int(place[1])} --from {stage}"
     return (
         problem,
         f"Set it back, at least until the round is done: the next one may differ. Or begin here again: `{again}`.",

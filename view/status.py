@@ -4,8 +4,10 @@
 comes to mean something else. docs/reading-a-run.md describes it.
 """
 
+import shlex
 import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -15,6 +17,7 @@ from ..method.objectives.record import Answers
 from ..method.objectives.registry import objective_of
 from ..stages.audit.forecast import Forecast
 from ..store.config import Config
+from ..store.errors import TableError
 from ..store.files import read_json_lines
 from ..store.journal import StageRun
 from ..store.layout import RoundDir, RunDir
@@ -25,9 +28,13 @@ STAGES = ("generate", "audit", "score", "train")
 ANSWERED = ("ok", "empty")
 """Statuses of a rollout that count as an answer of the teacher."""
 
-State = Literal["missing", "partial", "running", "failed", "done"]
+State = Literal["missing", "partial", "running", "failed", "damaged", "done"]
 
 _RECENT_STEPS = 10
+
+Unit = Literal["trajectories", "rollouts", "sequences", "steps"]
+
+_UNITS: dict[str, Unit] = {"generate": "trajectories", "audit": "rollouts", "score": "sequences", "train": "steps"}
 
 
 class _Model(BaseModel):
@@ -39,8 +46,9 @@ class StageStatus(_Model):
 
     stage: Literal["generate", "audit", "score", "train"]
     state: State
-    """partial: begun, and nobody is at it; failed: its latest run ended with `error`."""
-    unit: Literal["trajectories", "rollouts", "sequences", "steps"]
+    """partial: begun, and nobody is at it; failed: its latest run ended with `error`; damaged: a file of its tables is
+    not there or not whole, as `error` says."""
+    unit: Unit
     done: int
     """Rows in the table, failed rollouts too, or optimizer steps."""
     expected: int | None
@@ -131,21 +139,45 @@ def read_status(run: RunDir, config: Config) -> Status:
 
 def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[str]) -> RoundStatus:
     teacher = config.teacher
-    statuses = Counter[str](round_.rollouts.read(["status"])["status"].to_pylist())
+    damage = _damage(run, round_)
+    statuses = Counter[str]()
+    if "audit" not in damage:
+        statuses.update(round_.rollouts.read(["status"])["status"].to_pylist())
     spend = _spend(prices, read_totals(run.ledger, round_.index), teacher.round_budget_usd, teacher.round_budget_tokens)
     stages = [
-        _generate(round_),
-        _audit(round_, config, statuses),
-        _score(round_, config, statuses),
+        damage["generate"] if "generate" in damage else _generate(round_),
+        damage["audit"] if "audit" in damage else _audit(round_, config, statuses),
+        damage["score"] if "score" in damage else _score(round_, config, statuses, damage),
         _train(run, round_),
     ]
-    cut_off, repetition = _quality(round_)
+    cut_off, repetition = (None, None) if "generate" in damage else _quality(round_)
     predicted = read_forecast(run.ledger, round_.index)
     return RoundStatus(
         round=round_.index, stages=stages, spend=spend, outcomes=dict(sorted(statuses.items())), cut_off=cut_off,
-        repetition=repetition, distinct_rollouts=_distinct(round_),
+        repetition=repetition, distinct_rollouts=None if "audit" in damage else _distinct(round_),
         predicted=None if predicted is None else Forecast(**predicted),
     )  # fmt: skip
+
+
+def _damage(run: RunDir, round_: RoundDir) -> dict[str, StageStatus]:
+    """The stages with a table whose manifest cannot be read, or of which a file is gone or too short."""
+    tables: dict[Literal["generate", "audit", "score"], tuple[Table, ...]] = {
+        "generate": (round_.trajectories,),
+        "audit": (round_.chunks, round_.rollouts),
+        "score": (round_.shards,),
+    }
+    found: dict[str, StageStatus] = {}
+    for stage, of_stage in tables.items():
+        try:
+            for table in of_stage:
+                table.files()
+        except TableError as error:
+            again = f"omniopd reset {shlex.quote(str(run.path))} --round {round_.index} --from {stage}"
+            found[stage] = StageStatus(
+                stage=stage, state="damaged", unit=_UNITS[stage], done=0, expected=None, failed=0, rate_per_s=None,
+                eta_s=None, seconds=None, error=f"{error.problem} Restore it from a copy, or do it again: {again}",
+            )  # fmt: skip
+    return found
 
 
 def _generate(round_: RoundDir) -> StageStatus:
@@ -157,14 +189,21 @@ def _generate(round_: RoundDir) -> StageStatus:
 
 def _audit(round_: RoundDir, config: Config, statuses: Counter[str]) -> StageStatus:
     asks = config.score.weights == "teacher" and objective_of(config).asks != "nobody"
-    expected = round_.chunks.manifest.rows * config.teacher.most_rollouts if asks else 0
+    # What its rows were made with: today's config may be another round's.
+    manifest = round_.rollouts.manifest
+    made = manifest.made_with if manifest.rows else {}
+    most = made.get("teacher.rollouts", config.teacher.most_rollouts)
+    most = made.get("teacher.max_rollouts", config.teacher.max_rollouts) if most == "adaptive" else most
+    expected = round_.chunks.manifest.rows * most if asks or manifest.rows else 0
     failed = sum(count for status, count in statuses.items() if status not in ANSWERED)
     runs = round_.stage_runs("audit")
     return _of_table("audit", "rollouts", round_.rollouts, runs, expected if round_.chunks.complete else None, failed)
 
 
-def _score(round_: RoundDir, config: Config, statuses: Counter[str]) -> StageStatus:
-    if isinstance(objective_of(config).learns, Answers):
+def _score(round_: RoundDir, config: Config, statuses: Counter[str], damage: Mapping[str, StageStatus]) -> StageStatus:
+    if damage:
+        expected = None
+    elif isinstance(objective_of(config).learns, Answers):
         expected = statuses["ok"] if round_.rollouts.complete else None
     else:
         expected = round_.trajectories.manifest.rows if round_.trajectories.complete else None
@@ -203,7 +242,7 @@ def _train(run: RunDir, round_: RoundDir) -> StageStatus:
 
 def _stage(
     stage: Literal["generate", "audit", "score", "train"], state: State,
-    unit: Literal["trajectories", "rollouts", "sequences", "steps"], done: int, expected: int | None, failed: int,
+    unit: Unit, done: int, expected: int | None, failed: int,
     rate: float | None, latest: StageRun | None,
 ) -> StageStatus:  # fmt: skip
     left = None if expected is None else max(expected - done, 0)

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _SECONDS_BETWEEN_LOOKS = 2.0
-_COLOUR = {"done": "green", "running": "cyan", "partial": "yellow", "failed": "bold red", "missing": "dim"}
+_COLOUR = {
+    "done": "green",
+    "running": "cyan",
+    "partial": "yellow",
+    "failed": "bold red",
+    "damaged": "bold red",
+    "missing": "dim",
+}
 
 
 def show(run: RunDir, config: Config, *, watch: bool) -> None:

@@ -33,9 +33,9 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(path):
 
 
 def test_none_unsets_a_key_whose_default_is_unset_and_is_a_word_elsewhere(path):
-    path.write_text(
-        '[student]\nmodel = "s"\n[data]\nprompts = "p"\nlimit = 3\nanswer = "a"\n[teacher]\nmodel = "t"\n[score]\ncentre = "batch_mean"\n'
-    )
+    sections = {"student": 'model = "s"', "data": 'prompts = "p"\nlimit = 3\nanswer = "a"', "teacher": 'model = "t"'}
+    sections["score"] = 'centre = "batch_mean"'
+    path.write_text("".join(f"[{section}]\n{keys}\n" for section, keys in sections.items()))
     config = load_config(path, ["data.limit=none", "data.answer=none", "score.centre=none"])
     assert (config.data.limit, config.data.answer, config.score.centre) == (None, None, "none")
     assert load_config(path, ["teacher.model=none"]).teacher.model == "none"

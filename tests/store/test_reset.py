@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,35 @@ def test_answers_that_a_crash_left_in_the_ledger_are_set_aside_too(run):
     assert new in rows
     with contextlib.closing(Ledger(run.ledger)) as ledger:
         assert ledger.outbox(0, 10) == []
+
+
+def test_a_reset_that_is_killed_anywhere_loses_no_paid_row_and_goes_on(run, monkeypatch):
+    round_ = run.round(0)
+    before = {table.spec.name: table.read() for table in (round_.trajectories, round_.chunks, round_.rollouts)}
+    rename = Path.rename
+    for moves in range(20):
+        count = iter(range(moves))
+
+        def killed(path, target, count=count):
+            if path.parent == round_.path and next(count, None) is None:
+                raise KeyboardInterrupt
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", killed)
+        try:
+            take_back(run, "generate")
+            break
+        except KeyboardInterrupt:
+            pass
+        except InputError:
+            break  # the one before had done all
+        finally:
+            monkeypatch.undo()
+    assert 1 < moves < 19
+    for name, rows in before.items():
+        (path,) = round_.kept.glob(f"*/{name}")
+        assert Table(path, getattr(round_, name).spec).read().equals(rows)
+    assert not round_.trajectories.folder.exists()
 
 
 def test_evaluations_of_the_policy_that_goes_go_too(run):

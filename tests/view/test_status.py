@@ -118,6 +118,29 @@ def test_a_stage_that_failed_says_why_and_one_that_was_killed_is_only_partial(wr
     assert read_status(written_run, written_run.config()).rounds[0].stages[2].state == "running"
 
 
+def test_a_damaged_table_is_a_state_of_its_stage_with_the_way_out_and_the_others_are_shown(written_run):
+    round_ = written_run.round(0)
+    round_.rollouts.files()[0].unlink()
+    (round_.trajectories.folder / "manifest.json").write_text("{")
+    status = read_status(written_run, written_run.config())
+    assert [stage.state for stage in status.rounds[0].stages] == ["damaged", "damaged", "missing", "partial"]
+    text = " ".join(text_of(status, width=400).split())
+    assert "is missing. Restore it from a copy, or do it again: omniopd reset" in text
+    assert f"omniopd reset {written_run.path} --round 0 --from generate" in text
+    assert "180 teacher tokens" in text
+
+
+def test_a_round_is_measured_by_the_number_of_rollouts_that_it_was_audited_with(written_run):
+    table = written_run.round(0).rollouts
+    rows = table.read()
+    table.replace([rows], {"teacher.rollouts": 3})
+    audit = read_status(written_run, written_run.config(("teacher.rollouts=50",))).rounds[0].stages[1]
+    assert (audit.state, audit.expected) == ("done", 12)
+    table.replace([rows], {"teacher.rollouts": "adaptive", "teacher.max_rollouts": 5})
+    audit = read_status(written_run, written_run.config(("score.weights=constant",))).rounds[0].stages[1]
+    assert audit.expected == 20
+
+
 def test_a_stage_records_how_it_ended(make_run):
     run = make_run(name="journal")
     round_ = run.round(0)
