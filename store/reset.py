@@ -16,8 +16,7 @@ from typing import Any, Literal, cast
 from . import files
 from .errors import InputError, TableError
 from .layout import RoundDir, RunDir
-from .ledger import Ledger, read_batches, read_outbox_size
-from .table import Table
+from .ledger import NANO, Ledger, read_batches, read_outbox_size, read_totals
 
 Stage = Literal["generate", "audit", "score", "train"]
 
@@ -72,7 +71,7 @@ def plan_reset(run: RunDir, index: int, first: Stage, *, discard_paid: bool) -> 
     if "audit" not in stages:
         return Reset(run, round_, stages, discard_paid, folders, (), "")
     _refuse_open_batches(run, index)
-    paid = _paid(round_.rollouts)
+    paid = _paid(run, round_)
     tables = (round_.trajectories, round_.chunks, round_.rollouts)
     kept = tuple(table.folder for table in tables if table.folder in folders) if paid and not discard_paid else ()
     return Reset(run, round_, stages, discard_paid, folders, kept, paid)
@@ -151,15 +150,16 @@ def _rows(folder: Path) -> str:
     return f"{rows:,} rows, " if manifests else ""
 
 
-def _paid(rollouts: Table) -> str:
-    """What the rows that are there have cost."""
+def _paid(run: RunDir, round_: RoundDir) -> str:
+    """What the rows that are there have cost, or where they cannot be read, all that the round has."""
     import pyarrow.compute
 
     compute: Any = pyarrow.compute
     try:
-        rows = rollouts.read(["prompt_tokens", "completion_tokens", "cost_usd"])
+        rows = round_.rollouts.read(["prompt_tokens", "completion_tokens", "cost_usd"])
     except TableError:
-        return "what the ledger says: the table is damaged"
+        totals = read_totals(run.ledger, round_.index)
+        return f"{totals.charged_tokens:,} teacher tokens, ${totals.charged_nusd / NANO:.4f} by the ledger"
     if not rows.num_rows:
         return ""
     prompt, completion, usd = (cast("float", compute.sum(rows[name]).as_py() or 0) for name in rows.column_names)

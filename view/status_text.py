@@ -1,5 +1,6 @@
 """The state of a run as people read it: a table, lines below it, and `--watch`."""
 
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -138,7 +139,9 @@ def lines(status: Status) -> list[tuple[str, str]]:
     if status.eta_s is not None:
         out.append(("left", f"about {duration(status.eta_s)} until the last round is trained"))
     elif current is None and not finished(status):
-        out.append(("next", f"omniopd run {one_line(status.run)}"))
+        # What is damaged is said above, with its way out.
+        if all(stage.state != "damaged" for round_ in status.rounds for stage in round_.stages):
+            out.append(("next", f"omniopd run {shlex.quote(one_line(status.run))}"))
     return out
 
 

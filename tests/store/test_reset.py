@@ -157,7 +157,9 @@ def test_a_deleted_or_damaged_table_can_be_taken_back(run):
     round_ = run.round(0)
     part = round_.rollouts.files()[0]
     part.unlink()
-    assert "the table is damaged" in str(plan_reset(run, 0, "audit", discard_paid=False))
+    assert "set aside, paid for with 180 teacher tokens, $0.0120 by the ledger" in str(
+        plan_reset(run, 0, "audit", discard_paid=False)
+    )
     (round_.chunks.folder / "manifest.json").write_text("{")
     assert "chunks: unreadable, set aside" in str(plan_reset(run, 0, "audit", discard_paid=False))
     take_back(run, "audit")

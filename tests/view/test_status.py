@@ -128,6 +128,7 @@ def test_a_damaged_table_is_a_state_of_its_stage_with_the_way_out_and_the_others
     assert "is missing. Restore it from a copy, or do it again: omniopd reset" in text
     assert f"omniopd reset {written_run.path} --round 0 --from generate" in text
     assert "180 teacher tokens" in text
+    assert "omniopd run" not in text
 
 
 def test_a_round_is_measured_by_the_number_of_rollouts_that_it_was_audited_with(written_run):
