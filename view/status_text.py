@@ -136,12 +136,12 @@ def lines(status: Status) -> list[tuple[str, str]]:
     if current is not None:
         index, stage = current
         out.append(("now", f"round {index} {stage.stage}: {_amount(stage)} {stage.unit}{_pace(stage)}"))
+    # What is damaged is said above, with its way out.
+    damaged = any(stage.state == "damaged" for round_ in status.rounds for stage in round_.stages)
     if status.eta_s is not None:
         out.append(("left", f"about {duration(status.eta_s)} until the last round is trained"))
-    elif current is None and not finished(status):
-        # What is damaged is said above, with its way out.
-        if all(stage.state != "damaged" for round_ in status.rounds for stage in round_.stages):
-            out.append(("next", f"omniopd run {shlex.quote(one_line(status.run))}"))
+    elif current is None and not finished(status) and not damaged:
+        out.append(("next", f"omniopd run {shlex.quote(one_line(status.run))}"))
     return out
 
 
