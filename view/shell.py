@@ -14,8 +14,9 @@ from .sql import Format, answer, describe, tables, write_answer
 
 _HELP = """.tables          the views and what they hold
 .schema [VIEW]   columns with types, docs and units
-.quit            or Ctrl-D
-Statements end with a semicolon. Temporary tables and macros are yours; the run cannot be changed from here."""
+.quit            or exit, or Ctrl-D
+Statements end with a semicolon or an empty line.
+Temporary tables and macros are yours; the run cannot be changed from here."""
 
 
 def run_sql(
@@ -31,11 +32,15 @@ def run_sql(
         write_answer(run, sys.stdin.read() if query is None else query, format_, out, allow_files=allow_files)
 
 
+_BARE = ("exit", "quit", "help")
+"""Words that are no SQL, and what other shells end by."""
+
+
 def shell(run: RunDir, read: Callable[[str], str] = input, *, allow_files: bool = False) -> None:
     """Read statements and answer them until the end of the input."""
     with contextlib.closing(open_reader(run, allow_files=allow_files)) as db:
         _complete(db)
-        print_(f"{run.path}, read-only. .tables, .schema, .help; Ctrl-D ends.")
+        print_(f"{run.path}, read-only. A statement ends with ; or an empty line. .tables, .schema, .help; exit ends.")
         statement = ""
         while True:
             try:
@@ -47,17 +52,25 @@ def shell(run: RunDir, read: Callable[[str], str] = input, *, allow_files: bool 
                 print_("")
                 statement = ""
                 continue
-            if not statement and line.strip().startswith("."):
-                if line.split()[0] in (".quit", ".exit"):
+            if not statement and (line.strip().startswith(".") or line.strip(" ;") in _BARE):
+                if line.split()[0].strip(".;") in ("quit", "exit"):
                     return
                 _command(db, line)
                 continue
             statement += line + "\n"
-            if line.rstrip().endswith(";"):
+            if line.rstrip().endswith(";") or (not line.strip() and _is_whole(statement)):
                 _answer(db, statement)
                 statement = ""
             elif not statement.strip():
                 statement = ""
+
+
+def _is_whole(statement: str) -> bool:
+    """Whether a text without a semicolon is a statement, and not the part of one before an empty line."""
+    try:
+        return bool(duckdb.extract_statements(statement))
+    except duckdb.ParserException:
+        return False
 
 
 def print_(text: str) -> None:

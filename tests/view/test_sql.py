@@ -149,6 +149,15 @@ def test_the_shell_reads_until_the_semicolon_and_survives_mistakes(written_run, 
     assert "seven" in out
 
 
+def test_an_empty_line_ends_a_statement_too_and_words_of_other_shells_are_understood(written_run, capsys):
+    lines = iter(["WITH c AS (", "", "FROM chunks)", "FROM c SELECT 40 + count(*)", "", "", "help", "exit;"])
+    shell(written_run, lambda prompt: next(lines))
+    text = capsys.readouterr().out
+    assert "44" in text.split()
+    assert "Statements end" in text
+    assert next(lines, None) is None
+
+
 def test_the_shell_ends_with_the_input(written_run):
     def read(prompt):
         raise EOFError
