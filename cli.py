@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .store.errors import Interrupted, OmniopdError, UsageError
-from .store.layout import RunDir
+from .store.layout import RunDir, Stage
 from .store.storage import storage_error
 from .study.cli import study
 
@@ -251,7 +251,7 @@ def reset(
     run: Run,
     round_: Annotated[int, typer.Option("--round", min=0, help="Which round.", show_default=False)],
     from_: Annotated[
-        Literal["generate", "audit", "score", "train"],
+        Stage,
         typer.Option("--from", help="This stage and all behind it are taken back.", show_default=False),
     ],
     discard_paid: Annotated[

@@ -1,10 +1,11 @@
 """Where things are in a run directory. Importing it is cheap: pydantic, like Arrow, comes with what needs it."""
 
 import contextlib
+import shlex
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from . import files
 from .errors import without_credentials
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from .config import Config
     from .journal import StageRun
     from .sections import ScoreConfig
+
+Stage = Literal["generate", "audit", "score", "train"]
+
+STAGES: tuple[Stage, ...] = ("generate", "audit", "score", "train")
+"""In the order in which they run."""
 
 _PATIENCE_S = 10.0
 """How long a worker waits for others that are starting."""
@@ -38,15 +44,15 @@ class RoundDir:
 
     def trajectories_of(self, worker: Worker) -> Table:
         """The trajectories, to be written as one worker of them."""
-        return Table(self.path / "trajectories", TRAJECTORIES, worker)
+        return Table(self.path / "trajectories", TRAJECTORIES, worker, self.reset_command("generate"))
 
     @property
     def chunks(self) -> Table:
-        return Table(self.path / "chunks", CHUNKS)
+        return Table(self.path / "chunks", CHUNKS, again=self.reset_command("audit"))
 
     @property
     def rollouts(self) -> Table:
-        return Table(self.path / "rollouts", ROLLOUTS)
+        return Table(self.path / "rollouts", ROLLOUTS, again=self.reset_command("audit"))
 
     @property
     def kept(self) -> Path:
@@ -109,6 +115,10 @@ class RoundDir:
     def idle(self, stage: str) -> contextlib.AbstractContextManager[None]:
         """Keep every process from running a stage of this round, without a record of a run."""
         return _stage_lock(self.path, stage, ALONE)
+
+    def reset_command(self, stage: Stage) -> str:
+        """What takes the round back to before a stage, as a shell takes it."""
+        return f"omniopd reset {shlex.quote(str(self.run))} --round {self.index} --from {stage}"
 
     def expect(self, stage: str, rows: int, worker: Worker = ALONE) -> None:
         """Say, while holding the lock, how many rows or steps a stage (or its worker) comes to in all."""

@@ -11,16 +11,13 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from . import files
 from .errors import InputError, TableError
-from .layout import RoundDir, RunDir
+from .layout import STAGES, RoundDir, RunDir, Stage
 from .ledger import NANO, Ledger, read_batches, read_outbox_size, read_totals
 
-Stage = Literal["generate", "audit", "score", "train"]
-
-_STAGES: tuple[Stage, ...] = ("generate", "audit", "score", "train")
 _OUTBOX_ROWS = 4096
 
 
@@ -62,9 +59,9 @@ def plan_reset(run: RunDir, index: int, first: Stage, *, discard_paid: bool) -> 
         raise InputError(f"{run.path} has no round {index}.", f"See its rounds with `omniopd status {_quoted(run)}`.")
     later = max((other.index for other in run.rounds() if other.index > index and _begun(other)), default=None)
     if later is not None:
-        command = f"omniopd reset {_quoted(run)} --round {later} --from generate"
+        command = run.round(later).reset_command("generate")
         raise InputError(f"Round {later} rests on the policy of round {index}.", f"Take it back first: `{command}`.")
-    stages = _STAGES[_STAGES.index(first) :]
+    stages = STAGES[STAGES.index(first) :]
     folders = tuple(path for stage in reversed(stages) for path in _written(run, round_, stage) if path.exists())
     if not folders:
         raise InputError(f"Round {index} has nothing from {first} on.", f"Run `omniopd {first} {_quoted(run)}`.")
@@ -181,10 +178,11 @@ def _empty_outbox(run: RunDir, round_: RoundDir, *, keep: bool) -> None:
     if not read_outbox_size(run.ledger, round_.index):
         return
     with contextlib.closing(Ledger(run.ledger)) as ledger:
+        # No two entries have rows in common, so what is there at first is all that may be there already.
+        present = round_.rollouts.existing_keys() if keep else set[tuple[Any, ...]]()
         while entries := ledger.outbox(round_.index, _OUTBOX_ROWS):
             if keep:
                 round_.rollouts.folder.mkdir(exist_ok=True)
                 rows = [row for _, payload in entries for row in json.loads(payload)]
-                present = round_.rollouts.existing_keys()
                 round_.rollouts.append([row for row in rows if (row["chunk_id"], row["rollout_index"]) not in present])
             ledger.clear_outbox([request_id for request_id, _ in entries])

@@ -9,8 +9,6 @@ another one writes; readers see the union, which is complete when all workers sa
 """
 
 import json
-import re
-import shlex
 import shutil
 import time
 import uuid
@@ -57,9 +55,11 @@ class Manifest:
 class Table:
     """A table in a folder. Reading needs no lock; one process at a time writes a worker (the stage locks it)."""
 
-    def __init__(self, folder: Path, spec: TableSpec, worker: Worker = ALONE) -> None:
+    def __init__(self, folder: Path, spec: TableSpec, worker: Worker = ALONE, again: str = "") -> None:
         self.folder = folder
         self.spec = spec
+        self.again = again
+        """The command after which its stage begins anew, where there is one."""
         self.worker = worker
         """What this object writes. It reads all workers."""
 
@@ -345,15 +345,7 @@ def _changed(table: Table, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     changes = ", ".join(f"{key} from {before.get(key)!r} to {now.get(key)!r}" for key in keys)
     problem = f"The config changed under {table.folder}, which has {table.manifest.rows} rows: {changes}."
-    stage, place = _STAGE_OF.get(table.spec.name), re.fullmatch(r"round=(\d+)", table.folder.parent.name)
-    if stage is None or place is None:
+    if not table.again:
         return problem, "Set it back, or start a new run with `omniopd init`."
-    again = f"omniopd reset {shlex.quote(str(table.folder.parent.parent))} --round {int(place[1])} --from {stage}"
-    return (
-        problem,
-        f"Set it back, at least until the round is done: the next one may differ. Or begin here again: `{again}`.",
-    )
-
-
-_STAGE_OF = {"trajectories": "generate", "chunks": "audit", "rollouts": "audit"}
-"""Who writes a table that goes on where it was left."""
+    until = "Set it back, at least until the round is done: the next one may differ."
+    return problem, f"{until} Or begin here again: `{table.again}`."

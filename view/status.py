@@ -4,7 +4,6 @@
 comes to mean something else. docs/reading-a-run.md describes it.
 """
 
-import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -20,11 +19,10 @@ from ..store.config import Config
 from ..store.errors import TableError
 from ..store.files import read_json_lines
 from ..store.journal import StageRun
-from ..store.layout import RoundDir, RunDir
+from ..store.layout import STAGES, RoundDir, RunDir, Stage
 from ..store.ledger import NANO, Totals, read_forecast, read_price_sources, read_totals
 from ..store.table import Table
 
-STAGES = ("generate", "audit", "score", "train")
 ANSWERED = ("ok", "empty")
 """Statuses of a rollout that count as an answer of the teacher."""
 
@@ -34,7 +32,7 @@ _RECENT_STEPS = 10
 
 Unit = Literal["trajectories", "rollouts", "sequences", "steps"]
 
-_UNITS: dict[str, Unit] = {"generate": "trajectories", "audit": "rollouts", "score": "sequences", "train": "steps"}
+_UNITS: dict[Stage, Unit] = {"generate": "trajectories", "audit": "rollouts", "score": "sequences", "train": "steps"}
 
 
 class _Model(BaseModel):
@@ -44,7 +42,7 @@ class _Model(BaseModel):
 class StageStatus(_Model):
     """One stage of one round."""
 
-    stage: Literal["generate", "audit", "score", "train"]
+    stage: Stage
     state: State
     """partial: begun, and nobody is at it; failed: its latest run ended with `error`; damaged: a file of its tables is
     not there or not whole, as `error` says."""
@@ -139,15 +137,15 @@ def read_status(run: RunDir, config: Config) -> Status:
 
 def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[str]) -> RoundStatus:
     teacher = config.teacher
-    damage = _damage(run, round_)
+    damage = _damage(round_)
     statuses = Counter[str]()
     if "audit" not in damage:
         statuses.update(round_.rollouts.read(["status"])["status"].to_pylist())
     spend = _spend(prices, read_totals(run.ledger, round_.index), teacher.round_budget_usd, teacher.round_budget_tokens)
     stages = [
-        damage["generate"] if "generate" in damage else _generate(round_),
-        damage["audit"] if "audit" in damage else _audit(round_, config, statuses),
-        damage["score"] if "score" in damage else _score(round_, config, statuses, damage),
+        damage.get("generate") or _generate(round_),
+        damage.get("audit") or _audit(round_, config, statuses),
+        damage.get("score") or _score(round_, config, statuses, damage),
         _train(run, round_),
     ]
     cut_off, repetition = (None, None) if "generate" in damage else _quality(round_)
@@ -159,20 +157,20 @@ def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[st
     )  # fmt: skip
 
 
-def _damage(run: RunDir, round_: RoundDir) -> dict[str, StageStatus]:
+def _damage(round_: RoundDir) -> dict[Stage, StageStatus]:
     """The stages with a table whose manifest cannot be read, or of which a file is gone or too short."""
-    tables: dict[Literal["generate", "audit", "score"], tuple[Table, ...]] = {
+    tables: dict[Stage, tuple[Table, ...]] = {
         "generate": (round_.trajectories,),
         "audit": (round_.chunks, round_.rollouts),
         "score": (round_.shards,),
     }
-    found: dict[str, StageStatus] = {}
+    found: dict[Stage, StageStatus] = {}
     for stage, of_stage in tables.items():
         try:
             for table in of_stage:
                 table.files()
         except TableError as error:
-            again = f"omniopd reset {shlex.quote(str(run.path))} --round {round_.index} --from {stage}"
+            again = round_.reset_command(stage)
             found[stage] = StageStatus(
                 stage=stage, state="damaged", unit=_UNITS[stage], done=0, expected=None, failed=0, rate_per_s=None,
                 eta_s=None, seconds=None, error=f"{error.problem} Restore it from a copy, or do it again: {again}",
@@ -184,7 +182,7 @@ def _generate(round_: RoundDir) -> StageStatus:
     table, runs = round_.trajectories, round_.stage_runs("generate")
     known = [run.expected for run in runs if run.expected is not None]
     expected = table.manifest.rows if table.complete else sum(known) if runs and len(known) == len(runs) else None
-    return _of_table("generate", "trajectories", table, runs, expected, 0)
+    return _of_table("generate", table, runs, expected, 0)
 
 
 def _audit(round_: RoundDir, config: Config, statuses: Counter[str]) -> StageStatus:
@@ -197,23 +195,22 @@ def _audit(round_: RoundDir, config: Config, statuses: Counter[str]) -> StageSta
     expected = round_.chunks.manifest.rows * most if asks or manifest.rows else 0
     failed = sum(count for status, count in statuses.items() if status not in ANSWERED)
     runs = round_.stage_runs("audit")
-    return _of_table("audit", "rollouts", round_.rollouts, runs, expected if round_.chunks.complete else None, failed)
+    return _of_table("audit", round_.rollouts, runs, expected if round_.chunks.complete else None, failed)
 
 
-def _score(round_: RoundDir, config: Config, statuses: Counter[str], damage: Mapping[str, StageStatus]) -> StageStatus:
+def _score(
+    round_: RoundDir, config: Config, statuses: Counter[str], damage: Mapping[Stage, StageStatus]
+) -> StageStatus:
     if damage:
         expected = None
     elif isinstance(objective_of(config).learns, Answers):
         expected = statuses["ok"] if round_.rollouts.complete else None
     else:
         expected = round_.trajectories.manifest.rows if round_.trajectories.complete else None
-    return _of_table("score", "sequences", round_.shards, round_.stage_runs("score"), expected, 0)
+    return _of_table("score", round_.shards, round_.stage_runs("score"), expected, 0)
 
 
-def _of_table(
-    stage: Literal["generate", "audit", "score"], unit: Literal["trajectories", "rollouts", "sequences"], table: Table,
-    runs: list[StageRun], expected: int | None, failed: int,
-) -> StageStatus:  # fmt: skip
+def _of_table(stage: Stage, table: Table, runs: list[StageRun], expected: int | None, failed: int) -> StageStatus:
     manifest = table.manifest
     latest = _latest(runs)
     rate = None
@@ -224,7 +221,7 @@ def _of_table(
         if rows:
             rate = rows / max(max(written for written, _ in times) - latest.started_at, 1e-9)
     state = _state(manifest.complete, manifest.rows > 0, runs)
-    return _stage(stage, state, unit, manifest.rows, expected, failed, rate, latest)
+    return _stage(stage, state, manifest.rows, expected, failed, rate, latest)
 
 
 def _train(run: RunDir, round_: RoundDir) -> StageStatus:
@@ -237,13 +234,12 @@ def _train(run: RunDir, round_: RoundDir) -> StageStatus:
     expected = len(steps) if done else None if latest is None else latest.expected
     skipped = sum(bool(step["skipped"]) for step in steps)
     state = _state(done, bool(steps) or round_.checkpoint.is_dir(), runs)
-    return _stage("train", state, "steps", len(steps), expected, skipped, rate, latest)
+    return _stage("train", state, len(steps), expected, skipped, rate, latest)
 
 
 def _stage(
-    stage: Literal["generate", "audit", "score", "train"], state: State,
-    unit: Unit, done: int, expected: int | None, failed: int,
-    rate: float | None, latest: StageRun | None,
+    stage: Stage, state: State, done: int, expected: int | None, failed: int, rate: float | None,
+    latest: StageRun | None,
 ) -> StageStatus:  # fmt: skip
     left = None if expected is None else max(expected - done, 0)
     eta = left / rate if state == "running" and left is not None and rate else None
@@ -251,8 +247,8 @@ def _stage(
     if latest is not None and latest.state != "killed":
         seconds = max((time.time() if latest.ended_at is None else latest.ended_at) - latest.started_at, 0.0)
     return StageStatus(
-        stage=stage, state=state, unit=unit, done=done, expected=expected, failed=failed, rate_per_s=rate, eta_s=eta,
-        seconds=seconds, error=latest.error if state == "failed" and latest is not None else None,
+        stage=stage, state=state, unit=_UNITS[stage], done=done, expected=expected, failed=failed, rate_per_s=rate,
+        eta_s=eta, seconds=seconds, error=latest.error if state == "failed" and latest is not None else None,
     )  # fmt: skip
 
 

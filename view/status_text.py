@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..stages.audit.forecast import Forecast
 from ..store.config import Config
-from ..store.layout import RunDir
+from ..store.layout import STAGES, RunDir
 from .sanitize import one_line
-from .status import ANSWERED, STAGES, Spend, StageStatus, Status, read_status
+from .status import ANSWERED, Spend, StageStatus, Status, read_status
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
