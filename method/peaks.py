@@ -30,6 +30,13 @@ class Chunks:
     end: NDArray[np.int64]
     """Half-open window of token indices."""
 
+    def earliest(self) -> "Chunks":
+        """Of each trajectory's chunks, the one that comes first in the response."""
+        order = np.lexsort((self.start, self.row))
+        _, first = np.unique(self.row[order], return_index=True)
+        kept = order[first]
+        return Chunks(self.row[kept], self.rank[kept], self.anchor[kept], self.start[kept], self.end[kept])
+
 
 def select_chunks(
     scores_BT: NDArray[np.floating],

@@ -126,6 +126,8 @@ class SelectConfig(Section):
     """A chunk that would overlap an earlier one: take the next anchor instead, or merge the two."""
     boundary: Literal["char", "word"] = "char"
     """Move a chunk's start left to the nearest whole character, or to the nearest word."""
+    keep: Literal["all", "earliest"] = "all"
+    """Which of a trajectory's M chunks are audited: all (Eq. 7), or only the one that comes first in the response."""
     seed: int = 0
     """Seed of the uniform strategy."""
 

@@ -96,12 +96,13 @@ def predict(config: Config, prompts: int, prompt_length: float, measured: float 
 def _chunks(config: Config, trajectories: int, prompt_length: float, length: float) -> Shape:
     c = config.select.chunk_tokens
     m = min(config.select.chunks, max(1, int(length // c)))
-    # Starts of M chunks lie evenly over the response, so the last one is at M / (M + 1) of it.
+    # Starts of M chunks lie evenly over the response: chunk i begins at i / (M + 1) of it.
+    kept = 1 if config.select.keep == "earliest" else m
     return Shape(
-        trajectories * m,
-        round(trajectories * m * (prompt_length + length / 2)),
-        round(trajectories * (prompt_length + length * m / (m + 1))),
-        trajectories * m * max_tokens_for(config, c),
+        trajectories * kept,
+        round(trajectories * kept * (prompt_length + length * (kept + 1) / 2 / (m + 1))),
+        round(trajectories * (prompt_length + length * kept / (m + 1))),
+        trajectories * kept * max_tokens_for(config, c),
     )
 
 

@@ -92,7 +92,8 @@ def find_chunks(
         scores_BT = _noise(ids.lengths_B, trajectories["trajectory_id"].to_pylist(), select.seed)
     # A vocabulary that is padded has more tokens than the tokenizer; they count as its last one.
     clean_BT = np.take(clean_V, ids.padded(), mode="clip")
-    return select_chunks(scores_BT, lengths_B, clean_BT, select.chunks, select.chunk_tokens, select.overlap)
+    found = select_chunks(scores_BT, lengths_B, clean_BT, select.chunks, select.chunk_tokens, select.overlap)
+    return found.earliest() if select.keep == "earliest" else found
 
 
 @dataclass(frozen=True)

@@ -86,3 +86,14 @@ def test_a_response_shorter_than_a_chunk_is_one_shorter_chunk():
 def test_an_empty_response_has_no_chunk(overlap):
     found = select_chunks(np.zeros((2, 0)), np.array([0, 0]), np.ones((2, 0), bool), 3, 5, overlap)
     assert len(found.row) == 0
+
+
+@given(batches(), st.integers(1, 6), st.integers(1, 9), st.sampled_from(["resample", "merge"]))
+def test_earliest_is_each_row_s_chunk_with_the_smallest_start_and_keeps_its_rank(batch, chunks, c, overlap):
+    found = select_chunks(*batch, chunks, c, overlap)
+    rows = zip(found.row, found.start, found.rank, found.anchor, found.end, strict=True)
+    by_row = itertools.groupby(rows, key=lambda chunk: chunk[0])
+    kept = found.earliest()
+    assert list(zip(kept.row, kept.start, kept.rank, kept.anchor, kept.end, strict=True)) == [
+        min(group) for _, group in by_row
+    ]

@@ -34,6 +34,12 @@ def test_omniopd_generates_trajectories_and_asks_about_their_chunks():
     assert "the initial student reads as many" in describe(found, settings)
 
 
+def test_only_the_earliest_chunk_of_each_trajectory_is_asked_about_where_it_alone_is_kept():
+    found = predict(config("omniopd", select={"chunks": 3, "keep": "earliest"}), 20, 50.0, 400.0)
+    assert found.shape.chunks == 40
+    assert found.shape.prefix_tokens == 40 * (50 + 100), "three starts lie evenly over the response"
+
+
 def test_sft_asks_for_whole_answers_and_generates_nothing():
     settings = config("sft")
     found = predict(settings, 20, 50.0, None)

@@ -48,3 +48,12 @@ def test_a_chunk_that_ends_inside_a_character_has_the_whole_ones():
     (row,) = chunks(tokenizer, ids[:-1], SelectConfig(chunks=1, chunk_tokens=5))
     assert (row["start"], row["end"]) == (4, 9)
     assert (row["prefix_text"], row["chunk_text"]) == ("a\u4e16", "\u754c")
+
+
+def test_the_earliest_is_the_one_of_all_that_comes_first():
+    tokenizer = kit.byte_level()
+    ids = tokens(tokenizer, "1 + 2 = 3, so 4")
+    everything = chunks(tokenizer, ids, SelectConfig(chunks=3, chunk_tokens=2))
+    kept = chunks(tokenizer, ids, SelectConfig(chunks=3, chunk_tokens=2, keep="earliest"))
+    assert len(everything) == 3
+    assert kept == everything[:1]
