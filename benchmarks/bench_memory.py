@@ -61,7 +61,7 @@ def child(name: str) -> None:
         facts = batch_facts(shards.loss_weight, audited, shards.response, centre="none", normalise="audited_tokens")
         for _ in range(2):  # the moments exist after the first
             batches = micro_batches(shards, np.array([0]), facts, Share(), micro_batch=1)
-            learner.update(learner.gradients(batches, facts, loss_terms(train, on_policy=True)), 1e-6)
+            learner.update(learner.gradients(batches, facts, loss_terms(train, facts, on_policy=True)), 1e-6)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     need = training_need(arch, train, processes=1, longest=tokens, frozen=arch)
     print(json.dumps({"measured": grown, "predicted": need.total, **need.__dict__}))

@@ -91,10 +91,22 @@ def config_of(tree: dict[str, dict[str, Any]], hint: str) -> Config:
 def _validated(tree: dict[str, Any], overrides: Iterable[str], hint: str) -> Config:
     for override in overrides:
         _set(tree, override)
+    tree = _with_objectives_defaults(tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_first_problem(error), hint) from error
+
+
+def _with_objectives_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with the objective's own defaults for the keys that nobody set."""
+    sections = {name: cast("dict[str, Any]", keys) for name, keys in tree.items() if isinstance(keys, dict)}
+    objective = REGISTERED.get(str(sections.get("train", {}).get("objective")))
+    for key, value in objective.defaults.items() if objective else ():
+        section, _, leaf = key.partition(".")
+        if section in sections or section not in tree:
+            sections[section] = {leaf: value} | sections.get(section, {})
+    return tree | sections
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -145,6 +157,7 @@ def _suggestion(loc: tuple[int | str, ...]) -> str:
 def commented_toml(values: dict[str, dict[str, Any]]) -> str:
     """A config.toml with every key, its meaning and its default; the given values are set, the rest commented out."""
     lines: list[str] = []
+    own = _with_objectives_defaults({name: dict(keys) for name, keys in values.items()})
     for section, field in Config.model_fields.items():
         model = cast("type[BaseModel]", field.annotation)
         lines += [f"[{section}]"]
@@ -153,10 +166,10 @@ def commented_toml(values: dict[str, dict[str, Any]]) -> str:
             lines.append(f"# {doc}")
             if key in values.get(section, {}):
                 lines.append(f"{key} = {_toml_value(values[section][key])}")
-            elif info.default is None:
+            elif (default := own.get(section, {}).get(key, info.default)) is None:
                 lines.append(f"# {key} =")
             else:
-                lines.append(f"# {key} = {_toml_value(info.default)}")
+                lines.append(f"# {key} = {_toml_value(default)}")
         lines.append("")
     return "\n".join(lines)
 
@@ -200,6 +213,7 @@ _DETERMINED_BY: dict[str, dict[str, set[str] | None]] = {
             "distributed_optimizer", "teacher", "forward_kl", "clip_low", "clip_high", "lora",
         },
     },
+    "drafts": {"score": {"accept", "accept_threshold", "phi", "unit", "embedding_model"}},
     "rewards": {"score": {"grader"}, "data": {"answer"}},
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from . import files
 from .errors import without_credentials
-from .schema import CHUNKS, REWARDS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES, TableSpec
+from .schema import CHUNKS, DRAFTS, REWARDS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES, TableSpec
 from .table import Table
 from .worker import ALONE, Worker
 
@@ -87,13 +87,17 @@ class RoundDir:
         return Table(self.path / "rewards", REWARDS)
 
     @property
+    def drafts(self) -> Table:
+        return Table(self.path / "drafts", DRAFTS)
+
+    @property
     def shards(self) -> Table:
         return Table(self.path / "shards", SHARDS)
 
     @property
     def tables(self) -> tuple[Table, ...]:
         """In the order in which the stages write them."""
-        return (self.trajectories, self.chunks, self.rollouts, self.scores, self.rewards, self.shards)
+        return (self.trajectories, self.chunks, self.rollouts, self.scores, self.rewards, self.drafts, self.shards)
 
     @property
     def policy(self) -> Path:

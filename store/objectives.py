@@ -5,7 +5,8 @@ The objectives themselves are in method/objectives, above this package, and regi
 REGISTERED, so whoever reads a config finds them all: docs/decisions/0022-objectives-are-records.md.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -29,6 +30,8 @@ class ObjectiveRules:
     required: tuple[str, ...] = ()
     """Config keys without which a run cannot begin, beside those that every run needs."""
     refused: tuple[Refusal, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Its own defaults of config keys, such as {"teacher.rollouts": 1}, for those that the user does not set."""
     own_tables: tuple[str, ...] = ()
     """Tables that hold something else than omniopd's under the same settings, beside the shards, which always do. All
     others may be shared by the arms of a study."""

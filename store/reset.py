@@ -117,7 +117,8 @@ def _written(run: RunDir, round_: RoundDir, stage: Stage) -> tuple[Path, ...]:
         metrics = run.train_metrics(index), run.train_steps(index), run.train_log(index)
         return *evals, round_.policy, round_.checkpoint, *metrics
     if stage == "score":
-        return round_.path / "study", round_.shards.folder, round_.path / "scores", round_.rewards.folder
+        folders = round_.shards.folder, round_.path / "scores", round_.rewards.folder, round_.drafts.folder
+        return round_.path / "study", *folders
     if stage == "audit":
         return round_.chunks.folder, round_.rollouts.folder
     return (round_.trajectories.folder,)

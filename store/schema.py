@@ -178,13 +178,18 @@ SHARDS = TableSpec(
     (
         _trajectory_id,
         Column("input_ids", "list<int32>", "prompt and response"),
-        Column("loss_weight", "list<float32>", "pi_teacher on audited tokens, else 0; sft: 1; grpo: the advantage"),
-        Column("audited", "list<bool>", "token lies in an audited chunk"),
+        Column(
+            "loss_weight",
+            "list<float32>",
+            "pi_teacher on audited tokens, else 0; sft 1; grpo advantage; draft consensus",
+        ),
+        Column("audited", "list<bool>", "token lies in an audited chunk; draft: it was accepted"),
         Column("response_mask", "list<bool>", "token belongs to the response"),
         Column("behaviour_logprobs", "list<float32>", "log-prob when it was sampled; 0 on the prompt", "nats"),
-        Column("rollout_index", "int32", "which of the teacher's answers it is (sft); null for the student's own"),
+        Column("chunk_id", "string", "what the teacher's text goes on from (sft, draft); null for the student's own"),
+        Column("rollout_index", "int32", "which of the teacher's texts it is (sft, draft); null for the student's own"),
     ),
-    ("trajectory_id", "rollout_index"),
+    ("trajectory_id", "chunk_id", "rollout_index"),
     8192,
 )
 
@@ -202,6 +207,25 @@ REWARDS = TableSpec(
     ),
     ("trajectory_id",),
     16384,
+)
+
+DRAFTS = TableSpec(
+    "drafts",
+    "what the policy makes of each continuation of the teacher's, in a teacher-forced pass (draft)",
+    (
+        _chunk_id,
+        Column("rollout_index", "int32", "as in rollouts"),
+        Column("ids", "list<int32>", "the continuation in the student's tokens, with the stop token where it ended"),
+        Column("logprobs", "list<float32>", "log-prob of each under the policy", "nats"),
+        Column("entropies", "list<float32>", "entropy of the policy there", "nats"),
+        Column("top_logprobs", "list<float32>", "log-prob of the likeliest token there", "nats"),
+        Column("ranks", "list<int32>", "how many tokens are likelier"),
+        Column("accepted", "int32", "tokens before the first that score.accept rejects", "tokens"),
+        Column("reach", "float32", "geometric mean of the tokens' probabilities; null without a token"),
+        Column("consensus", "float32", "mean similarity to the chunk's other continuations; 1 where there is none"),
+    ),
+    ("chunk_id", "rollout_index"),
+    8192,
 )
 
 TRUTH = TableSpec(
@@ -323,4 +347,4 @@ EVAL_VERDICTS = TableSpec(
     16384,
 )
 
-TABLES: dict[str, TableSpec] = {t.name: t for t in (TRAJECTORIES, CHUNKS, ROLLOUTS, SCORES, REWARDS, SHARDS)}
+TABLES: dict[str, TableSpec] = {t.name: t for t in (TRAJECTORIES, CHUNKS, ROLLOUTS, SCORES, REWARDS, DRAFTS, SHARDS)}

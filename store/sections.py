@@ -247,12 +247,25 @@ class ScoreConfig(Section):
     """A chunk with fewer usable rollouts is treated as un-audited."""
     centre: Literal["none", "batch_mean"] = "none"
     """Subtract the global batch's mean weight from the weights: none is the paper, batch_mean has less variance."""
+    accept: Literal["min_p", "typical", "probability", "rank"] = "min_p"
+    """draft: when the student accepts a token of the teacher's. min_p: it is at least accept_threshold as likely as the
+    likeliest one; probability: at least that likely; typical: at least min(t, sqrt(t) exp(-entropy)); rank: among the
+    accept_threshold likeliest. What follows the first token that is not accepted is not learned."""
+    accept_threshold: float | None = Field(default=None, gt=0)
+    """Unset: 0.02, and 50 for rank."""
     grader: Literal["math_verify", "dapo_regex", "tests"] = "math_verify"
     """What rewards a response (1 right, 0 wrong) with train.objective = "grpo"; as in `omniopd eval`."""
     memory_gb: float = Field(default=1.0, gt=0)
     """Memory that DuckDB may use, GB; what does not fit goes to a spill folder in the run directory."""
     threads: int | None = Field(default=None, gt=0)
     """Threads that compare and aggregate; unset: one a core."""
+
+    @property
+    def threshold(self) -> float:
+        """Of `accept`: accept_threshold, or its default."""
+        if self.accept_threshold is not None:
+            return self.accept_threshold
+        return 50.0 if self.accept == "rank" else 0.02
 
     @field_validator("phi")
     @classmethod

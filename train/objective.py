@@ -9,6 +9,7 @@ over weighted rows A and anchored rows U, with q the frozen model:
     sft      Eq. 1         A the teacher's answer, w = 1           U nothing
     opd      Eq. 2, §5.1   A nothing                               U the response, q the teacher
     grpo     2402.03300    A the response, w = advantage           U the response, q the initial student
+    draft                  A the accepted tokens, w = consensus    U the response before the fork, q the initial student
 
 Which rows and which frozen model these are is said by the objective's record (method/objectives/).
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..store.sections import TrainConfig
+from .weights import BatchFacts
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class LossTerms:
     reverse_kl: float = 0.0
 
 
-TermsOf = Callable[[TrainConfig, bool], LossTerms]
-"""The [train] section, and whether the policy is the one that sampled the batch, to the terms of a step."""
+TermsOf = Callable[[TrainConfig, BatchFacts, bool], LossTerms]
+"""The [train] section, the facts of the global batch, and whether the policy is the one that sampled it, to the terms
+of a step."""
 
 _TERMS: dict[str, TermsOf] = {}
 
@@ -60,31 +63,38 @@ def terms_for(objective: str) -> Callable[[TermsOf], TermsOf]:
     return register
 
 
-def loss_terms(train: TrainConfig, *, on_policy: bool) -> LossTerms:
+def loss_terms(train: TrainConfig, facts: BatchFacts, *, on_policy: bool) -> LossTerms:
     """The terms of a step.
 
     Args:
         train: the [train] section.
+        facts: of the global batch.
         on_policy: the policy is the one that sampled the batch, so that Eq. 8 needs no importance weight.
     """
-    return _TERMS[train.objective](train, on_policy)
+    return _TERMS[train.objective](train, facts, on_policy)
 
 
 @terms_for("omniopd")
-def _omniopd(train: TrainConfig, on_policy: bool) -> LossTerms:
+def _omniopd(train: TrainConfig, facts: BatchFacts, on_policy: bool) -> LossTerms:
     return LossTerms(None if on_policy else Truncated(train.importance_cap), forward_kl=train.beta)
 
 
 @terms_for("sft")
-def _sft(train: TrainConfig, on_policy: bool) -> LossTerms:
+def _sft(train: TrainConfig, facts: BatchFacts, on_policy: bool) -> LossTerms:
     return LossTerms()
 
 
 @terms_for("opd")
-def _opd(train: TrainConfig, on_policy: bool) -> LossTerms:
+def _opd(train: TrainConfig, facts: BatchFacts, on_policy: bool) -> LossTerms:
     return LossTerms(forward_kl=train.forward_kl, reverse_kl=1 - train.forward_kl)
 
 
 @terms_for("grpo")
-def _grpo(train: TrainConfig, on_policy: bool) -> LossTerms:
+def _grpo(train: TrainConfig, facts: BatchFacts, on_policy: bool) -> LossTerms:
     return LossTerms(Clipped(train.clip_low, train.clip_high), forward_kl=train.beta)
+
+
+@terms_for("draft")
+def _draft(train: TrainConfig, facts: BatchFacts, on_policy: bool) -> LossTerms:
+    # The whole loss is divided by the normaliser; the anchor's own divisor is the number of its tokens.
+    return LossTerms(forward_kl=train.beta * facts.normaliser / max(1, facts.anchored_tokens))

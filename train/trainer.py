@@ -356,7 +356,7 @@ def _steps(
         facts = batch_facts(
             shards.loss_weight[tokens], shards.audited[tokens], shards.response[tokens],
             centre=config.score.centre if objective.may_centre else "none", normalise=train.normalise,
-            anchored=objective.anchored,
+            anchored=objective.anchored, divided_by=objective.divided_by,
         )  # fmt: skip
         mine = share(train)
         batches = micro_batches(
@@ -365,7 +365,7 @@ def _steps(
         if train.lora is not None and train.lora.dropout:
             # Of the step alone, so that a round that resumes here draws the same.
             torch.manual_seed(train.seed << 32 | step)
-        terms = loss_terms(train, on_policy=step == 0 and not train.off_policy)
+        terms = loss_terms(train, facts, on_policy=step == 0 and not train.off_policy)
         sums = learner.gradients(batches, facts, terms)
         lr = train.lr * min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else train.lr
         norm, updated = learner.update(sums, lr)

@@ -32,7 +32,7 @@ def _round_trip(sizes: Sizes, train: TrainConfig, checkpoints: Checkpoints) -> d
     batch, facts = micro_batch(sizes.checkpoint_shape, sizes.lengths[-1])
 
     def step() -> float:
-        return made.update(made.gradients([batch], facts, loss_terms(train, on_policy=True)), 1e-4)[0]
+        return made.update(made.gradients([batch], facts, loss_terms(train, facts, on_policy=True)), 1e-4)[0]
 
     step()
     checkpoints.begin({})

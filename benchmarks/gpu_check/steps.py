@@ -76,7 +76,7 @@ def _measured(made: Learner, shape: str, tokens: int, train: TrainConfig) -> dic
     batch, facts = micro_batch(shape, tokens)
 
     def step() -> None:
-        made.update(made.gradients([batch], facts, loss_terms(train, on_policy=True)), 1e-6)
+        made.update(made.gradients([batch], facts, loss_terms(train, facts, on_policy=True)), 1e-6)
 
     step()  # the optimizer's state is made in the first step
     held = peak(step)

@@ -23,8 +23,17 @@ Asked = Literal["chunks", "answers", "nobody"]
 Anchored = Literal["unaudited", "response"]
 """Which tokens are held to a frozen model: those of the response that are not audited, or all of them."""
 
+DividedBy = Literal["tokens", "weights"]
+"""What the loss of a global batch is divided by: its audited tokens, or the sum of their weights."""
+
 Frozen = Literal["initial", "teacher"]
 """A model beside the policy that is not trained: the initial student, or the teacher of train.teacher."""
+
+ENDED = """coalesce(lower(rollouts.finish_reason) IN (
+    'stop', 'end_turn', 'stop_sequence', 'eos', 'eos_token', 'stop_token', 'complete', 'endoftext'
+), false)"""
+"""SQL: the teacher came to an end by itself, in the providers' words: stop (OpenAI's dialect, Gemini), end_turn
+(Anthropic), eos (Together), eos_token (TGI), stop_token, complete (Cohere), endoftext (AI21)."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,10 @@ class Spans:
 
 @dataclass(frozen=True)
 class Answers:
-    """Training sequences are texts of the teacher's, each behind its prompt."""
+    """Training sequences are texts of the teacher's, each behind what it goes on from."""
 
     sql: str
-    """One row an answer: trajectory_id, rollout_index, prompt_ids, text, and `ended` (bool): the teacher came to an end
-    by itself."""
+    """One row an answer: trajectory_id, chunk_id, rollout_index, and what `sequences` reads."""
     sequences: "Callable[[pa.Table, PreTrainedTokenizerBase, int | None], pa.Table]"
     """From such rows to rows of the shards table, given the token that ends a turn, if there is one."""
 
@@ -60,9 +68,10 @@ class Objective(ObjectiveRules):
     """Fewest samples of a prompt to learn from."""
     asks: Asked = "nobody"
     """What `audit` asks of the teacher."""
-    weights_from: Literal["scores", "rewards"] | None = None
-    """The table that `score` fills before it makes sequences: similarities to the teacher (Eq. 3-5), or a grader's
-    verdicts, which need a reference answer to each prompt. None: there is no such table."""
+    weights_from: Literal["scores", "rewards", "drafts"] | None = None
+    """The table that `score` fills before it makes sequences: similarities to the teacher (Eq. 3-5), a grader's
+    verdicts, which need a reference answer to each prompt, or what the policy makes of the teacher's drafts. None:
+    there is no such table."""
     learns: Spans | Answers
     """What the training sequences are made of."""
     summary_sql: str
@@ -73,6 +82,7 @@ class Objective(ObjectiveRules):
     """The frozen model, which the initial student is only while train.beta > 0."""
     anchored: Anchored = "response"
     """The tokens that its divergences are summed over."""
+    divided_by: DividedBy = "tokens"
     may_centre: bool = False
     """Whether score.centre applies to the weights."""
     shown: "Callable[[Config], list[tuple[str, str]]]"

@@ -7,6 +7,7 @@ Another one is a file beside this one with its record, a line in `_BUILT_IN`, an
 from typing import TYPE_CHECKING
 
 from ...store.objectives import REGISTERED
+from .draft import DRAFT
 from .grpo import GRPO
 from .omniopd import OMNIOPD
 from .opd import OPD
@@ -16,7 +17,7 @@ from .sft import SFT
 if TYPE_CHECKING:
     from ...store.config import Config
 
-_BUILT_IN = (OMNIOPD, SFT, OPD, GRPO)
+_BUILT_IN = (OMNIOPD, SFT, OPD, GRPO, DRAFT)
 
 
 def register(objective: Objective) -> None:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ...store.objectives import Refusal
-from .record import Answers, Objective, no_constant_weights, shown_of_all
+from .record import ENDED, Answers, Objective, no_constant_weights, shown_of_all
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,14 +14,8 @@ if TYPE_CHECKING:
     from ...store.config import Config
     from ...store.sections import ScoreConfig
 
-# `ended`: the teacher came to an end by itself, in the providers' words: stop (OpenAI's dialect, Gemini), end_turn
-# (Anthropic), eos (Together), eos_token (TGI), stop_token, complete (Cohere), endoftext (AI21).
-_ANSWERS = """
-SELECT
-    trajectory_id, rollout_index, prompt_ids, text,
-    coalesce(lower(rollouts.finish_reason) IN (
-        'stop', 'end_turn', 'stop_sequence', 'eos', 'eos_token', 'stop_token', 'complete', 'endoftext'
-    ), false) AS ended
+_ANSWERS = f"""
+SELECT trajectory_id, chunk_id, rollout_index, prompt_ids, text, {ENDED} AS ended
 FROM rollouts JOIN chunks USING (chunk_id) JOIN trajectories USING (trajectory_id)
 WHERE status = 'ok'
 ORDER BY trajectory_id, rollout_index
@@ -74,6 +68,7 @@ def answer_sequences(answers: "pa.Table", tokenizer: "PreTrainedTokenizerBase", 
             "response_mask": lists(answer_T),
             # Nobody sampled these tokens from the student.
             "behaviour_logprobs": lists(np.zeros(len(answer_T), dtype=np.float32)),
+            "chunk_id": answers["chunk_id"],
             "rollout_index": answers["rollout_index"],
         }
     ).cast(SHARDS.schema)

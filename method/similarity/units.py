@@ -112,22 +112,44 @@ def pairs_of(chunks: pa.StringArray, rollouts: pa.StringArray, encoder: Encoder)
     """Cut two columns of equal length into units; a null is an empty text."""
     # DuckDB may evaluate a function on rows that it filters out afterwards, whose text is null.
     distinct = _compute.fill_null(chunks, "").dictionary_encode()
-    texts = _nfc(pa.concat_arrays([distinct.dictionary, _compute.fill_null(rollouts, "")]))
-    codes_U, length_D = encoder.encode(texts)
-    start_D = np.cumsum(length_D) - length_D
+    units = units_of(pa.concat_arrays([distinct.dictionary, _compute.fill_null(rollouts, "")]), encoder)
+    start_D, length_D = units.start_D, units.length_D
     chunk_P = distinct.indices.to_numpy()
-    rollout_P = np.arange(len(distinct.dictionary), len(texts))
+    rollout_P = np.arange(len(distinct.dictionary), len(length_D))
     chunk_length_P = length_D[chunk_P]
     rollout_length_P = np.minimum(length_D[rollout_P], chunk_length_P)
-
-    def rollout_text(i: int) -> str:
-        text = texts[int(rollout_P[i])].as_py()
-        return text if length_D[rollout_P[i]] == rollout_length_P[i] else encoder.cut(text, int(rollout_length_P[i]))
-
     return Pairs(
-        codes_U, start_D[chunk_P], chunk_length_P, start_D[rollout_P], rollout_length_P,
-        lambda i: texts[int(chunk_P[i])].as_py(), rollout_text,
+        units.codes_U, start_D[chunk_P], chunk_length_P, start_D[rollout_P], rollout_length_P,
+        lambda i: units.text(int(chunk_P[i]), int(chunk_length_P[i])),
+        lambda i: units.text(int(rollout_P[i]), int(rollout_length_P[i])),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Units:
+    """D texts in NFC, cut into units."""
+
+    codes_U: NDArray[np.uint32]
+    """A code point for each unit, of one text after the other; equal units have equal codes."""
+    length_D: NDArray[np.int64]
+    texts: pa.StringArray
+    encoder: Encoder
+
+    @functools.cached_property
+    def start_D(self) -> NDArray[np.int64]:
+        """Where each text's units begin."""
+        return np.cumsum(self.length_D) - self.length_D
+
+    def text(self, number: int, units: int) -> str:
+        """The first units of a text."""
+        text = self.texts[number].as_py()
+        return text if self.length_D[number] == units else self.encoder.cut(text, units)
+
+
+def units_of(texts: pa.StringArray, encoder: Encoder) -> Units:
+    """Cut texts into units."""
+    texts = _nfc(texts)
+    return Units(*encoder.encode(texts), texts, encoder)
 
 
 def _nfc(texts: pa.StringArray) -> pa.StringArray:

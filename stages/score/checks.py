@@ -114,16 +114,16 @@ def check_shards(db: duckdb.DuckDBPyConnection, round_: RoundDir, objective: Obj
 
 
 def _no_chunks() -> dict[str, str]:
-    asking = " and ".join(name for name in names() if get(name).asks != "nobody")
-    return {f"chunks, which only {asking} have": "SELECT count(*) FROM chunks"}
+    *others, last = (name for name in names() if get(name).asks != "nobody")
+    return {f"chunks, which only {', '.join(others)} and {last} have": "SELECT count(*) FROM chunks"}
 
 
 def _answer_shards(answers: Answers) -> dict[str, str]:
     return {
         "answers without exactly one shard": (
-            f"SELECT count(*) FROM (SELECT trajectory_id, rollout_index, true AS answered FROM ({answers.sql}))"
-            " FULL JOIN (SELECT trajectory_id, rollout_index, count(*) AS rows FROM shards GROUP BY ALL) AS s"
-            " USING (trajectory_id, rollout_index) WHERE answered IS NULL OR rows IS DISTINCT FROM 1"
+            f"SELECT count(*) FROM (SELECT chunk_id, rollout_index, true AS answered FROM ({answers.sql}))"
+            " FULL JOIN (SELECT chunk_id, rollout_index, count(*) AS rows FROM shards GROUP BY ALL) AS s"
+            " USING (chunk_id, rollout_index) WHERE answered IS NULL OR rows IS DISTINCT FROM 1"
         ),
     }
 

@@ -78,5 +78,6 @@ SELECT
         || filled(false, len(response_ids) - coalesce(tail_start, 0)) AS audited,
     filled(false, len(prompt_ids)) || filled(true, len(response_ids)) AS response_mask,
     filled(0::FLOAT, len(prompt_ids)) || logprobs AS behaviour_logprobs,
+    NULL::VARCHAR AS chunk_id,
     NULL::INTEGER AS rollout_index
 FROM batch LEFT JOIN runs USING (trajectory_id);

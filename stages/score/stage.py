@@ -7,6 +7,7 @@ are made of is said by the objective: method/objectives/.
 import contextlib
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -27,6 +28,7 @@ from ...store.sql import connect, create_view, limit
 from ...store.table import Table
 from .answers import answer_shards
 from .checks import check_inputs, check_shards
+from .drafts import fill_drafts, refuse_none_accepted
 from .rewards import reward_parts
 from .sql import parts, statements, values_of
 from .summary import summary
@@ -56,7 +58,7 @@ def score(run: RunDir, index: int, config: Config) -> str:
     with round_.lock("score"), contextlib.closing(connect([round_])) as db:
         limit(db, config.score.memory_gb, config.score.threads, run.spill)
         check_inputs(db, round_, objective)
-        settings = made_with(config, "shards") | content | _weigh(db, round_, config, content)
+        settings = made_with(config, "shards") | content | _weigh(db, run, index, config, content)
         if not _is_current(round_.shards, settings):
             if isinstance(objective.learns, Answers):
                 folder = resolve_model(run.policy_for(index, config))
@@ -72,12 +74,20 @@ def score(run: RunDir, index: int, config: Config) -> str:
         return summary(db, round_, config)
 
 
-def _weigh(db: duckdb.DuckDBPyConnection, round_: RoundDir, config: Config, content: dict[str, Any]) -> dict[str, Any]:
+def _weigh(
+    db: duckdb.DuckDBPyConnection, run: RunDir, index: int, config: Config, content: dict[str, Any]
+) -> dict[str, Any]:
     """Fill the table that the weights come from, where the objective has one. Returns what names its content."""
-    objective = objective_of(config)
-    if objective.weights_from is None:
-        return {}
-    return {"scores": _scored, "rewards": _graded}[objective.weights_from](db, round_, config, content)
+    match objective_of(config).weights_from:
+        case None:
+            return {}
+        case "scores":
+            return _scored(db, run.round(index), config, content)
+        case "rewards":
+            return _graded(db, run.round(index), config, content)
+        case "drafts":
+            folder = resolve_model(run.policy_for(index, config))
+            return _drafted(db, run.round(index).drafts, folder, config, content)
 
 
 def _scored(db: duckdb.DuckDBPyConnection, round_: RoundDir, config: Config, content: dict[str, Any]) -> dict[str, Any]:
@@ -96,6 +106,16 @@ def _graded(db: duckdb.DuckDBPyConnection, round_: RoundDir, config: Config, con
             rewards.replace(reward_parts(db, grader), settings)
     create_view(db, rewards.spec, rewards.files())
     return {"rewards": [part.sha256 for part in rewards.manifest.parts]}
+
+
+def _drafted(
+    db: duckdb.DuckDBPyConnection, drafts: Table, folder: Path, config: Config, content: dict[str, Any]
+) -> dict[str, Any]:
+    if not _is_current(drafts, settings := made_with(config, "drafts") | content):
+        fill_drafts(db, drafts, folder, config, settings)
+    create_view(db, drafts.spec, drafts.files())
+    refuse_none_accepted(db, config)
+    return {"drafts": [part.sha256 for part in drafts.manifest.parts]}
 
 
 def _is_current(table: Table, settings: Mapping[str, Any]) -> bool:

@@ -64,13 +64,13 @@ def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device, writ
         shards = map_sequences(Path(flat, "x"))
     facts = batch_facts(
         shards.loss_weight, shards.audited, shards.response, centre=job["centre"], normalise=train.normalise,
-        anchored=objective.anchored,
+        anchored=objective.anchored, divided_by=objective.divided_by,
     )  # fmt: skip
     everything = torch.arange(len(shards)).numpy()
     batches = micro_batches(
         shards, everything, facts, share(train), micro_batch=train.micro_batch, anchored=objective.anchored
     )
-    sums = learner.gradients(batches, facts, loss_terms(train, on_policy=False))
+    sums = learner.gradients(batches, facts, loss_terms(train, facts, on_policy=False))
     stages: list[Any] = [None] * train.pipeline_parallel
     mine = hf_gradients(learner.policy) if train.lora is None else adapter_tensors(learner.policy, "main_grad")
     dist.all_gather_object(stages, mine, group=mpu.get_pipeline_model_parallel_group())

@@ -18,7 +18,10 @@ from omniopd.train.loss import Head, LossOutput, LossRows, fused_loss
 from omniopd.train.metrics import MetricsLog
 from omniopd.train.objective import loss_terms
 from omniopd.train.trainer import train_round
+from omniopd.train.weights import BatchFacts, batch_facts
 from support import training as kit
+
+NO_FACTS = BatchFacts(0, 0, 0, 0.0, 0.0, 1)
 
 B, S, H, V = 3, 11, 12, 40
 PROMPT = 4
@@ -61,7 +64,7 @@ class Models:
     def fused(self, rows: LossRows, **train: Any) -> LossOutput:
         return fused_loss(
             self.hidden_BSH.flatten(0, 1), Head(self.weight_VH), rows,
-            loss_terms(TrainConfig(**train), on_policy=False), reference_TH=self.frozen_BSH.flatten(0, 1),
+            loss_terms(TrainConfig(**train), NO_FACTS, on_policy=False), reference_TH=self.frozen_BSH.flatten(0, 1),
             reference_head=Head(self.frozen_VH), chunk=5,
         )  # fmt: skip
 
@@ -231,12 +234,48 @@ def test_a_white_box_teacher_that_does_not_fit_is_refused(
             train_round(run, 0, kit.make_config(student, objective="opd", teacher=str(teacher)))
 
 
+def test_draft_is_the_mean_likelihood_by_consensus_and_a_divergence_over_the_tokens_before_the_fork(
+    models: Models,
+) -> None:
+    """Written out token by token in float64: each of the two sums has its own divisor."""
+    fork, beta = PROMPT + 2, 0.7
+    weight_B = torch.linspace(0.2, 1.0, B, dtype=torch.float64)
+    at_BS = torch.arange(S).expand(B, S)
+    accepted_BS, before_BS = models.mask_BS & (at_BS >= fork), models.mask_BS & (at_BS >= PROMPT) & (at_BS < fork)
+    facts = batch_facts(
+        (weight_B[:, None] * accepted_BS).flatten().numpy(), accepted_BS.flatten().numpy(),
+        (accepted_BS | before_BS).flatten().numpy(), centre="none", normalise="audited_tokens", divided_by="weights",
+    )  # fmt: skip
+    assert (facts.audited_tokens, facts.anchored_tokens) == (int(accepted_BS.sum()), int(before_BS.sum()))
+
+    (b_A, s_A), (b_U, s_U) = (mask.nonzero(as_tuple=True) for mask in (accepted_BS, before_BS))
+    rows = LossRows(
+        b_A * S + s_A - 1, models.ids_BS[accepted_BS], weight_B[b_A], models.behaviour_BS[accepted_BS],
+        b_U * S + s_U - 1,
+    )  # fmt: skip
+    terms = loss_terms(TrainConfig(objective="draft", beta=beta), facts, on_policy=False)
+    ours = fused_loss(
+        models.hidden_BSH.flatten(0, 1), Head(models.weight_VH), rows, terms,
+        reference_TH=models.frozen_BSH.flatten(0, 1), reference_head=Head(models.frozen_VH), chunk=5,
+    )  # fmt: skip
+
+    log_p = torch.log_softmax(models.logits(), -1)
+    log_q = torch.log_softmax(models.frozen_BSH @ models.frozen_VH.T, -1)
+    likelihood, divergence = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for b, s in zip(b_A.tolist(), s_A.tolist(), strict=True):
+        likelihood = likelihood + weight_B[b] * log_p[b, s - 1, models.ids_BS[b, s]]
+    for b, s in zip(b_U.tolist(), s_U.tolist(), strict=True):
+        divergence = divergence + (log_q[b, s - 1].exp() * (log_q[b, s - 1] - log_p[b, s - 1])).sum()
+    theirs = -likelihood / sum(weight_B[b] for b in b_A.tolist()) + beta * divergence / len(b_U)
+    models.assert_equal(ours.loss / facts.normaliser, theirs)
+
+
 def test_a_policy_of_one_objective_is_not_gone_on_with_under_another(
     run: RunDir, students: Callable[[str], Path]
 ) -> None:
     from omniopd.store.config import made_with
 
     student = students("qwen3")
-    configs = [kit.make_config(student, objective=name) for name in ("omniopd", "sft", "opd", "grpo")]
-    assert len({str(made_with(config, "policy")) for config in configs}) == 4
-    assert len({str(made_with(config, "shards")) for config in configs}) == 4
+    configs = [kit.make_config(student, objective=name) for name in ("omniopd", "sft", "opd", "grpo", "draft")]
+    assert len({str(made_with(config, "policy")) for config in configs}) == 5
+    assert len({str(made_with(config, "shards")) for config in configs}) == 5

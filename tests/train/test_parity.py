@@ -26,6 +26,7 @@ BASELINES: dict[str, dict[str, Any]] = {
     "sft": {"objective": "sft"},
     "opd": {"objective": "opd", "forward_kl": 0.4},
     "grpo": {"objective": "grpo", "clip_low": 0.5, "clip_high": 1.0},
+    "draft": {"objective": "draft"},
 }
 ADAPTED: dict[str, dict[str, Any]] = {
     "adapters": {"lora": {"rank": 3, "alpha": 6}},
@@ -57,8 +58,10 @@ def jobs(students: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
     for name in BASELINES:
         rows = kit.shard_rows(7, seed=3)
         for n, row in enumerate(rows):
-            row["audited"] = [name != "opd" and inside for inside in row["response_mask"]]
-            row["loss_weight"] = [(1.0 if name == "sft" else 0.5 - n % 3) * inside for inside in row["audited"]]
+            first = len(row["input_ids"]) - 3 if name == "draft" else 0
+            inside = [name != "opd" and i >= first and within for i, within in enumerate(row["response_mask"])]
+            weight = {"sft": 1.0, "draft": 0.25 * (1 + n % 4)}.get(name, 0.5 - n % 3)
+            row["audited"], row["loss_weight"] = inside, [weight * is_in for is_in in inside]
         policy = kit.save_student(folder / name, "qwen3", seed=7)
         made[name] = made["qwen3"] | {"rows": rows, "centre": "none", "policy": policy}
     for name, section in ADAPTED.items():

@@ -20,18 +20,16 @@ def make_engine(folder: str, config: Config, longest_prompt: int, *, entropies: 
         InputError: the engine is not installed, or cannot load the model.
     """
     # Each engine brings in seconds of imports.
-    import torch
-
-    from .rescore import Rescored, Rescorer
+    from ...likelihood import Student, precision_of
+    from .rescore import Rescored
 
     rescore = entropies and _rescored(config)
-    cuda = torch.cuda.is_available()
-    precision = config.train.on(cuda=cuda, bf16=cuda and torch.cuda.is_bf16_supported()).precision
+    precision = precision_of(config)
     if _name(config) == "transformers":
         from .transformers_engine import TransformersEngine
 
         engine = TransformersEngine(folder, config.student.dtype, config.generate.batch_size)
-        return Rescored(engine, Rescorer(folder, precision)) if rescore else engine
+        return Rescored(engine, Student(folder, precision)) if rescore else engine
     from .vllm_engine import VllmEngine
 
     if not entropies:
@@ -44,7 +42,7 @@ def make_engine(folder: str, config: Config, longest_prompt: int, *, entropies: 
         engine.close()
         sys.stderr.write(f"{problem}: falling back to generate.entropy = rescore\n")
     engine = VllmEngine(folder, config, longest_prompt, decode_entropies=False)
-    return Rescored(engine, Rescorer(folder, precision))
+    return Rescored(engine, Student(folder, precision))
 
 
 def _rescored(config: Config) -> bool:

@@ -1,15 +1,8 @@
-"""One decoding step on a batch of logits: entropy, log-prob and a token for each row. Pure."""
+"""A token for each row of a batch of log-probs. Pure."""
 
 import numpy as np
 import torch
 from torch import Tensor
-
-
-def log_probs_and_entropy(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-    """Raw log-probs [B, V] and full-vocabulary entropy [B] (Eq. 6), fp32, nats."""
-    log_probs_BV = torch.log_softmax(logits_BV.float(), dim=-1)
-    # entr(p) = -p log p, and 0 where p = 0: logits of -inf do not give NaN.
-    return log_probs_BV, torch.special.entr(log_probs_BV.exp()).sum(dim=-1)
 
 
 def sample(log_probs_BV: Tensor, uniforms_B: Tensor, temperature: float, top_p: float) -> Tensor:

@@ -9,9 +9,10 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from ...likelihood import log_probs_and_entropy
 from ..engine import Request, Response, Sampling, check_fits
 from .cache import growing_cache
-from .sampling import log_probs_and_entropy, sample, uniforms
+from .sampling import sample, uniforms
 
 _BATCH_SIZE = 64
 """Responses decoded together, unless the config says otherwise."""

@@ -368,7 +368,7 @@ def test_settings_without_a_meaning_for_the_objective_are_refused(make_run, over
 def test_tables_of_another_objective_are_refused(make, teacher):
     run = make("sft")
     stages(run)
-    with pytest.raises(TableError, match="chunks, which only omniopd and sft have"):
+    with pytest.raises(TableError, match="chunks, which only omniopd, sft and draft have"):
         score(run, 0, run.config(("train.objective=opd", "train.teacher=x")))
     with pytest.raises(TableError, match="chunks that reach outside their response"):
         score(run, 0, run.config(("train.objective=omniopd",)))

@@ -20,6 +20,7 @@ from omniopd.store.sections import TrainConfig
 from omniopd.train import objective as loss
 from omniopd.train.metrics import MetricsLog
 from omniopd.train.trainer import train_round
+from omniopd.train.weights import BatchFacts
 from omniopd.view.plan import describe, predict
 from omniopd.view.report.build import write_report
 from omniopd.view.status import read_status
@@ -38,12 +39,13 @@ COPY = Objective(
     shown=shown_of_all,
 )
 """Likelihood of the chunks that the teacher wrote in the same words at least once."""
+NO_FACTS = BatchFacts(0, 0, 0, 0.0, 0.0, 1)
 
 
 @pytest.fixture
 def copy(monkeypatch):
     monkeypatch.setattr(loss, "_TERMS", dict(loss._TERMS))
-    loss.terms_for("copy")(lambda train, on_policy: loss.LossTerms())
+    loss.terms_for("copy")(lambda train, facts, on_policy: loss.LossTerms())
     register(COPY)
     yield
     del REGISTERED["copy"]
@@ -123,7 +125,7 @@ def test_its_rules_hold_for_every_config_and_it_shares_what_it_asks_for(make_run
 
 
 def test_a_name_that_is_not_registered_is_refused_with_those_that_are(make_run):
-    with pytest.raises(ConfigError, match=r"train\.objective: .*'omniopd', 'sft', 'opd' or 'grpo'") as caught:
+    with pytest.raises(ConfigError, match=r"train\.objective: .*'omniopd', 'sft', 'opd', 'grpo' or 'draft'") as caught:
         make_run().config(("train.objective=copy",))
     assert caught.value.exit_code == 3
 
@@ -131,8 +133,11 @@ def test_a_name_that_is_not_registered_is_refused_with_those_that_are(make_run):
 def test_every_objective_has_loss_terms_and_a_record_that_agrees_with_itself():
     for name in names():
         objective = get(name)
-        loss.loss_terms(TrainConfig(objective=name), on_policy=False)
-        assert objective.samples_student == (objective.asks != "answers") == isinstance(objective.learns, Spans)
+        loss.loss_terms(TrainConfig(objective=name), NO_FACTS, on_policy=False)
+        assert objective.samples_student == (objective.asks != "answers")
+        assert isinstance(objective.learns, Spans) == (
+            objective.asks != "answers" and objective.weights_from != "drafts"
+        )
         assert (objective.asks != "nobody") == ("teacher.model" in objective.required)
         assert ("trajectories" in objective.own_tables) == (not objective.samples_student)
 

@@ -16,6 +16,7 @@ def test_what_looks_like_a_special_token_in_the_teachers_text_is_text():
             "prompt_ids": pa.array([[5, 6]], pa.list_(pa.int32())),
             "text": [f"1{tokenizer.eos_token}2"],
             "ended": [True],
+            "chunk_id": ["1" * 32],
             "rollout_index": pa.array([0], pa.int32()),
         }
     )

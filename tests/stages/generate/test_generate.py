@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from omniopd.stages.generate.engine import Request, Sampling
-from omniopd.stages.generate.engines.sampling import log_probs_and_entropy, sample, uniforms
+from omniopd.stages.generate.engines.sampling import sample, uniforms
 from omniopd.stages.generate.engines.transformers_engine import TransformersEngine
 from omniopd.stages.generate.prompts import questions_of_round
 from omniopd.stages.generate.stage import generate
+from omniopd.stages.likelihood import log_probs_and_entropy
 from omniopd.store.errors import ConfigChangedError, InputError
 from omniopd.store.sections import DataConfig
 from support.questions import read_questions
