@@ -23,7 +23,7 @@ _DERIVED = {
             scores.phi, scores.unit, scores.alpha, scores.n, scores.k_sem, scores.pi_freq, scores.pi_teacher,
             scores.phi_var, scores.pi_low, scores.pi_high,
             coalesce(answers.rollouts, 0) AS rollouts, coalesce(answers.failed, 0) AS failed,
-            answers.teacher_tokens, answers.cost_usd
+            answers.teacher_tokens, answers.cost_usd, read.draft_tokens, read.accepted, read.consensus
         FROM chunks
         LEFT JOIN scores USING (chunk_id)
         LEFT JOIN (
@@ -32,6 +32,12 @@ _DERIVED = {
                 sum(prompt_tokens + completion_tokens)::BIGINT AS teacher_tokens, sum(cost_usd) AS cost_usd
             FROM rollouts GROUP BY chunk_id
         ) AS answers USING (chunk_id)
+        LEFT JOIN (
+            SELECT
+                chunk_id, sum(len(ids))::INTEGER AS draft_tokens, sum(accepted)::INTEGER AS accepted,
+                avg(consensus) AS consensus
+            FROM drafts GROUP BY chunk_id
+        ) AS read USING (chunk_id)
         """,
         {
             "fork": ("which chunk of the trajectory it is, by position, from 1", ""),
@@ -39,6 +45,9 @@ _DERIVED = {
             "failed": ("of these, without an answer: refused, filtered or failed", ""),
             "teacher_tokens": ("prompt and completion tokens of the chunk's rollouts", "teacher tokens"),
             "cost_usd": ("price of the chunk's rollouts", "USD"),
+            "draft_tokens": ("of the drafts that go on from here (draft)", "tokens"),
+            "accepted": ("of these, before the first that the policy rejects", "tokens"),
+            "consensus": ("mean of the drafts' consensus", ""),
         },
     ),
     "trajectories_scored": (

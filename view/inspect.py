@@ -50,7 +50,7 @@ def inspect(run: RunDir, config: Config, table: str, selection: Selection) -> It
         known = [name for name, _ in views(db)]
         if table not in known:
             raise UsageError(f"There is no table {table!r}.", f"The tables are {', '.join(known)}.")
-        view = _SOURCES.get(table, table)
+        view, decode = _SOURCES.get(table, table), find_decoder(run, config)
         try:
             rows, total = _select(db, view, selection)
         except duckdb.Error as error:
@@ -59,13 +59,12 @@ def inspect(run: RunDir, config: Config, table: str, selection: Selection) -> It
         if view == "trajectories_scored":
             chunks = _chunks_of(db, [row["trajectory_id"] for row in rows])
             rollouts = _rollouts_of(db, [chunk["chunk_id"] for own in chunks.values() for chunk in own])
-            decode = find_decoder(run, config)
             for row in rows:
                 yield trajectory(row, chunks[row["trajectory_id"]], rollouts, decode)
         elif view == "chunks_scored":
             rollouts = _rollouts_of(db, [row["chunk_id"] for row in rows])
             for row in rows:
-                yield fork(row, rollouts[row["chunk_id"]])
+                yield fork(row, rollouts[row["chunk_id"]], decode)
         else:
             for row in rows:
                 yield record(row)
@@ -108,8 +107,10 @@ def _chunks_of(db: duckdb.DuckDBPyConnection, trajectory_ids: list[str]) -> dict
 def _rollouts_of(db: duckdb.DuckDBPyConnection, chunk_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
     """Rollouts of each chunk, equal ones together, the most frequent first and those without an answer last."""
     query = (
-        "SELECT chunk_id, text, status, CASE WHEN text IS NULL THEN finish_reason END AS why, count(*) AS times"
-        " FROM rollouts WHERE list_contains(?, chunk_id) GROUP BY ALL"
+        "SELECT chunk_id, text, status, CASE WHEN text IS NULL THEN finish_reason END AS why, ids, accepted,"
+        " count(*) AS times"
+        " FROM rollouts LEFT JOIN drafts USING (chunk_id, rollout_index)"
+        " WHERE list_contains(?, chunk_id) GROUP BY ALL"
     )
     out: dict[str, list[dict[str, Any]]] = defaultdict(list)
     rows = _rows(db, query, [chunk_ids])

@@ -49,7 +49,7 @@ def trajectory(
             head, Text("prompt", "bold dim"), prompt, Text("answers of the teacher", "bold dim"), *answers, Text()
         )
     response = Padding(_response(row, chunks, decode), (0, 0, 0, 2))
-    boxes = [_box(number, chunk, rollouts[chunk["chunk_id"]]) for number, chunk in enumerate(chunks, 1)]
+    boxes = [_box(number, chunk, rollouts[chunk["chunk_id"]], decode) for number, chunk in enumerate(chunks, 1)]
     heading = Text.assemble(("response  ", "bold dim"), _legend())
     return Group(head, Text("prompt", "bold dim"), prompt, heading, response, *boxes, Text())
 
@@ -74,7 +74,7 @@ def whole_answers(rollouts: Sequence[Mapping[str, Any]]) -> list["RenderableType
     return lines
 
 
-def fork(row: Mapping[str, Any], rollouts: Sequence[Mapping[str, Any]]) -> "RenderableType":
+def fork(row: Mapping[str, Any], rollouts: Sequence[Mapping[str, Any]], decode: Decode | None) -> "RenderableType":
     """A chunk as the paper's case studies show it (section 11.1): `||` marks its start."""
     from rich.console import Group
     from rich.text import Text
@@ -89,7 +89,7 @@ def fork(row: Mapping[str, Any], rollouts: Sequence[Mapping[str, Any]]) -> "Rend
     prefix = row["prefix_text"]
     before = ("..." if len(prefix) > _CONTEXT else "") + prefix[-_CONTEXT:]
     text = Text.assemble("  ", printable(before), (" || ", "bold red"), (printable(row["chunk_text"]), "bold"))
-    return Group(head, Text(f"  {_facts(row)}", "dim"), text, *_answers(row, rollouts), Text())
+    return Group(head, Text(f"  {_facts(row)}", "dim"), text, *_answers(row, rollouts, decode), Text())
 
 
 def record(row: Mapping[str, Any]) -> "RenderableType":
@@ -130,7 +130,9 @@ def _legend() -> "Text":
     return Text.assemble(("colour: entropy in nats", "dim"), *parts, ("; ⟦n: audited chunk⟧", "dim"))
 
 
-def _box(number: int, chunk: Mapping[str, Any], rollouts: Sequence[Mapping[str, Any]]) -> "RenderableType":
+def _box(
+    number: int, chunk: Mapping[str, Any], rollouts: Sequence[Mapping[str, Any]], decode: Decode | None
+) -> "RenderableType":
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
@@ -139,7 +141,10 @@ def _box(number: int, chunk: Mapping[str, Any], rollouts: Sequence[Mapping[str, 
     facts = Text(_facts(chunk), "dim")
     text = Text.assemble(("student    ", "dim"), (one_line(chunk["chunk_text"]), "bold"))
     return Panel(
-        Group(facts, text, *_answers(chunk, rollouts)), title=f"⟦{number}⟧", title_align="left", border_style="dim"
+        Group(facts, text, *_answers(chunk, rollouts, decode)),
+        title=f"⟦{number}⟧",
+        title_align="left",
+        border_style="dim",
     )
 
 
@@ -148,14 +153,16 @@ def _facts(chunk: Mapping[str, Any]) -> str:
     if chunk["pi_teacher"] is not None:
         interval = "" if chunk["pi_low"] is None else f" [{chunk['pi_low']:.2f}, {chunk['pi_high']:.2f}]"
         weight = f"weight {chunk['pi_teacher']:.3f}{interval} from {chunk['n']} rollouts"
+    elif chunk["accepted"] is not None:
+        weight = f"accepted {chunk['accepted']} of {chunk['draft_tokens']} tokens  consensus {chunk['consensus']:.3f}"
     return (
         f"rank {chunk['rank']}  tokens {chunk['start']}-{chunk['end']}  entropy {chunk['anchor_entropy']:.3f}"
         f"  prior {chunk['prior']:.3f}  {weight}"
     )
 
 
-def _answers(chunk: Mapping[str, Any], rollouts: Sequence[Mapping[str, Any]]) -> list["Text"]:
-    """A line for each distinct rollout, what agrees with the chunk between ‹ and ›."""
+def _answers(chunk: Mapping[str, Any], rollouts: Sequence[Mapping[str, Any]], decode: Decode | None) -> list["Text"]:
+    """A line for each distinct rollout, what agrees with the chunk between ‹ and ›; of a draft, where it was cut."""
     from rich.text import Text
 
     lines: list[Text] = []
@@ -163,6 +170,9 @@ def _answers(chunk: Mapping[str, Any], rollouts: Sequence[Mapping[str, Any]]) ->
         times = f"{rollout['times']:>3}x "
         if rollout["text"] is None:
             lines.append(Text(f"{times}      {rollout['status']}: {one_line(rollout['why'] or 'no text')}", "red"))
+            continue
+        if rollout["accepted"] is not None:
+            lines.append(Text.assemble((times, "dim"), _draft(rollout, decode)))
             continue
         parts = agreement(chunk["chunk_text"], rollout["text"], chunk["unit"] or "word")
         line = Text.assemble((times, "dim"), (f"{share(parts):4.0%}  ", "dim"))
@@ -177,6 +187,18 @@ def _answers(chunk: Mapping[str, Any], rollouts: Sequence[Mapping[str, Any]]) ->
                 line.append(one_line(body), "dim strike" if kind == "beyond" else "")
         lines.append(line)
     return lines
+
+
+def _draft(rollout: Mapping[str, Any], decode: Decode | None) -> "Text":
+    """A draft with ✂ before the first token that the policy rejects, and what of it was accepted."""
+    from rich.text import Text
+
+    text, ids, accepted = rollout["text"], rollout["ids"], rollout["accepted"]
+    out = Text(f"{accepted}/{len(ids)} accepted  ", "dim")
+    if decode is None or accepted == len(ids):
+        return out.append(one_line(text), "green" if accepted == len(ids) else "")
+    kept = len(decode(ids[:accepted]))
+    return out.append(one_line(text[:kept]), "green").append(" ✂ ", "bold red").append(one_line(text[kept:]), "dim")
 
 
 def _short(value: Any) -> str:

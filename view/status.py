@@ -102,6 +102,8 @@ class RoundStatus(_Model):
     """Mean of the trajectories' repetition; None where it was not measured."""
     distinct_rollouts: float | None
     """Different texts a chunk, on average over the chunks with two answers or more; None where there is none."""
+    accepted: float | None
+    """Share of the drafts' tokens that the policy accepted; None without drafts."""
     predicted: Forecast | None
     """What its audit was to cost, before the first request; None where none has begun."""
 
@@ -153,6 +155,7 @@ def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[st
     return RoundStatus(
         round=round_.index, stages=stages, spend=spend, outcomes=dict(sorted(statuses.items())), cut_off=cut_off,
         repetition=repetition, distinct_rollouts=None if "audit" in damage else _distinct(round_),
+        accepted=None if "score" in damage else _accepted(round_),
         predicted=None if predicted is None else Forecast(**predicted),
     )  # fmt: skip
 
@@ -162,7 +165,7 @@ def _damage(round_: RoundDir) -> dict[Stage, StageStatus]:
     tables: dict[Stage, tuple[Table, ...]] = {
         "generate": (round_.trajectories,),
         "audit": (round_.chunks, round_.rollouts),
-        "score": (round_.shards,),
+        "score": (round_.drafts, round_.shards),
     }
     found: dict[Stage, StageStatus] = {}
     for stage, of_stage in tables.items():
@@ -203,6 +206,9 @@ def _score(
 ) -> StageStatus:
     if damage:
         expected = None
+    elif objective_of(config).weights_from == "drafts":
+        # Which drafts have a token to learn is known once all are read.
+        expected = round_.shards.manifest.rows if round_.shards.complete else None
     elif isinstance(objective_of(config).learns, Answers):
         expected = statuses["ok"] if round_.rollouts.complete else None
     else:
@@ -290,6 +296,14 @@ def _quality(round_: RoundDir) -> tuple[float | None, float | None]:
         return None, None
     repetition = pc.mean(table["repetition"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
     return reasons.count("length") / table.num_rows, repetition
+
+
+def _accepted(round_: RoundDir) -> float | None:
+    import polars as pl
+
+    drafts = pl.LazyFrame(round_.drafts.read(["ids", "accepted"]))
+    ((accepted, tokens),) = drafts.select(pl.col("accepted").sum(), pl.col("ids").list.len().sum()).collect().rows()
+    return accepted / tokens if tokens else None
 
 
 def _distinct(round_: RoundDir) -> float | None:

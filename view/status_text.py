@@ -127,6 +127,9 @@ def lines(status: Status) -> list[tuple[str, str]]:
     distinct = [round_.distinct_rollouts for round_ in status.rounds if round_.distinct_rollouts is not None]
     if distinct:
         out.append(("variety", f"{distinct[-1]:.1f} distinct rollouts a chunk in the last round"))
+    accepted = [round_.accepted for round_ in status.rounds if round_.accepted is not None]
+    if accepted:
+        out.append(("drafts", f"{accepted[-1]:.1%} of their tokens accepted in the last round"))
     repetition = [round_.repetition for round_ in status.rounds if round_.repetition is not None]
     if repetition:
         out.append(("student", f"repetition {repetition[0]:.1%} in round 0, {repetition[-1]:.1%} in the last"))

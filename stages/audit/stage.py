@@ -26,13 +26,15 @@ from .batches.flow import BatchFlow
 from .chunk_writer import ChunkWriter
 from .client import find_teacher, open_session
 from .context import AuditContext, budget_reached, caps
+from .draft_length import accepted_lately
 from .flow import Flow
 from .forecast import as_row, forecast
 from .group_commit import GroupCommit
 from .lessons import recall
 from .outbox import Outbox
 from .price import Rates, find_rates
-from .todo import Todo, keys_present, open_todo, prefixes_of, shape_of
+from .teacher import max_tokens_for
+from .todo import Longest, Todo, keys_present, open_todo, prefixes_of, shape_of
 
 _POLL_INTERVAL_S = 1.0
 """Of trajectories that are still being written."""
@@ -130,25 +132,26 @@ async def _audit(
         await outbox.drain(lambda chunk_ids: keys_present(round_, chunk_ids))
         if retry_failed:
             failures.forget(table, settings)
-        todo = functools.partial(open_todo, round_, config, rule, run.spill)
+        longest = functools.partial(max_tokens_for, config, accepted=accepted_lately(run, round_.index, config))
+        todo = functools.partial(open_todo, round_, config, longest, rule, run.spill)
         total = round_.chunks.manifest.rows * rule.most if chunks.complete else None
         with progress("audit", total, table.manifest.rows) as advance:
             bos = chunks.bos() if teacher.continuation == "completion" else ""
             context = AuditContext(outbox, round_.index, config.teacher, rule, teacher, rates, commit, advance, bos)
             if chunks.complete:
-                _predict(context, round_, config)
+                _predict(context, round_, config, longest)
             async with open_session(config.teacher, teacher.headers) as session:
                 # Whatever the mode is now: the rollouts of an open batch must not be asked for a second time.
                 if config.teacher.mode == "batch" or ledger.batches.open(round_.index):
                     await _ask_by_batches(context, session, round_, config, todo)
                 if config.teacher.mode == "live":
-                    await _ask_live(context, session, round_, config, chunks, todo)
+                    await _ask_live(context, session, round_, config, chunks, todo, longest)
 
 
-def _predict(context: AuditContext, round_: RoundDir, config: Config) -> None:
+def _predict(context: AuditContext, round_: RoundDir, config: Config, longest: Longest) -> None:
     """Keep what the round should cost, to be compared with the bill."""
     continuation = context.teacher.continuation
-    prediction = forecast(shape_of(round_, config), config, context.rates, config.teacher.mode, continuation)
+    prediction = forecast(shape_of(round_, longest), config, context.rates, config.teacher.mode, continuation)
     context.commit.ledger.note_forecast(round_.index, as_row(prediction))
 
 
@@ -171,6 +174,7 @@ async def _ask_live(
     config: Config,
     chunks: ChunkWriter,
     todo: OpenTodo,
+    longest: Longest,
 ) -> None:
     """Ask request by request, beginning with what `generate` has committed so far."""
     flow = Flow(context, session)
@@ -178,7 +182,7 @@ async def _ask_live(
     with _interruptible(flow, sent):
         if not chunks.complete:
             await _ask_as_they_come(flow, chunks, todo)
-            _predict(context, round_, config)
+            _predict(context, round_, config, longest)
         await _ask_within_budget(context, config, flow, todo)
     if flow.held.said:
         sys.stderr.write(f"{flow.held.said}\n")

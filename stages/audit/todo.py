@@ -16,7 +16,6 @@ from ...store.layout import RoundDir
 from ...store.ledger import Budget
 from ...store.sql import connect, limit
 from .forecast import Shape
-from .teacher import max_tokens_for
 
 _ROWS_AT_A_TIME = 1024
 
@@ -49,6 +48,10 @@ _JUDGED = pa.schema(
 )
 
 
+Longest = Callable[[int], int]
+"""Student tokens of a chunk to the teacher tokens to ask for."""
+
+
 @dataclass(frozen=True)
 class Work:
     """A chunk, and which of its rollouts, up to N or the most of it, are missing."""
@@ -71,9 +74,9 @@ class Work:
 class Todo:
     """The missing work of a round, as its tables were when this was made."""
 
-    def __init__(self, db: duckdb.DuckDBPyConnection, config: Config, rule: StoppingRule) -> None:
+    def __init__(self, db: duckdb.DuckDBPyConnection, longest: Longest, rule: StoppingRule) -> None:
         self._db = db
-        self._config = config
+        self._longest = longest
         self._rule = rule
         db.execute(
             "CREATE TABLE judged (chunk_id VARCHAR, target_count INTEGER, phi STRUCT(index INTEGER, phi DOUBLE)[])"
@@ -135,25 +138,30 @@ class Todo:
         asked = Conversation.read(row["messages"], row["tools"], row["question"])
         return Work(
             row["chunk_id"], row["trajectory_id"], asked, row["prompt_text"], row["prefix_text"], missing,
-            max_tokens_for(self._config, row["end"] - row["start"]), tuple(row["cuts"] or ()), row["chunk_text"],
+            self._longest(row["end"] - row["start"]), tuple(row["cuts"] or ()), row["chunk_text"],
             row["prior"], {answer["index"]: answer["phi"] for answer in row["phi"] or ()},
         )  # fmt: skip
 
 
 @contextlib.contextmanager
-def open_todo(round_: RoundDir, config: Config, rule: StoppingRule, spill: Path) -> Iterator[Todo]:
+def open_todo(round_: RoundDir, config: Config, longest: Longest, rule: StoppingRule, spill: Path) -> Iterator[Todo]:
     """The missing work of a round.
 
     Args:
+        longest: See `shape_of`.
         spill: Folder for what does not fit into memory.
     """
     with contextlib.closing(connect([round_])) as db:
         limit(db, config.score.memory_gb, config.score.threads, spill)
-        yield Todo(db, config, rule)
+        yield Todo(db, longest, rule)
 
 
-def shape_of(round_: RoundDir, config: Config) -> Shape:
-    """The size of a round's chunks, in student tokens."""
+def shape_of(round_: RoundDir, longest: Longest) -> Shape:
+    """The size of a round's chunks, in student tokens.
+
+    Args:
+        longest: Tokens of a chunk to the teacher tokens that are asked for.
+    """
     query = """
     WITH sizes AS (
         SELECT count(*) AS chunks, sum(len(prompt_ids) + start) AS prefixes, max(len(prompt_ids) + start) AS longest
@@ -164,8 +172,8 @@ def shape_of(round_: RoundDir, config: Config) -> Shape:
     with contextlib.closing(connect([round_])) as db:
         ((chunks, prefixes, new),) = db.execute(query).fetchall()
         lengths = db.execute('SELECT "end" - start, count(*) FROM chunks GROUP BY ALL').fetchall()
-    longest = sum(max_tokens_for(config, int(tokens)) * int(count) for tokens, count in lengths)
-    return Shape(int(chunks), int(prefixes), int(new), longest)
+    asked = sum(longest(int(tokens)) * int(count) for tokens, count in lengths)
+    return Shape(int(chunks), int(prefixes), int(new), asked)
 
 
 def prefixes_of(round_: RoundDir, chunk_ids: Iterable[str]) -> dict[str, str]:

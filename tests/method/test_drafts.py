@@ -61,8 +61,8 @@ def test_half_a_character_before_the_fork_stays_half():
 @st.composite
 def judged(draw):
     rows = draw(st.integers(0, 6))
-    logits = draw(st.lists(st.lists(st.floats(-6, 6), min_size=5, max_size=5), min_size=rows, max_size=rows))
-    return torch.tensor(logits).reshape(-1, 5), draw(st.lists(st.integers(0, 4), min_size=rows, max_size=rows))
+    logits = draw(st.lists(st.lists(st.integers(-24, 24), min_size=5, max_size=5), min_size=rows, max_size=rows))
+    return torch.tensor(logits).reshape(-1, 5) / 4, draw(st.lists(st.integers(0, 4), min_size=rows, max_size=rows))
 
 
 @given(judged(), st.sampled_from(["min_p", "probability", "typical", "rank"]), st.floats(0.01, 0.9))

@@ -18,7 +18,8 @@ STUDENT = Path(omniopd.__file__).parent / "demo" / "models" / "student"
 
 
 def write_run(path: Path, questions: int = 12, **sections: dict[str, Any]) -> RunDir:
-    """A run directory with a config, and its prompts beside it; keyword arguments are sections of the config."""
+    """A run directory with a config, and its prompts beside it; keyword arguments are sections of the config, in which
+    None takes a key out."""
     prompts = path.with_suffix(".jsonl")
     rows = [json.dumps({"question": p.question}) for p in problems(questions, seed=5, split="train")]
     prompts.write_text("\n".join(rows) + "\n")
@@ -35,7 +36,7 @@ def write_run(path: Path, questions: int = 12, **sections: dict[str, Any]) -> Ru
         config.setdefault(section, {}).update(values)
     run = RunDir(path)
     run.path.mkdir()
-    lines = [f"[{section}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items())
+    lines = [f"[{section}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items() if v is not None)
              for section, keys in config.items()]  # fmt: skip
     run.config_toml.write_text("\n".join(lines))
     return run

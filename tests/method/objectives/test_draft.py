@@ -1,6 +1,7 @@
 """draft from the prompts to the training sequences, and through a crash in the pass that verifies."""
 
 import functools
+import io
 import math
 import os
 import signal
@@ -9,14 +10,22 @@ import time
 import pytest
 import torch
 from aiohttp import web
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from omniopd.stages.audit.draft_length import accepted_lately
 from omniopd.stages.audit.stage import audit
+from omniopd.stages.audit.teacher import max_tokens_for
 from omniopd.stages.score.stage import score
 from omniopd.store.config import commented_toml
 from omniopd.store.errors import ConfigError, InputError
 from omniopd.train.metrics import MetricsLog
 from omniopd.train.trainer import train_round
+from omniopd.view.inspect import Selection, inspect
+from omniopd.view.sanitize import one_line
+from omniopd.view.sql import query
+from omniopd.view.status import read_status
+from omniopd.view.status_text import lines
 from support.processes import Command, finish
 from support.runs import STUDENT
 
@@ -250,3 +259,65 @@ def test_a_fork_at_the_first_token_is_a_whole_answer(drafted):
 def test_settings_that_mean_nothing_to_it_are_refused(make_run, override, message):
     with pytest.raises(ConfigError, match=message):
         make_run(train=DRAFT).config((override,))
+
+
+def test_the_first_drafts_are_as_long_as_a_chunk_and_later_ones_as_what_was_followed(drafted, teacher):
+    run = drafted(GOOD, CUT, lambda prompt: ("%?" + greedy(prompt), "stop"), teacher={"max_tokens": None})
+    assert {body["max_tokens"] for body in teacher.bodies} == {6 + 3 + 8}, "as for a chunk of 6 tokens"
+    score(run, 0, run.config())
+    tokens = {(r["chunk_id"], r["rollout_index"]): r["completion_tokens"] for r in rows(run.round(0).rollouts)}
+    followed = rejected = 0.0
+    for draft in rows(run.round(0).drafts):
+        share = draft["accepted"] / len(draft["ids"])
+        followed += share * tokens[draft["chunk_id"], draft["rollout_index"]]
+        rejected += share < 1
+    assert rejected == 6
+    assert accepted_lately(run, 1, run.config()) == pytest.approx(followed / rejected)
+    assert accepted_lately(run, 0, run.config()) is None, "only rounds before it count"
+    assert accepted_lately(run, 1, run.config(("train.objective=omniopd",))) is None
+    score(run, 0, mild := run.config(("score.accept_threshold=1e-30",)))
+    assert accepted_lately(run, 1, mild) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("overrides", "accepted", "wanted"),
+    [
+        ((), None, 17),
+        ((), 30.2, 31),
+        ((), 0.5, 8),
+        ((), math.inf, 56),
+        (("teacher.max_tokens=20",), 30.2, 20),
+        (("teacher.draft_tokens=40",), 30.2, 40),
+        (("teacher.draft_tokens=40", "teacher.max_tokens=20"), None, 20),
+    ],
+)
+def test_a_draft_is_asked_for_at_the_length_that_pays_and_never_longer_than_the_cap(
+    make_run, overrides, accepted, wanted
+):
+    config = make_run(train=DRAFT, teacher={"max_tokens": None}).config(overrides)
+    assert max_tokens_for(config, 6, accepted) == wanted
+
+
+def test_status_sql_and_inspect_show_how_far_the_student_follows_and_where_it_stops(drafted):
+    run = drafted(GOOD, FOREIGN, questions=2)
+    assert read_status(run, run.config()).rounds[0].accepted is None
+    score(run, 0, run.config())
+    drafts = rows(run.round(0).drafts)
+    tokens, accepted = sum(len(d["ids"]) for d in drafts), sum(d["accepted"] for d in drafts)
+    status = read_status(run, run.config())
+    assert status.rounds[0].accepted == pytest.approx(accepted / tokens)
+    assert (status.rounds[0].stages[2].done, status.rounds[0].stages[2].expected) == (4, 4)
+    assert ("drafts", f"{accepted / tokens:.1%} of their tokens accepted in the last round") in lines(status)
+    assert str(accepted) in query(run, "SELECT sum(accepted) AS a FROM chunks_scored")
+
+    console = Console(width=400, record=True, file=io.StringIO())
+    for block in inspect(run, run.config(), "chunks", Selection()):
+        console.print(block)
+    shown = console.export_text()
+    for draft, chunk, trajectory in joined(run):
+        text, _ = [GOOD, FOREIGN][draft["rollout_index"]](trajectory["prompt_text"] + chunk["prefix_text"])
+        assert f"{draft['accepted']}/{len(draft['ids'])} accepted" in shown
+        if draft["accepted"] < len(draft["ids"]):
+            learned = reader()[0].decode(draft["ids"][: draft["accepted"]])
+            assert text.startswith(learned)
+            assert one_line(learned) + " ✂ " + one_line(text[len(learned) :]) in shown
