@@ -37,6 +37,8 @@ class Arm:
     """What is to be known about it, for the legend under the table."""
     equal: Equal | None = None
     """It spends what the reference arm spent; None: what it spends by itself."""
+    more: Literal["prompts", "answers"] = "prompts"
+    """What it buys for that: more prompts, or more answers to each of the reference arm's."""
 
     @property
     def folder(self) -> str:
@@ -46,6 +48,7 @@ class Arm:
             for key, value in sorted(self.changes.items())
         ]
         words += [] if self.equal is None else [f"equal={self.equal}"]
+        words += ["more=answers"] if self.more == "answers" else []
         name = ",".join(words).replace("/", "_").replace(" ", "") or REFERENCE
         return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{_digest(name)}"
 

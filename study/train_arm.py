@@ -42,10 +42,11 @@ def _train_and_evaluate(task: Task, log: TextIO) -> float:
         _evaluate(task, 0, config)
     for index in range(task.rounds):
         if not task.run.round(index).policy.is_dir():
-            _borrow(task, index, config, say)
             overrides = _equal_budget(task, index)
+            of_round = task.run.config(tuple(overrides))
+            _borrow(task, index, of_round, say)
             try:
-                run_round(task.run, index, task.run.config(tuple(overrides)), overrides, say)
+                run_round(task.run, index, of_round, overrides, say)
             except BudgetReached as reached:
                 # A normal end: what was paid for is trained on. Without any rollout there is no policy, and no arm.
                 if not task.run.round(index).policy.is_dir():
@@ -70,23 +71,32 @@ def _borrow(task: Task, index: int, config: Config, say: Callable[[str], None]) 
 
 
 def _equal_budget(task: Task, index: int) -> list[str]:
-    """What makes a round cost as much as the reference arm's: a hard cap, and as many whole answers to each prompt as
-    it covers (rounded up, so that the cap is what ends it)."""
-    if task.arm.equal is None:
+    """What makes a round cost as much as the reference arm's: a hard cap, and as many prompts as it covers at a whole
+    response each (rounded up, so that the cap is what ends it). Where every round takes all prompts, or the arm is to
+    see the same ones: as many answers to each."""
+    arm = task.arm
+    if arm.equal is None:
         return []
     from ..stages.audit.price import find_rates
-    from .results import lengths, spent
+    from ..stages.generate.stage import samples_of
+    from .results import lengths, spent, teacher_tokens_a_token
 
     reference = task.study.run(REFERENCE, task.seed).round(index)
-    cost = spent(reference)
-    prompts, prompt, response = lengths(reference)
-    if task.arm.equal == "tokens":
-        answers, cap = (cost.tokens / prompts - prompt) / response, f"tokens={cost.tokens}"
+    cost, config = spent(reference), task.run.config()
+    trajectories, *own = lengths(reference)
+    prompt, response = (tokens * teacher_tokens_a_token(reference) for tokens in own)
+    if arm.equal == "tokens":
+        spend, read, write, cap = cost.tokens, 1.0, 1.0, f"tokens={cost.tokens}"
     else:
         rates = find_rates(task.base.teacher)
-        answers = (1e6 * cost.usd / prompts - prompt * rates.input) / (response * rates.output)
-        cap = f"usd={cost.usd}"
-    return [f"teacher.rollouts={max(1, math.ceil(answers))}", f"teacher.round_budget_{cap}"]
+        spend, read, write, cap = 1e6 * cost.usd, rates.input, rates.output, f"usd={cost.usd}"
+    if arm.more == "answers" or config.data.per_round is None:
+        answers = (spend / trajectories - prompt * read) / (response * write)
+        wanted = f"teacher.rollouts={max(1, math.ceil(answers))}"
+    else:
+        one = prompt * read + response * write * config.teacher.most_rollouts
+        wanted = f"data.per_round={max(1, math.ceil(spend / one / samples_of(config)))}"
+    return [wanted, f"teacher.round_budget_{cap}"]
 
 
 def _evaluate(task: Task, rounds: int, config: Config) -> None:

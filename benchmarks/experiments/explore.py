@@ -21,8 +21,8 @@ from omniopd.study.runner import StudyOptions, run_study
 
 
 def arm(name: str, changes: dict[str, Any]) -> Arm:
-    equal = changes.pop("equal", None)
-    return Arm(name, changes, ", ".join(f"{key} = {value}" for key, value in changes.items()), equal)
+    equal, more = changes.pop("equal", None), changes.pop("more", "prompts")
+    return Arm(name, changes, ", ".join(f"{key} = {value}" for key, value in changes.items()), equal, more)
 
 
 def main() -> None:

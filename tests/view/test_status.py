@@ -184,6 +184,7 @@ def test_the_json_has_the_fields_that_programs_rely_on(written_run):
         "cut_off",
         "repetition",
         "distinct_rollouts",
+        "accepted",
         "predicted",
     }
     assert [stage["stage"] for stage in round_["stages"]] == ["generate", "audit", "score", "train"]
