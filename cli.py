@@ -105,7 +105,11 @@ def plan(run: Run, set_: Set = []) -> None:
     from .view.plan import describe, plan
 
     config = _config(run, set_)
-    _say(describe(plan(RunDir(run), config), config))
+    for first in config.first_rounds:
+        of_round = config.of_round(first)
+        if config.run.schedule:
+            _say(f"From round {first} on, {of_round.train.objective}:")
+        _say(describe(plan(RunDir(run), of_round), of_round))
     if found := [str(finding) for finding in offline(RunDir(run), config) if finding.verdict != "ok"]:
         _say("\n".join(found))
 
@@ -142,8 +146,9 @@ def generate(
     share = which_worker(shard, os.environ)
     # One worker writes down what runs, so that several do not replace the same file.
     config = _recorded_config(run, set_) if share.index == 0 else _config(run, set_)
+    index, config = _of_round(run, round_, config)
     before = _check_before("generate", run, config, no_check or share.index > 0)
-    _say(generate(RunDir(run), _round_index(run, round_), config, share, before))
+    _say(generate(RunDir(run), index, config, share, before))
 
 
 @app.command()
@@ -172,9 +177,9 @@ def audit(
         return
     from .stages.audit.stage import audit
 
-    config = _recorded_config(run, set_)
+    index, config = _of_round(run, round_, _recorded_config(run, set_))
     before = _check_before("audit", run, config, no_check)
-    _say(audit(RunDir(run), _round_index(run, round_), config, follow, retry_failed, before))
+    _say(audit(RunDir(run), index, config, follow, retry_failed, before))
 
 
 @app.command()
@@ -211,8 +216,8 @@ def score(run: Run, round_: Round = None, set_: Set = []) -> None:
     """
     from .stages.score.stage import score
 
-    config = _recorded_config(run, set_)
-    _say(score(RunDir(run), _round_index(run, round_), config))
+    index, config = _of_round(run, round_, _recorded_config(run, set_))
+    _say(score(RunDir(run), index, config))
 
 
 @app.command()
@@ -223,8 +228,8 @@ def train(run: Run, round_: Round = None, set_: Set = []) -> None:
     """
     from .run import train_stage
 
-    config = _recorded_config(run, set_)
-    _say(train_stage(RunDir(run), _round_index(run, round_), config, set_))
+    index, config = _of_round(run, round_, _recorded_config(run, set_))
+    _say(train_stage(RunDir(run), index, config, set_))
 
 
 @app.command("run")
@@ -505,9 +510,8 @@ def _recorded_config(run: Path, overrides: list[str]) -> "Config":
     return config
 
 
-def _round_index(run: Path, given: int | None) -> int:
-    """The round that was asked for, or the first whose policy does not exist."""
-    if given is not None:
-        return given
+def _of_round(run: Path, given: int | None, config: "Config") -> tuple[int, "Config"]:
+    """The round that was asked for, or the first whose policy does not exist, and the config as it holds there."""
     finished = [round_.index for round_ in RunDir(run).rounds() if round_.policy.is_dir()]
-    return max(finished, default=-1) + 1
+    index = max(finished, default=-1) + 1 if given is None else given
+    return index, config.of_round(index)

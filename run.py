@@ -37,7 +37,7 @@ def run_round(
     from .stages.generate.stage import generate
     from .stages.score.stage import score
 
-    round_ = run.round(index)
+    round_, config = run.round(index), config.of_round(index)
     if round_.policy.is_dir():
         say(f"round {index}: done")
         return

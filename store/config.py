@@ -4,10 +4,11 @@
 import json
 import tomllib
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from .errors import ConfigError
 from .objectives import REGISTERED
@@ -15,6 +16,7 @@ from .sections import (
     DataConfig,
     EvalConfig,
     GenerateConfig,
+    Phase,
     RunConfig,
     ScoreConfig,
     Section,
@@ -36,6 +38,35 @@ class Config(Section):
     run: RunConfig = RunConfig()
     eval: EvalConfig = EvalConfig()
 
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict[str, Any])
+    """What was set, before the objective's own defaults."""
+
+    @classmethod
+    def of_tree(cls, tree: dict[str, Any]) -> "Config":
+        """From sections as they are written, with the objective's own defaults."""
+        config = cls.model_validate(_with_objectives_defaults(tree))
+        config._given = tree
+        return config
+
+    def of_round(self, index: int) -> "Config":
+        """The config as it holds in a round: run.schedule may begin with another objective."""
+        for phase in self.run.schedule:
+            if index < phase.rounds:
+                return self._of_phase(phase)
+            index -= phase.rounds
+        return self
+
+    @property
+    def first_rounds(self) -> list[int]:
+        """The rounds in which another phase of run.schedule begins, or what follows it."""
+        return list(accumulate((phase.rounds for phase in self.run.schedule), initial=0))
+
+    def _of_phase(self, phase: Phase) -> "Config":
+        tree = dict(self._given)
+        for section, keys in (*phase.set.items(), ("train", {"objective": phase.objective})):
+            tree[section] = {**tree.get(section, {}), **keys}
+        return _validated(tree, (), f"Fix run.schedule, where the rounds of {phase.objective} are.")
+
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read config.toml and lay `a.b=value` overrides on top.
@@ -51,6 +82,12 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}.", "Fix that line.") from error
     config = _validated(tree, overrides, f"Fix it in {path} or in --set.")
+    for first in config.first_rounds:
+        _refuse(config.of_round(first), path)
+    return config
+
+
+def _refuse(config: Config, path: Path) -> None:
     objective = REGISTERED[config.train.objective]
     for key in (*_REQUIRED, *objective.required):
         if not _value(config, key):
@@ -58,7 +95,6 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     for refusal in objective.refused:
         if _value(config, refusal.key) == refusal.value:
             raise ConfigError(refusal.problem, refusal.hint)
-    return config
 
 
 _REQUIRED = ("student.model", "data.prompts")
@@ -91,9 +127,8 @@ def config_of(tree: dict[str, dict[str, Any]], hint: str) -> Config:
 def _validated(tree: dict[str, Any], overrides: Iterable[str], hint: str) -> Config:
     for override in overrides:
         _set(tree, override)
-    tree = _with_objectives_defaults(tree)
     try:
-        return Config.model_validate(tree)
+        return Config.of_tree(tree)
     except ValidationError as error:
         raise ConfigError(_first_problem(error), hint) from error
 
@@ -178,6 +213,8 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, dict):
         pairs = cast("dict[str, Any]", value).items()
         return "{ " + ", ".join(f"{k} = {_toml_value(v)}" for k, v in pairs) + " }"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml_value, cast('Iterable[Any]', value)))}]"
     # TOML's strings, numbers, booleans and arrays are written as JSON's.
     return json.dumps(value, ensure_ascii=False)
 

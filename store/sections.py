@@ -423,9 +423,20 @@ class EvalConfig(Section):
         return None if template is None else _with_place(template)
 
 
+class Phase(Section):
+    objective: str
+    """train.objective of these rounds."""
+    rounds: int = Field(default=1, gt=0)
+    set: dict[str, dict[str, Any]] = {}
+    """Other keys that they have of their own, such as { teacher.rollouts = 4 }."""
+
+
 class RunConfig(Section):
     rounds: int = Field(default=1, gt=0)
     """Rounds that `omniopd run` drives."""
+    schedule: tuple[Phase, ...] = ()
+    """Rounds that the run begins with, before those of train.objective: [{ objective = "sft", rounds = 1 }] is a cold
+    start. The budget and the initial student are those of the whole run; `set` gives the rounds keys of their own."""
     overlap: bool = False
     """Audit what generate has committed while it still writes. Only live and without a budget: otherwise which chunks
     are worth it is known only once all are there, and audit waits."""

@@ -24,7 +24,7 @@ def main() -> int:
     arguments = parser.parse_args()
     run = RunDir(arguments.run)
     try:
-        config = run.config(tuple(arguments.set))
+        config = run.config(tuple(arguments.set)).of_round(arguments.round)
         from .trainer import train_round
 
         result = train_round(run, arguments.round, config)

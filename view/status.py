@@ -92,6 +92,8 @@ class RoundStatus(_Model):
     """One round."""
 
     round: int
+    objective: str
+    """What it learns from: train.objective, or that of run.schedule."""
     stages: list[StageStatus]
     spend: Spend
     outcomes: dict[str, int]
@@ -138,8 +140,8 @@ def read_status(run: RunDir, config: Config) -> Status:
 
 
 def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[str]) -> RoundStatus:
-    teacher = config.teacher
-    damage = _damage(round_)
+    config = config.of_round(round_.index)
+    teacher, damage = config.teacher, _damage(round_)
     statuses = Counter[str]()
     if "audit" not in damage:
         statuses.update(round_.rollouts.read(["status"])["status"].to_pylist())
@@ -153,7 +155,8 @@ def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[st
     cut_off, repetition = (None, None) if "generate" in damage else _quality(round_)
     predicted = read_forecast(run.ledger, round_.index)
     return RoundStatus(
-        round=round_.index, stages=stages, spend=spend, outcomes=dict(sorted(statuses.items())), cut_off=cut_off,
+        round=round_.index, objective=config.train.objective, stages=stages,
+        spend=spend, outcomes=dict(sorted(statuses.items())), cut_off=cut_off,
         repetition=repetition, distinct_rollouts=None if "audit" in damage else _distinct(round_),
         accepted=None if "score" in damage else _accepted(round_),
         predicted=None if predicted is None else Forecast(**predicted),

@@ -89,13 +89,17 @@ def render(status: Status) -> "RenderableType":
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("round", justify="right")
+    scheduled = len({round_.objective for round_ in status.rounds}) > 1
+    if scheduled:
+        table.add_column("objective", no_wrap=True)
     for stage in STAGES:
         table.add_column(stage, no_wrap=True)
     for heading in ("tokens", "cached", "USD", "cut off"):
         table.add_column(heading, justify="right", no_wrap=True)
     for round_ in status.rounds:
         table.add_row(
-            str(round_.round), *(_cell(stage) for stage in round_.stages), f"{round_.spend.tokens:,}",
+            str(round_.round), *([round_.objective] if scheduled else []),
+            *(_cell(stage) for stage in round_.stages), f"{round_.spend.tokens:,}",
             _share(round_.spend.cache_share), f"{round_.spend.usd:.4f}", _share(round_.cut_off),
         )  # fmt: skip
     title = Text(one_line(status.run), "bold")

@@ -4,8 +4,10 @@ import functools
 import io
 import math
 import os
+import re
 import signal
 import time
+import tomllib
 
 import pytest
 import torch
@@ -13,19 +15,21 @@ from aiohttp import web
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from omniopd.run import run_rounds
 from omniopd.stages.audit.draft_length import accepted_lately
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.teacher import max_tokens_for
 from omniopd.stages.score.stage import score
 from omniopd.store.config import commented_toml
 from omniopd.store.errors import ConfigError, InputError
+from omniopd.store.ledger import read_totals
 from omniopd.train.metrics import MetricsLog
 from omniopd.train.trainer import train_round
 from omniopd.view.inspect import Selection, inspect
 from omniopd.view.sanitize import one_line
 from omniopd.view.sql import query
 from omniopd.view.status import read_status
-from omniopd.view.status_text import lines
+from omniopd.view.status_text import lines, render
 from support.processes import Command, finish
 from support.runs import STUDENT
 
@@ -321,3 +325,55 @@ def test_status_sql_and_inspect_show_how_far_the_student_follows_and_where_it_st
             learned = reader()[0].decode(draft["ids"][: draft["accepted"]])
             assert text.startswith(learned)
             assert one_line(learned) + " ✂ " + one_line(text[len(learned) :]) in shown
+
+
+def test_a_run_may_begin_with_other_objectives_under_one_budget(make_run, teacher):
+    """A cold start with sft, then draft: each round has its objective's own defaults, and the keys of its phase."""
+    run = make_run(questions=8, train=DRAFT, teacher={"base_url": teacher.base_url, "rollouts": None})
+    run.config_toml.write_text(
+        run.config_toml.read_text()
+        + '[run]\nrounds = 2\nschedule = [{ objective = "sft", set = { teacher.rollouts = 2, train.epochs = 1 } }]\n'
+    )
+    config = run.config(("data.per_round=4", "score.accept_threshold=1e-30"))
+    assert [config.of_round(index).train.objective for index in range(3)] == ["sft", "draft", "draft"]
+    assert config.first_rounds == [0, 1]
+    cold, later = config.of_round(0), config.of_round(1)
+    assert (cold.select.keep, cold.teacher.rollouts, cold.train.epochs, cold.train.beta) == ("all", 2, 1, 0.1)
+    assert (later.select.keep, later.teacher.rollouts, later.train.epochs, later.train.beta) == ("earliest", 1, 2, 0.0)
+    assert cold.of_round(0) == cold
+    assert cold.data == later.data == config.data
+
+    said = []
+    overrides = ["data.per_round=4", "score.accept_threshold=1e-30"]
+    run_rounds(run, config, overrides, said.append)
+    assert [run.round(k).shards.manifest.made_with["train.objective"] for k in range(2)] == ["sft", "draft"]
+    assert run.round(0).rollouts.manifest.rows == 8
+    assert run.round(1).rollouts.manifest.rows == 4
+    assert read_totals(run.ledger).requests == 8, "one ledger"
+    status = read_status(run, config)
+    assert [round_.objective for round_ in status.rounds] == ["sft", "draft"]
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(render(status))
+    assert re.search(r"0\s+sft .*\n\s*1\s+draft ", console.export_text())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ('[{ objective = "copy" }]', "train.objective"),
+        ('[{ objective = "opd" }]', "train.teacher is not set"),
+        ('[{ objective = "sft", rounds = 0 }]', "run.schedule"),
+        ('[{ objective = "sft", set = { teacher.rolouts = 2 } }]', "teacher.rolouts"),
+    ],
+)
+def test_a_schedule_that_cannot_work_is_refused_before_the_first_round(make_run, schedule, message):
+    run = make_run()
+    run.config_toml.write_text(run.config_toml.read_text() + f"[run]\nschedule = {schedule}\n")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        run.config()
+
+
+def test_a_schedule_is_written_as_toml():
+    phases = [{"objective": "sft", "rounds": 2, "set": {"teacher": {"rollouts": 4}}}]
+    text = commented_toml({"run": {"schedule": phases}})
+    assert tomllib.loads(text)["run"]["schedule"] == phases
