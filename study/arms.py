@@ -8,11 +8,14 @@ from typing import Any, Literal, cast
 
 from ..store.config import Config
 from ..store.errors import UsageError
+from ..store.objectives import REGISTERED
 
 Kind = Literal["compare", "ablation", "sensitivity", "explore"]
 """explore: arms that a user of this package describes (benchmarks/experiments/explore.py)."""
 Equal = Literal["tokens", "usd"]
 """What an arm spends as much of, each round, as the reference arm of its seed did."""
+
+More = Literal["prompts", "answers"]
 
 REFERENCE = "omniopd"
 """The arm without a change: others borrow its tables, match its spend and are compared with it."""
@@ -37,7 +40,7 @@ class Arm:
     """What is to be known about it, for the legend under the table."""
     equal: Equal | None = None
     """It spends what the reference arm spent; None: what it spends by itself."""
-    more: Literal["prompts", "answers"] = "prompts"
+    more: More = "prompts"
     """What it buys for that: more prompts, or more answers to each of the reference arm's."""
 
     @property
@@ -66,11 +69,16 @@ Choice = tuple[list[Arm], list[Missing]]
 
 def compare_arms(base: Config, equal: Equal) -> Choice:
     """All objectives (Tables 1 and 2), and the control that ignores the teacher."""
+    spends = f"the {_unit(equal)} that {REFERENCE} spent buy"
     arms = [
         _arm(base, REFERENCE, {}, "as the study's config.toml says"),
         _arm(base, "constant", {"score.weights": "constant", "score.centre": "none"}, "teacher ignored, weights 1"),
         _arm(base, "sft", _sft_changes(base),
-             f"whole answers of the teacher, for the {_unit(equal)} that {REFERENCE} spent", equal=equal),
+             f"a whole answer of the teacher to each prompt, and as many prompts as {spends}; 2 epochs", equal=equal),
+        _arm(base, "sft answers", {"train.objective": "sft", "teacher.max_tokens": None},
+             f"whole answers, as many to each of {REFERENCE}'s prompts as {spends}", equal=equal, more="answers"),
+        _arm(base, "draft", _draft_changes(base),
+             f"the teacher's words as far as the student follows, and as many prompts as {spends}", equal=equal),
     ]  # fmt: skip
     missing: list[Missing] = []
     if base.train.teacher:
@@ -87,9 +95,24 @@ def compare_arms(base: Config, equal: Equal) -> Choice:
 
 
 def _sft_changes(base: Config) -> dict[str, Any]:
-    """teacher.max_tokens is the length of a chunk's rollout, and an answer is longer. How many answers are wanted is
-    found out in each round, from what the reference arm spent; here it is only said that their number is fixed."""
-    return {"train.objective": "sft", "teacher.max_tokens": None, "teacher.rollouts": base.teacher.most_rollouts}
+    """teacher.max_tokens is the length of a chunk's rollout, and an answer is longer."""
+    return {
+        "train.objective": "sft", "teacher.max_tokens": None, "teacher.rollouts": 1, "train.epochs": 2,
+        "train.global_batch": _half_a_batch(base),
+    }  # fmt: skip
+
+
+def _draft_changes(base: Config) -> dict[str, Any]:
+    """The objective's own defaults, where the base says something else."""
+    return {
+        "train.objective": "draft", "teacher.max_tokens": None, "train.global_batch": _half_a_batch(base),
+        **REGISTERED["draft"].defaults,
+    }  # fmt: skip
+
+
+def _half_a_batch(base: Config) -> int:
+    """More prompts are more steps; docs/experiments.md has the sizes that were compared."""
+    return max(1, base.train.global_batch // 2)
 
 
 def _grpo_changes(base: Config) -> dict[str, Any]:
@@ -205,9 +228,12 @@ def arm_values(base: Config, arm: Arm, seed: int) -> dict[str, dict[str, Any]]:
     return values
 
 
-def _arm(base: Config, name: str, changes: Mapping[str, Any], note: str = "", equal: Equal | None = None) -> Arm:
+def _arm(
+    base: Config, name: str, changes: Mapping[str, Any], note: str = "", equal: Equal | None = None,
+    more: More = "prompts",
+) -> Arm:  # fmt: skip
     """An arm with the changes that are some."""
-    return Arm(name, {key: new for key, new in changes.items() if new != _get(base, key)}, note, equal)
+    return Arm(name, {key: new for key, new in changes.items() if new != _get(base, key)}, note, equal, more)
 
 
 def _get(base: Config, key: str) -> Any:

@@ -42,22 +42,6 @@ def spent(round_: RoundDir) -> Spent:
     return Spent(int(prompt), int(completion), float(usd))
 
 
-def lengths(round_: RoundDir) -> tuple[int, float, float]:
-    """Trajectories of a round, and the mean lengths of their prompts and responses in student tokens."""
-    frame = pl.DataFrame(round_.trajectories.read(["prompt_ids", "response_ids"]))
-    prompt, response = (frame[name].list.len().to_numpy() for name in frame.columns)
-    return len(frame), float(prompt.mean()), float(response.mean())
-
-
-def teacher_tokens_a_token(round_: RoundDir) -> float:
-    """How many tokens of the teacher's a token of the student's is, by what the requests of a round were billed for."""
-    rollouts = pl.DataFrame(round_.rollouts.read(["request_id", "prompt_tokens"]))
-    prompts = pl.DataFrame(round_.trajectories.read(["trajectory_id", "prompt_ids"]))
-    chunks = pl.DataFrame(round_.chunks.read(["trajectory_id", "start"])).join(prompts, on="trajectory_id")
-    read = (chunks["prompt_ids"].list.len() + chunks["start"]).to_numpy().mean()
-    return float(rollouts["prompt_tokens"].to_numpy().sum() / rollouts["request_id"].n_unique() / read)
-
-
 def row(study: Path, run: RunDir, arm: Arm, seed: int, rounds: int, folder: EvalDir, grader: str) -> dict[str, Any]:
     """One row of the study's table.
 

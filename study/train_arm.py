@@ -1,7 +1,6 @@
 """One task: the rounds of an arm with a seed, and the evaluations of its policies. Nothing is done twice."""
 
 import contextlib
-import math
 from collections.abc import Callable
 from typing import TextIO
 
@@ -42,7 +41,7 @@ def _train_and_evaluate(task: Task, log: TextIO) -> float:
         _evaluate(task, 0, config)
     for index in range(task.rounds):
         if not task.run.round(index).policy.is_dir():
-            overrides = _equal_budget(task, index)
+            overrides = [] if task.arm.equal is None else _equal(task, index, config)
             of_round = task.run.config(tuple(overrides))
             _borrow(task, index, of_round, say)
             try:
@@ -70,33 +69,11 @@ def _borrow(task: Task, index: int, config: Config, say: Callable[[str], None]) 
         say(f"round {index}: {', '.join(names)} taken over from another arm")
 
 
-def _equal_budget(task: Task, index: int) -> list[str]:
-    """What makes a round cost as much as the reference arm's: a hard cap, and as many prompts as it covers at a whole
-    response each (rounded up, so that the cap is what ends it). Where every round takes all prompts, or the arm is to
-    see the same ones: as many answers to each."""
-    arm = task.arm
-    if arm.equal is None:
-        return []
-    from ..stages.audit.price import find_rates
-    from ..stages.generate.stage import samples_of
-    from .results import lengths, spent, teacher_tokens_a_token
+def _equal(task: Task, index: int, config: Config) -> list[str]:
+    from .equal import equal_spend
 
     reference = task.study.run(REFERENCE, task.seed).round(index)
-    cost, config = spent(reference), task.run.config()
-    trajectories, *own = lengths(reference)
-    prompt, response = (tokens * teacher_tokens_a_token(reference) for tokens in own)
-    if arm.equal == "tokens":
-        spend, read, write, cap = cost.tokens, 1.0, 1.0, f"tokens={cost.tokens}"
-    else:
-        rates = find_rates(task.base.teacher)
-        spend, read, write, cap = 1e6 * cost.usd, rates.input, rates.output, f"usd={cost.usd}"
-    if arm.more == "answers" or config.data.per_round is None:
-        answers = (spend / trajectories - prompt * read) / (response * write)
-        wanted = f"teacher.rollouts={max(1, math.ceil(answers))}"
-    else:
-        one = prompt * read + response * write * config.teacher.most_rollouts
-        wanted = f"data.per_round={max(1, math.ceil(spend / one / samples_of(config)))}"
-    return [wanted, f"teacher.round_budget_{cap}"]
+    return equal_spend(reference, config, task.arm.equal or "tokens", task.arm.more)
 
 
 def _evaluate(task: Task, rounds: int, config: Config) -> None:

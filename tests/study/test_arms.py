@@ -42,7 +42,7 @@ def base_of(**sections):
 
 def test_compare_names_what_it_cannot_run_and_why():
     arms, missing = compare_arms(base_of(), "tokens")
-    assert [arm.name for arm in arms] == ["omniopd", "constant", "sft"]
+    assert [arm.name for arm in arms] == ["omniopd", "constant", "sft", "sft answers", "draft"]
     assert {one.name: one.reason.partition("(")[2] for one in missing} == {
         "opd": "train.teacher is not set)",
         "grpo": "data.answer is not set)",
@@ -50,9 +50,11 @@ def test_compare_names_what_it_cannot_run_and_why():
     arms, missing = compare_arms(
         base_of(train={"teacher": "t"}, data={"answer": "a"}, score={"centre": "batch_mean"}), "tokens"
     )
-    assert [arm.name for arm in arms] == ["omniopd", "constant", "sft", "opd", "grpo", "omniopd paper"]
+    assert [arm.name for arm in arms] == [
+        "omniopd", "constant", "sft", "sft answers", "draft", "opd", "grpo", "omniopd paper"
+    ]  # fmt: skip
     assert missing == []
-    assert len({arm.folder for arm in arms}) == 6
+    assert len({arm.folder for arm in arms}) == 8
 
 
 def test_every_arm_of_every_study_is_a_config_and_the_reference_has_no_change():
@@ -77,6 +79,15 @@ def test_sft_is_not_cut_to_the_length_of_a_chunk():
     assert config_of(arm_values(base, sft, 0), "").teacher.max_tokens is None
     assert sft.equal == "tokens"
     assert sft.folder != compare_arms(base, "usd")[0][2].folder
+
+
+def test_draft_has_its_own_defaults_and_not_the_bases_settings_of_a_chunk():
+    base = base_of(teacher={"rollouts": 8, "max_tokens": 6, "temperature": 1.0}, train={"beta": 0.1})
+    draft = next(arm for arm in compare_arms(base, "tokens")[0] if arm.name == "draft")
+    config = config_of(arm_values(base, draft, 0), "")
+    assert (config.select.keep, config.teacher.rollouts, config.teacher.max_tokens) == ("earliest", 1, None)
+    assert (config.teacher.temperature, config.train.beta, config.train.epochs) == (0.5, 0.0, 2)
+    assert (draft.equal, draft.more) == ("tokens", "prompts")
 
 
 def test_grpo_has_as_many_trajectories_as_the_others():
