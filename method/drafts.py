@@ -21,6 +21,10 @@ Accept = Literal["min_p", "typical", "probability", "rank"]
 
 _CONTEXT = 8
 """Tokens before the fork behind which a draft is decoded to be checked."""
+_SHORTEST = 8
+"""Teacher tokens: a draft is not made shorter than that."""
+_LENGTHS = 64
+"""Lengths that are compared."""
 _END = 0x10FFFF
 """The end of a text as a unit. The last code point there is: no text has it, and no encoder gets so far."""
 
@@ -142,3 +146,23 @@ def _pairs_within(fork_D: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArr
     pairs = [(a, b) for drafts in same for a in drafts.tolist() for b in drafts.tolist() if a != b]
     mine_other_P2 = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return mine_other_P2[:, 0], mine_other_P2[:, 1]
+
+
+def paying_length(followed_D: NDArray[np.floating], drafted_D: NDArray[np.floating], prompt: float) -> int:
+    """The draft length that brings the most accepted tokens for what is paid.
+
+    Drafts of a length are beginnings of the longer ones that are there, so each shorter length is known as if it had
+    been asked for. Where none of them pays better than the longest, twice that is the answer: what it would bring is
+    not known, and less than that is not enough.
+
+    Args:
+        followed_D: Tokens of each draft before the first that the student rejects, in the teacher's tokens.
+        drafted_D: Tokens of each draft.
+        prompt: What the prompt of a draft costs, in tokens of a draft's price.
+    """
+    longest = int(drafted_D.max())
+    lengths = np.unique(np.geomspace(min(_SHORTEST, longest), longest, _LENGTHS).round().astype(int))
+    accepted_L = [np.minimum(followed_D, length).mean() for length in lengths]
+    paid_L = [prompt + np.minimum(drafted_D, length).mean() for length in lengths]
+    best = int(lengths[np.argmax(np.divide(accepted_L, paid_L))])
+    return 2 * longest if best == longest else best

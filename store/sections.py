@@ -193,8 +193,8 @@ class TeacherConfig(Section):
     """Longest rollout in teacher tokens; unset: half again the chunk's student tokens, plus 8, and
     generate.max_new_tokens for the whole answers of train.objective = "sft"."""
     draft_tokens: Annotated[int, Field(gt=0)] | Literal["adaptive"] = "adaptive"
-    """Length of a draft in teacher tokens, at most max_tokens. adaptive: the chunk's at first; then as many as the
-    student followed before it rejected one in the round before, up to generate.max_new_tokens."""
+    """Longest draft in teacher tokens, at most max_tokens. adaptive: generate.max_new_tokens at first; then the length
+    that would have brought the most accepted tokens for its price in the round before."""
     budget_usd: float | None = Field(default=None, ge=0)
     """Hard cap on the run's spend. Needs a price, of teacher.price or of a model that genai-prices knows."""
     budget_tokens: int | None = Field(default=None, ge=0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..method.objectives.record import Answers
 from ..method.objectives.registry import objective_of
-from ..stages.audit.draft_length import accepted_lately
+from ..stages.audit.draft_length import draft_tokens
 from ..stages.audit.forecast import Forecast, Shape, continuations, forecast
 from ..stages.audit.price import find_rates
 from ..stages.audit.teacher import max_tokens_for
@@ -67,19 +67,19 @@ def plan(run: RunDir, config: Config) -> Plan:
     prompts = render(questions[:_PROMPTS_READ], config.data, tokenizer)
     prompt_length = float(np.mean([len(prompt.ids) for prompt in prompts]))
     measured = _measured_answer(run) if objective_of(config).asks == "answers" else _measured_response(run)
-    accepted = accepted_lately(run, len(run.rounds()), config)
-    return predict(config, len(questions), prompt_length, measured, accepted)
+    paying = draft_tokens(run, len(run.rounds()), config)
+    return predict(config, len(questions), prompt_length, measured, paying)
 
 
 def predict(
-    config: Config, prompts: int, prompt_length: float, measured: float | None, accepted: float | None = None
+    config: Config, prompts: int, prompt_length: float, measured: float | None, paying: int | None = None
 ) -> Plan:
     """Predict a round of so many prompts. Pure.
 
     Args:
         prompt_length: mean, student tokens.
         measured: mean length of a response, or of the teacher's answer, where it is known; else the limit counts.
-        accepted: tokens of a draft that the student followed lately, where that is known.
+        paying: length of a draft that pays, where that is known.
     """
     objective = objective_of(config)
     answers = objective.asks == "answers"
@@ -92,14 +92,14 @@ def predict(
         read = round(trajectories * prompt_length)
         shape = Shape(trajectories, read, read, round(trajectories * length))
     elif objective.asks == "chunks" and config.score.weights == "teacher":
-        shape = _chunks(config, trajectories, prompt_length, length, accepted)
+        shape = _chunks(config, trajectories, prompt_length, length, paying)
     sequences = trajectories * (config.teacher.most_rollouts if isinstance(objective.learns, Answers) else 1)
     generated = round(trajectories * length) if objective.samples_student else 0
     student = _student(config, generated, sequences, prompt_length + length)
     return Plan(prompts, trajectories, prompt_length, length, measured is not None, shape, student)
 
 
-def _chunks(config: Config, trajectories: int, prompt_length: float, length: float, accepted: float | None) -> Shape:
+def _chunks(config: Config, trajectories: int, prompt_length: float, length: float, paying: int | None) -> Shape:
     c = config.select.chunk_tokens
     m = min(config.select.chunks, max(1, int(length // c)))
     # Starts of M chunks lie evenly over the response: chunk i begins at i / (M + 1) of it.
@@ -108,7 +108,7 @@ def _chunks(config: Config, trajectories: int, prompt_length: float, length: flo
         trajectories * kept,
         round(trajectories * kept * (prompt_length + length * (kept + 1) / 2 / (m + 1))),
         round(trajectories * (prompt_length + length * kept / (m + 1))),
-        trajectories * kept * max_tokens_for(config, c, accepted),
+        trajectories * kept * max_tokens_for(config, c, paying),
     )
 
 

@@ -1,36 +1,35 @@
-# pyright: strict
-"""draft: how long a draft pays. Speculative decoding turned round adapts its draft length likewise."""
+"""draft: how long a draft pays, from what the student made of those of the round before."""
 
 import contextlib
-import math
 
+import numpy as np
+
+from ...method.drafts import paying_length
 from ...method.objectives.registry import objective_of
 from ...store.config import Config
 from ...store.layout import RunDir
 from ...store.sql import connect
+from .price import find_rates
 
-_ACCEPTED = """
-SELECT sum(accepted / len(ids) * completion_tokens), count(*) FILTER (accepted < len(ids))
+_FOLLOWED = """
+SELECT accepted / len(ids) * completion_tokens AS followed, completion_tokens AS drafted, prompt_tokens AS read
 FROM drafts JOIN rollouts USING (chunk_id, rollout_index)
 WHERE len(ids) > 0
 """
 
 
-def accepted_lately(run: RunDir, index: int, config: Config) -> float | None:
-    """Teacher tokens that the student follows before it rejects one, in the latest round of drafts before this one.
-
-    It is the mean of an exponential distribution from lengths of which those that were not rejected are censored: all
-    accepted tokens by the number of rejections.
-
-    Returns:
-        Infinity where nothing was rejected; None where there is no such round, or another objective.
-    """
+def draft_tokens(run: RunDir, index: int, config: Config) -> int | None:
+    """Teacher tokens of a draft that would have brought the most accepted tokens for their price in the latest round of
+    drafts before this one. None where there is no such round, or the objective is another."""
     if objective_of(config).weights_from != "drafts":
         return None
     for round_ in reversed(run.rounds()):
         if round_.index < index and round_.drafts.complete:
             with contextlib.closing(connect([round_])) as db:
-                ((tokens, rejections),) = db.execute(_ACCEPTED).fetchall()
-            if tokens is not None:
-                return tokens / rejections if rejections else math.inf
+                rows = np.array(db.execute(_FOLLOWED).fetchall(), dtype=np.float64).reshape(-1, 3)
+            if len(rows):
+                followed_D, drafted_D, read_D = rows.T
+                rates = find_rates(config.teacher)
+                price = rates.input / rates.output if rates.output else 1.0
+                return paying_length(followed_D, drafted_D, price * float(read_D.mean()))
     return None

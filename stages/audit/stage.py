@@ -26,7 +26,7 @@ from .batches.flow import BatchFlow
 from .chunk_writer import ChunkWriter
 from .client import find_teacher, open_session
 from .context import AuditContext, budget_reached, caps
-from .draft_length import accepted_lately
+from .draft_length import draft_tokens
 from .flow import Flow
 from .forecast import as_row, forecast
 from .group_commit import GroupCommit
@@ -132,7 +132,7 @@ async def _audit(
         await outbox.drain(lambda chunk_ids: keys_present(round_, chunk_ids))
         if retry_failed:
             failures.forget(table, settings)
-        longest = functools.partial(max_tokens_for, config, accepted=accepted_lately(run, round_.index, config))
+        longest = functools.partial(max_tokens_for, config, paying=draft_tokens(run, round_.index, config))
         todo = functools.partial(open_todo, round_, config, longest, rule, run.spill)
         total = round_.chunks.manifest.rows * rule.most if chunks.complete else None
         with progress("audit", total, table.manifest.rows) as advance:

@@ -1,7 +1,6 @@
 # pyright: strict
 """What a dialect of teacher API must do: write a request, read an answer. Pure; sending is client.py's part."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -13,9 +12,6 @@ from ...store.sections import TeacherConfig
 from ...store.usage import Usage
 
 Continuation = Literal["completion", "prefill", "instruct"]
-
-_SHORTEST_DRAFT = 8
-"""Teacher tokens: below it a request costs more than what it brings."""
 
 
 @dataclass(frozen=True)
@@ -178,21 +174,19 @@ class Dialect:
     costs money. Elsewhere teacher.base_url says who it is."""
 
 
-def max_tokens_for(config: Config, chunk_tokens: int, accepted: float | None = None) -> int:
+def max_tokens_for(config: Config, chunk_tokens: int, paying: int | None = None) -> int:
     """Teacher tokens to ask for: tokenizers differ, so a chunk of C student tokens may be longer in the teacher's.
-    What is too long is cut to the chunk's length when it is scored. A whole answer may be as long as a response.
+    What is too long is cut to the chunk's length when it is scored. A whole answer may be as long as a response, and so
+    may a draft.
 
     Args:
-        accepted: Of a draft: how many tokens are followed before one is rejected; None: nobody knows yet.
+        paying: Length of a draft that pays; None: nobody knows yet.
     """
     teacher, objective = config.teacher, objective_of(config)
     whole = config.generate.max_new_tokens
-    if objective.weights_from == "drafts" and teacher.draft_tokens != "adaptive":
-        wanted = teacher.draft_tokens
-    elif objective.asks == "answers":
+    if objective.weights_from == "drafts":
+        wanted = min(paying or whole, whole) if teacher.draft_tokens == "adaptive" else teacher.draft_tokens
+        return min(wanted, teacher.max_tokens or wanted)
+    if objective.asks == "answers":
         return teacher.max_tokens or whole
-    elif objective.weights_from == "drafts" and accepted is not None:
-        wanted = math.ceil(min(max(accepted, _SHORTEST_DRAFT), whole))
-    else:
-        return teacher.max_tokens or chunk_tokens + chunk_tokens // 2 + 8
-    return min(wanted, teacher.max_tokens or wanted)
+    return teacher.max_tokens or chunk_tokens + chunk_tokens // 2 + 8

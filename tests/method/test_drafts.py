@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from omniopd.method.drafts import accepted_tokens, consensus, draft_ids, reach
+from omniopd.method.drafts import accepted_tokens, consensus, draft_ids, paying_length, reach
 from omniopd.method.similarity.metrics import METRICS
 from omniopd.method.similarity.units import CharUnits, DigitUnits
 from omniopd.store.sections import ScoreConfig
@@ -146,3 +146,25 @@ def test_a_metric_that_reads_texts_gets_them_cut_to_the_shorter_one():
 def test_a_draft_that_is_alone_agrees_with_itself():
     got_D = consensus(np.arange(3), ["a", "", "b"], np.array([True, False, False]), CharUnits(), METRICS["edit"])
     assert got_D.tolist() == [1, 1, 1]
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.floats(0, 1)), min_size=1, max_size=20), st.integers(0, 80))
+def test_no_shorter_length_pays_better_than_the_one_that_is_chosen(drafts, prompt):
+    drafted_D = np.array([length for length, _ in drafts], dtype=float)
+    followed_D = np.array([length * share for length, share in drafts])
+    longest = max(drafted_D)
+
+    def bought(length):
+        return np.minimum(followed_D, length).sum() / (prompt * len(drafts) + np.minimum(drafted_D, length).sum())
+
+    chosen = paying_length(followed_D, drafted_D, prompt)
+    best = max(bought(length) for length in range(min(8, longest), longest + 1))
+    assert chosen == 2 * longest or min(8, longest) <= chosen < longest
+    assert bought(min(chosen, longest)) == pytest.approx(best)
+
+
+def test_a_draft_grows_where_all_of_it_is_followed_and_shrinks_where_its_end_is_foreign():
+    whole_D = np.full(10, 40)
+    assert paying_length(whole_D * 1.0, whole_D, 30) == 80
+    assert paying_length(np.full(10, 12.0), whole_D, 30) == 12
+    assert paying_length(np.full(10, 2.0), whole_D, 30) == 8

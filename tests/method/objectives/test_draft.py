@@ -9,14 +9,16 @@ import signal
 import time
 import tomllib
 
+import numpy as np
 import pytest
 import torch
 from aiohttp import web
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from omniopd.method.drafts import paying_length
 from omniopd.run import run_rounds
-from omniopd.stages.audit.draft_length import accepted_lately
+from omniopd.stages.audit.draft_length import draft_tokens
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.teacher import max_tokens_for
 from omniopd.stages.score.stage import score
@@ -265,41 +267,38 @@ def test_settings_that_mean_nothing_to_it_are_refused(make_run, override, messag
         make_run(train=DRAFT).config((override,))
 
 
-def test_the_first_drafts_are_as_long_as_a_chunk_and_later_ones_as_what_was_followed(drafted, teacher):
-    run = drafted(GOOD, CUT, lambda prompt: ("%?" + greedy(prompt), "stop"), teacher={"max_tokens": None})
-    assert {body["max_tokens"] for body in teacher.bodies} == {6 + 3 + 8}, "as for a chunk of 6 tokens"
+def test_the_first_drafts_may_be_whole_and_later_ones_are_as_long_as_paid(drafted, teacher):
+    run = drafted(GOOD, lambda prompt: ("%?" + greedy(prompt), "stop"), teacher={"max_tokens": None})
+    assert {body["max_tokens"] for body in teacher.bodies} == {56}, "generate.max_new_tokens"
     score(run, 0, run.config())
-    tokens = {(r["chunk_id"], r["rollout_index"]): r["completion_tokens"] for r in rows(run.round(0).rollouts)}
-    followed = rejected = 0.0
-    for draft in rows(run.round(0).drafts):
-        share = draft["accepted"] / len(draft["ids"])
-        followed += share * tokens[draft["chunk_id"], draft["rollout_index"]]
-        rejected += share < 1
-    assert rejected == 6
-    assert accepted_lately(run, 1, run.config()) == pytest.approx(followed / rejected)
-    assert accepted_lately(run, 0, run.config()) is None, "only rounds before it count"
-    assert accepted_lately(run, 1, run.config(("train.objective=omniopd",))) is None
-    score(run, 0, mild := run.config(("score.accept_threshold=1e-30",)))
-    assert accepted_lately(run, 1, mild) == math.inf
+    tokens = {(r["chunk_id"], r["rollout_index"]): r for r in rows(run.round(0).rollouts)}
+    paid = [tokens[d["chunk_id"], d["rollout_index"]] for d in rows(run.round(0).drafts)]
+    drafted_D = np.array([row["completion_tokens"] for row in paid])
+    shares = [d["accepted"] / len(d["ids"]) for d in rows(run.round(0).drafts)]
+    prompt = np.mean([row["prompt_tokens"] for row in paid])
+    assert draft_tokens(run, 1, run.config()) == paying_length(shares * drafted_D, drafted_D, prompt)
+    priced = run.config(("teacher.price={input = 1.0, output = 5.0}",))
+    assert draft_tokens(run, 1, priced) == paying_length(shares * drafted_D, drafted_D, prompt / 5)
+    assert draft_tokens(run, 0, run.config()) is None, "only rounds before it count"
+    assert draft_tokens(run, 1, run.config(("train.objective=omniopd",))) is None
 
 
 @pytest.mark.parametrize(
-    ("overrides", "accepted", "wanted"),
+    ("overrides", "paying", "wanted"),
     [
-        ((), None, 17),
-        ((), 30.2, 31),
-        ((), 0.5, 8),
-        ((), math.inf, 56),
-        (("teacher.max_tokens=20",), 30.2, 20),
-        (("teacher.draft_tokens=40",), 30.2, 40),
+        ((), None, 56),
+        ((), 30, 30),
+        ((), 400, 56),
+        (("teacher.max_tokens=20",), 30, 20),
+        (("teacher.draft_tokens=40",), 30, 40),
         (("teacher.draft_tokens=40", "teacher.max_tokens=20"), None, 20),
     ],
 )
 def test_a_draft_is_asked_for_at_the_length_that_pays_and_never_longer_than_the_cap(
-    make_run, overrides, accepted, wanted
+    make_run, overrides, paying, wanted
 ):
     config = make_run(train=DRAFT, teacher={"max_tokens": None}).config(overrides)
-    assert max_tokens_for(config, 6, accepted) == wanted
+    assert max_tokens_for(config, 6, paying) == wanted
 
 
 def test_status_sql_and_inspect_show_how_far_the_student_follows_and_where_it_stops(drafted):
