@@ -107,10 +107,10 @@ def _prepare(
     prompts = run.path.absolute() / "prompts.jsonl"
     if run.config_toml.exists():
         if not prompts.exists():
-            raise UsageError(f"{run} is not a run of the demo.", "Choose another folder: omniopd demo FOLDER.")
+            raise UsageError(f"{run.path} is not a run of the demo.", "Choose another folder: omniopd demo FOLDER.")
         return
     run.path.mkdir(parents=True, exist_ok=True)
-    questions = problems(prompts, seed=seed, split="train")
+    questions = problems(count, seed=seed, split="train")
     prompts.write_text("".join(json.dumps({"question": p.question}) + "\n" for p in questions), encoding="utf-8")
     values = settings(prompts, rounds, seed, base_url)
     for section, keys in changes.items():

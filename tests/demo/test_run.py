@@ -13,34 +13,35 @@ from omniopd.store.ledger import read_totals
 
 
 @pytest.mark.slow
-def test_the_demo_distils_beside_its_controls_and_a_second_call_asks_nothing_again(tmp_path, monkeypatch):
+def test_the_demo_distils_in_two_ways_beside_a_control_and_a_second_call_asks_nothing_again(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_run, "PROMPTS_PER_ROUND", 32)
+    monkeypatch.setattr(demo_run, "DRAFTS_PER_ROUND", 200)
     monkeypatch.setattr(demo_run, "HELD_OUT", 40)
     said: list[str] = []
     first = demo_run.demo(tmp_path, rounds=2, seed=0, say=said.append)
-    main, replayed, own = (RunDir(tmp_path / f"seed=0{suffix}") for suffix in ("", "-control", "-control-own"))
+    main, control, draft = (RunDir(tmp_path / f"seed=0{suffix}") for suffix in ("", "-control", "-draft"))
 
-    def trajectories(run, index):
-        return run.round(index).trajectories.existing_keys()
-
-    assert trajectories(main, 0) == trajectories(replayed, 0) == trajectories(own, 0)
-    assert trajectories(main, 1) == trajectories(replayed, 1) != trajectories(own, 1)
-    for control in (replayed, own):
-        assert control.round(0).chunks.existing_keys() == main.round(0).chunks.existing_keys()
-        weights = {w for row in control.round(0).shards.read(["loss_weight"])["loss_weight"].to_pylist() for w in row}
-        assert weights == {0.0, 1.0}
-        assert read_totals(control.ledger).requests == 0
+    assert control.round(0).trajectories.existing_keys() == main.round(0).trajectories.existing_keys()
+    assert control.round(0).chunks.existing_keys() == main.round(0).chunks.existing_keys()
+    weights = {w for row in control.round(0).shards.read(["loss_weight"])["loss_weight"].to_pylist() for w in row}
+    assert weights == {0.0, 1.0}
+    assert read_totals(control.ledger).requests == 0
+    for index in range(2):
+        spent = [read_totals(run.ledger, index).charged_tokens for run in (main, draft)]
+        assert 0.6 * spent[0] < spent[1] <= spent[0]
+        assert draft.round(index).trajectories.manifest.rows > 2 * 32, "a draft costs less than a prompt's chunks"
     assert {len(v) for result in vars(first).values() for v in (result.sampled, result.greedy)} == {40}
-    assert any("gain over control, same trajectories" in line for line in said)
+    assert any("gain of draft over control, teacher ignored" in line for line in said)
 
     first_server = ran_with(main)["teacher"]["base_url"]
     assert f"the teacher is served at {first_server}" in said[0]
-    assert [ran_with(control)["score"]["weights"] for control in (replayed, own)] == ["constant", "constant"]
+    assert ran_with(control)["score"]["weights"] == "constant"
+    assert ran_with(draft)["train"]["objective"] == "draft"
 
-    asked = read_totals(main.ledger).requests
+    asked, drafted = (read_totals(run.ledger).requests for run in (main, draft))
     assert asked == sum(main.round(k).chunks.manifest.rows for k in (0, 1))
     assert demo_run.demo(tmp_path, rounds=2, seed=0, say=said.append) == first
-    assert read_totals(main.ledger).requests == asked
+    assert [read_totals(run.ledger).requests for run in (main, draft)] == [asked, drafted]
     later = [line for line in said if "the teacher is served at" in line][1]
     assert ran_with(main)["teacher"]["base_url"] in later, "the server of the second call, not the one in config.toml"
 
