@@ -127,6 +127,10 @@ def _sections(
         charts.histogram(bins["weight"], "Weight π̂ (Eq. 5)", "π̂"),
         charts.histogram(bins["prior"], "Prior π̄ (Eq. 4)", "π̄"),
     ]
+    if any(row["accepted"] is not None for row in audits):
+        teacher.insert(
+            0, charts.by_round("accepted-rounds", audits, "accepted", "Accepted of the drafts", "tokens (%)")
+        )
     graded = [
         charts.by_round("reward-rounds", rewards, "reward", "Mean reward", "mean reward"),
         charts.by_round("signal-rounds", rewards, "signal", "Prompts that carry signal", "share of prompts (%)"),
@@ -235,7 +239,7 @@ def _teacher_name(config: Config) -> str:
 
 def _cards(db: "duckdb.DuckDBPyConnection", *, best: bool) -> list[figures.Row]:
     chunks = figures.extreme_chunks(db, _EXTREMES, best=best)
-    answers = rollouts_of(db, [chunk["chunk_id"] for chunk in chunks])
+    answers = rollouts_of(db, [chunk["chunk_id"] for chunk in chunks], None)
     for chunk in chunks:
         prefix = chunk["prefix_text"]
         chunk["before"] = ("…" if len(prefix) > _CONTEXT else "") + prefix[-_CONTEXT:]

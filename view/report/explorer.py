@@ -66,7 +66,7 @@ def block(db: duckdb.DuckDBPyConnection, most: int, decode: Decode | None) -> Bl
     texts = [
         _Written(row, chunks, answers, decode)
         for first in range(0, len(ids), _AT_A_TIME)
-        for row, chunks, answers in _read(db, ids[first : first + _AT_A_TIME])
+        for row, chunks, answers in _read(db, ids[first : first + _AT_A_TIME], decode)
     ]
     detail = next((d for d in _DETAILS if _estimate(texts, *d) <= _MOST_BYTES), _DETAILS[-1])
     data = ""
@@ -92,7 +92,9 @@ def _packed(entries: list[Row]) -> str:
     return base64.b64encode(compressor.compress(orjson.dumps(entries)) + compressor.flush()).decode()
 
 
-def _read(db: duckdb.DuckDBPyConnection, ids: list[str]) -> list[tuple[Row, list[Row], dict[str, list[Row]]]]:
+def _read(
+    db: duckdb.DuckDBPyConnection, ids: list[str], decode: Decode | None
+) -> list[tuple[Row, list[Row], dict[str, list[Row]]]]:
     """Trajectories with their chunks, and the distinct rollouts of these."""
     found = rows(
         db,
@@ -105,29 +107,39 @@ def _read(db: duckdb.DuckDBPyConnection, ids: list[str]) -> list[tuple[Row, list
     query = "SELECT * FROM chunks_scored WHERE list_contains(?, trajectory_id) ORDER BY start"
     for chunk in rows(db, query, [ids]):
         chunks[chunk["trajectory_id"]].append(chunk)
-    answers = rollouts_of(db, [chunk["chunk_id"] for own in chunks.values() for chunk in own])
+    answers = rollouts_of(db, [chunk["chunk_id"] for own in chunks.values() for chunk in own], decode)
     by_id = {row["trajectory_id"]: row for row in found}
     return [(by_id[id_], chunks[id_], answers) for id_ in ids]
 
 
-def rollouts_of(db: duckdb.DuckDBPyConnection, chunk_ids: list[str]) -> dict[str, list[Row]]:
-    """Distinct rollouts of each chunk with how often they came, the most frequent first."""
+def rollouts_of(db: duckdb.DuckDBPyConnection, chunk_ids: list[str], decode: Decode | None) -> dict[str, list[Row]]:
+    """Distinct rollouts of each chunk with how often they came, the most frequent first; of a draft, how many of its
+    characters were accepted."""
     query = (
-        "SELECT chunk_id, text, status, count(*) AS times FROM rollouts WHERE list_contains(?, chunk_id) GROUP BY ALL"
+        "SELECT chunk_id, text, status, ids, accepted, count(*) AS times"
+        " FROM rollouts LEFT JOIN drafts USING (chunk_id, rollout_index)"
+        " WHERE list_contains(?, chunk_id) GROUP BY ALL"
     )
     out: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows(db, query, [chunk_ids]), key=lambda r: (r["text"] is None, -r["times"], r["text"] or "")):
         out[row["chunk_id"]].append(row)
+        if row["accepted"] is not None and decode is not None:
+            row["kept"] = len(decode(row["ids"][: row["accepted"]]))
     return out
 
 
 def marked(chunk: Row, rollout: Row) -> Row:
     """A rollout for the page: times, share that agrees, and its pieces (text, kind), or its status without a text. A
-    whole answer (sft) is compared with nothing."""
+    whole answer (sft) is compared with nothing, and a draft is cut where the policy rejects it."""
     if rollout["text"] is None:
         return {"times": rollout["times"], "status": rollout["status"]}
     if is_whole(chunk):
         return {"times": rollout["times"], "share": None, "parts": [(rollout["text"], "whole")]}
+    if rollout.get("kept") is not None:
+        text, kept = rollout["text"], rollout["kept"]
+        accepted = rollout["accepted"] / max(1, len(rollout["ids"]))
+        parts = [(text[:kept], "same"), (text[kept:], "beyond")]
+        return {"times": rollout["times"], "share": round(accepted, 3), "parts": parts}
     parts = agreement(chunk["chunk_text"], rollout["text"], chunk["unit"] or "word")
     return {"times": rollout["times"], "share": round(share(parts), 3), "parts": parts}
 

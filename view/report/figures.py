@@ -70,7 +70,8 @@ def audits(db: duckdb.DuckDBPyConnection) -> list[Row]:
             chunks.round, count(*) AS chunks, avg(pi_freq) AS phi, avg(pi_teacher) AS weight, avg(prior) AS prior,
             avg("end" - start) AS chunk_tokens, sum(bill.prompt_tokens)::BIGINT AS prompt_tokens,
             sum(bill.completion_tokens)::BIGINT AS completion_tokens, sum(bill.rollouts)::BIGINT AS rollouts,
-            sum(bill.answered)::BIGINT AS answered, sum(bill.cost_usd) AS cost_usd
+            sum(bill.answered)::BIGINT AS answered, sum(bill.cost_usd) AS cost_usd,
+            sum(accepted) / sum(draft_tokens) AS accepted
         FROM chunks_scored AS chunks
         LEFT JOIN (
             SELECT

@@ -1,5 +1,6 @@
 """draft from the prompts to the training sequences, and through a crash in the pass that verifies."""
 
+import contextlib
 import functools
 import io
 import math
@@ -25,9 +26,13 @@ from omniopd.stages.score.stage import score
 from omniopd.store.config import commented_toml
 from omniopd.store.errors import ConfigError, InputError
 from omniopd.store.ledger import read_totals
+from omniopd.store.reader import open_reader
 from omniopd.train.metrics import MetricsLog
 from omniopd.train.trainer import train_round
+from omniopd.view.decoder import find_decoder
 from omniopd.view.inspect import Selection, inspect
+from omniopd.view.report.build import write_report
+from omniopd.view.report.explorer import marked, rollouts_of
 from omniopd.view.sanitize import one_line
 from omniopd.view.sql import query
 from omniopd.view.status import read_status
@@ -324,6 +329,21 @@ def test_status_sql_and_inspect_show_how_far_the_student_follows_and_where_it_st
             learned = reader()[0].decode(draft["ids"][: draft["accepted"]])
             assert text.startswith(learned)
             assert one_line(learned) + " ✂ " + one_line(text[len(learned) :]) in shown
+
+    with contextlib.closing(open_reader(run)) as db:
+        ids = [draft["chunk_id"] for draft in drafts]
+        cut = [
+            marked({"start": 0, "end": 1}, row)
+            for own in rollouts_of(db, ids, find_decoder(run, run.config())).values()
+            for row in own
+        ]
+    kept = {(piece[0][0], round(piece[1], 3)) for piece in ((row["parts"], row["share"]) for row in cut)}
+    assert kept == {
+        ((reader()[0].decode(d["ids"][: d["accepted"]], skip_special_tokens=True), "same"),
+         round(d["accepted"] / len(d["ids"]), 3)) for d in drafts
+    }  # fmt: skip
+    write_report(run, run.config(), run.report, 10)
+    assert "Accepted of the drafts" in run.report.read_text()
 
 
 def test_a_run_may_begin_with_other_objectives_under_one_budget(make_run, teacher):
