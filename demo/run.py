@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..eval.estimate import Interval, wilson
-from ..run import run_round
+from ..run import run_round, train_stage
+from ..stages.audit.stage import audit
+from ..stages.score.stage import score
 from ..store.config import commented_toml
 from ..store.errors import BudgetReached, UsageError
 from ..store.layout import RunDir
@@ -41,7 +43,7 @@ class Demo:
 
     before: Result
     control: Result
-    """The teacher ignored: every audited token has the same weight."""
+    """Learned from omniopd's trajectories, every audited token with the same weight."""
     omniopd: Result
     draft: Result
     """train.objective = "draft", for as many teacher tokens."""
@@ -74,11 +76,12 @@ def demo(path: Path, rounds: int, seed: int, say: Say) -> Demo:
             _draft_round(main, draft, index, overrides, say)
     # The control asks no teacher. Constant weights are zero once they are centred, so its weights are not.
     constant: dict[str, object] = {"weights": "constant", "centre": "none"}
-    _prepare(control, PROMPTS_PER_ROUND * rounds, rounds, seed, "", {"score": constant})
+    changes: dict[str, dict[str, object]] = {"score": constant, "train": {"off_policy": True}}
+    _prepare(control, PROMPTS_PER_ROUND * rounds, rounds, seed, "", changes)
     control.record(control.config())
     say("training the control")
     for index in range(rounds):
-        run_round(control, index, control.config(), [], lambda line: None)
+        _replay_round(main, control, index)
     students = (run.round(rounds - 1).policy for run in (control, main, draft))
     result = Demo(before, *(evaluate(policy, held_out, seed) for policy in students))
     _report(result, main, draft, time.monotonic() - start, say)
@@ -128,17 +131,31 @@ def settings(prompts: Path, rounds: int, seed: int, base_url: str) -> dict[str, 
     return values
 
 
+def _replay_round(main: RunDir, control: RunDir, index: int) -> None:
+    """Train the control on a round's trajectories and chunks."""
+    source, target = main.round(index), control.round(index)
+    if target.policy.is_dir():
+        return
+    if not target.trajectories.complete:
+        shutil.rmtree(target.trajectories.folder, ignore_errors=True)
+        shutil.copytree(source.trajectories.folder, target.trajectories.folder)
+    config = control.config()
+    audit(control, index, config)
+    score(control, index, config)
+    train_stage(control, index, config, [])
+
+
 def _report(result: Demo, main: RunDir, draft: RunDir, seconds: float, say: Say) -> None:
     say(f"\n{f'Pass@1 on {HELD_OUT} held-out problems, 95 % intervals':<50}  sampled at T = 1     greedy")
     rows = {
         "student before": result.before,
-        "control, teacher ignored": result.control,
+        "control, same trajectories": result.control,
         "omniopd": result.omniopd,
         "draft": result.draft,
     }
     for name, row in rows.items():
         say(f"  {name:<48} {_line(row)}")
-    for name, other in (("student before", result.before), ("control, teacher ignored", result.control)):
+    for name, other in (("student before", result.before), ("control, same trajectories", result.control)):
         for arm, own in (("omniopd", result.omniopd), ("draft", result.draft)):
             pairs = ((own.sampled, other.sampled), (own.greedy, other.greedy))
             gains = "   ".join("{:+5.1f} [{:+.1f}, {:+.1f}]".format(*_percent(gain(a, b))) for a, b in pairs)
