@@ -83,7 +83,10 @@ def _summary(row: tuple[Any, ...], score: "ScoreConfig") -> str:
     share = f"{accepted or 0:,} of {tokens or 0:,} tokens accepted ({(accepted or 0) / max(1, tokens or 0):.0%})"
     trained = "" if trained == accepted else f", {trained or 0:,} trained"
     agreed = "" if consensus == 1 else f", mean consensus {consensus:.3f}"
-    return f"{drafts:,} drafts{rest}: {share}{trained}, {ended:.0%} ended by themselves{agreed}"
+    ends = f"{ended:.0%} ended by themselves"
+    if not ended:
+        ends = "none ended by itself (it learns no ending: raise teacher.max_tokens or draft_tokens)"
+    return f"{drafts:,} drafts{rest}: {share}{trained}, {ends}{agreed}"
 
 
 def _shown(config: "Config") -> list[tuple[str, str]]:

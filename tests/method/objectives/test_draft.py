@@ -185,6 +185,12 @@ def test_a_sequence_is_the_prompt_the_students_own_tokens_and_what_was_accepted(
     assert "67% ended by themselves, mean consensus 0." in said
 
 
+def test_a_teacher_that_never_ends_is_said_with_what_to_change(drafted):
+    run = drafted(CUT)
+    assert "none ended by itself (it learns no ending: raise teacher.max_tokens" in score(run, 0, run.config())
+    assert all(len(draft["ids"]) == 4 for draft in rows(run.round(0).drafts)), "the last token may be half a word"
+
+
 def test_a_round_of_drafts_trains_and_the_student_says_what_it_accepted_more_often(drafted):
     run = drafted(GOOD, train={"epochs": 6})
     score(run, 0, run.config())
