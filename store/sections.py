@@ -127,7 +127,8 @@ class SelectConfig(Section):
     boundary: Literal["char", "word"] = "char"
     """Move a chunk's start left to the nearest whole character, or to the nearest word."""
     keep: Literal["all", "earliest"] = "all"
-    """Which of a trajectory's M chunks are audited: all (Eq. 7), or only the one that comes first in the response."""
+    """Which of a trajectory's M chunks are audited: all (Eq. 7), or only the one that comes first in the response, as
+    train.objective = "draft" does unless it is set."""
     seed: int = 0
     """Seed of the uniform strategy."""
 
@@ -191,7 +192,7 @@ class TeacherConfig(Section):
     """Sent with each request, mixed with the chunk's id: makes rollouts repeatable where the server honours it."""
     max_tokens: int | None = Field(default=None, gt=0)
     """Longest rollout in teacher tokens; unset: half again the chunk's student tokens, plus 8, and
-    generate.max_new_tokens for the whole answers of train.objective = "sft"."""
+    generate.max_new_tokens for the whole answers of train.objective = "sft". Of a draft draft_tokens is the length."""
     draft_tokens: Annotated[int, Field(gt=0)] | Literal["adaptive"] = "adaptive"
     """Longest draft in teacher tokens, at most max_tokens. adaptive: generate.max_new_tokens at first; then the length
     that would have brought the most accepted tokens for its price in the round before."""
@@ -300,7 +301,8 @@ class TrainConfig(Section):
     objective: str = "omniopd"
     """omniopd: Eq. 8. The paper's baselines: sft, likelihood of the teacher's whole answers (Eq. 1); opd, forward and
     reverse KL to a teacher whose weights are here, on the student's trajectories (Eq. 2); grpo, the student's own
-    rewards, without a teacher. docs/baselines.md says what each stage does for them."""
+    rewards, without a teacher. draft: the likelihood of the teacher's words from the student's earliest fork, as far as
+    the student follows. docs/baselines.md says what each stage does for them."""
     teacher: str = ""
     """opd: folder or hub id of the teacher's weights. Its tokenizer and vocabulary must be the student's."""
     forward_kl: float = Field(default=0.5, ge=0, le=1)

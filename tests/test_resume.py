@@ -124,8 +124,12 @@ def test_score(make_both):
         assert len(list(disturbed.folder.glob("part-*"))) == len(disturbed.manifest.parts)
 
 
-def test_train(make_both):
-    calm, killed = make_both("train")
+DRAFT = {"train": {"objective": "draft"}, "score": {"accept_threshold": 1e-30}, "teacher": {"rollouts": 1}}
+
+
+@pytest.mark.parametrize(("sections", "steps"), [({}, 12), pytest.param(DRAFT, 24, marks=SLOW, id="draft")])
+def test_train(make_both, sections, steps):
+    calm, killed = make_both("train", **sections)
     train_round(calm, 0, calm.config())
     metrics = killed.metrics / "train-round=000.jsonl"
     kill_when(killed, "train", lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
@@ -133,5 +137,4 @@ def test_train(make_both):
     finish("train", killed.path)
     name = "model.safetensors"
     assert (killed.round(0).policy / name).read_bytes() == (calm.round(0).policy / name).read_bytes()
-    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == list(range(12))
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(steps))

@@ -14,7 +14,7 @@ from .price import find_rates
 _FOLLOWED = """
 SELECT accepted / len(ids) * completion_tokens AS followed, completion_tokens AS drafted, prompt_tokens AS read
 FROM drafts JOIN rollouts USING (chunk_id, rollout_index)
-WHERE len(ids) > 0
+WHERE len(ids) > 0 AND completion_tokens > 0 AND prompt_tokens IS NOT NULL
 """
 
 
