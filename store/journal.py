@@ -8,7 +8,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Literal
 
@@ -42,9 +42,14 @@ class StageRun(BaseModel):
 
 
 @contextlib.contextmanager
-def recorded(path: Path) -> Generator[None]:
-    """Write down that a run begins, and how it ends. Reaching a budget and Ctrl-C are no failures."""
-    before = read_stage_run(path)
+def recorded(path: Path, content: Callable[[], object] = object) -> Generator[None]:
+    """Write down that a run begins, and how it ends. Reaching a budget and Ctrl-C are no failures.
+
+    Args:
+        content: What the stage has written so far. A run that ends well and finds it as it was did nothing, and what is
+            recorded stays that of the run that did the work.
+    """
+    before, found = read_stage_run(path), content()
     # What a stage comes to does not change, and a run that finds nothing to do does not say it again.
     expected = None if before is None else before.expected
     run = StageRun(pid=os.getpid(), host=socket.gethostname(), started_at=time.time(), expected=expected)
@@ -63,9 +68,13 @@ def recorded(path: Path) -> Generator[None]:
         raise
     finally:
         now = read_stage_run(path) or run
+        if before is not None and before.state == "ended" and error is None and content() == found:
+            now = before
+        else:
+            now = now.model_copy(update={"ended_at": time.time(), "error": error})
         # A full disk takes no line; what ended the stage is what to show.
         with contextlib.suppress(StorageError):
-            _write(path, now.model_copy(update={"ended_at": time.time(), "error": error}))
+            _write(path, now)
 
 
 def expect(path: Path, rows: int) -> None:

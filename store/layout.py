@@ -1,6 +1,7 @@
 """Where things are in a run directory. Importing it is cheap: pydantic, like Arrow, comes with what needs it."""
 
 import contextlib
+import os
 import shlex
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -163,7 +164,12 @@ def _stage_lock(folder: Path, stage: str, worker: Worker) -> Generator[None]:
 def _recorded_lock(folder: Path, stage: str, worker: Worker) -> Generator[None]:
     from . import journal
 
-    with _stage_lock(folder, stage, worker), journal.recorded(_journal_of(folder, stage, worker)):
+    def content() -> list[bytes]:
+        return [path.read_bytes() for path in sorted(folder.rglob("manifest*.json"))] + sorted(
+            os.fsencode(path) for path in (folder / "policy").glob("*")
+        )
+
+    with _stage_lock(folder, stage, worker), journal.recorded(_journal_of(folder, stage, worker), content):
         yield
 
 

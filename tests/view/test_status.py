@@ -9,7 +9,8 @@ import time
 import pytest
 
 from omniopd.stages.audit.forecast import Forecast, as_row
-from omniopd.store.errors import BudgetReached, TeacherError
+from omniopd.stages.generate.stage import generate
+from omniopd.store.errors import BudgetReached, ConfigChangedError, TeacherError
 from omniopd.store.journal import StageRun, expect, read_stage_run, recorded
 from omniopd.store.ledger import Ledger
 from omniopd.view.status import Status, read_status
@@ -171,6 +172,23 @@ def test_an_unreadable_record_is_no_record(tmp_path):
     assert read_stage_run(path).expected == 3
 
 
+def test_the_seconds_of_a_stage_are_those_of_the_run_that_did_the_work(make_run):
+    run = make_run()
+    generate(run, 0, run.config())
+    (first,) = run.round(0).stage_runs("generate")
+    generate(run, 0, run.config())
+    assert run.round(0).stage_runs("generate") == [first], "there was nothing to do"
+    generate(run, 0, run.config(("generate.part_rows=3",)))
+    assert run.round(0).stage_runs("generate") == [first]
+    with pytest.raises(ConfigChangedError):
+        generate(run, 0, run.config(("generate.temperature=0.5",)))
+    (failed,) = run.round(0).stage_runs("generate")
+    assert failed.state == "failed"
+    generate(run, 0, run.config())
+    (again,) = run.round(0).stage_runs("generate")
+    assert again.state == "ended"
+
+
 def test_the_json_has_the_fields_that_programs_rely_on(written_run):
     status = json.loads(read_status(written_run, written_run.config()).model_dump_json())
     assert status["version"] == 1
@@ -185,6 +203,7 @@ def test_the_json_has_the_fields_that_programs_rely_on(written_run):
         "repetition",
         "distinct_rollouts",
         "accepted",
+        "objective",
         "predicted",
     }
     assert [stage["stage"] for stage in round_["stages"]] == ["generate", "audit", "score", "train"]
