@@ -1,10 +1,8 @@
 """The command line. It parses, calls one function, and prints; heavy imports happen inside the commands."""
 
-import functools
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -140,15 +138,10 @@ def generate(
 
     Example: omniopd generate runs/first --shard 0/4
     """
-    from .stages.generate.stage import generate
+    from . import run as api
     from .stages.generate.workers import which_worker
 
-    share = which_worker(shard, os.environ)
-    # One worker writes down what runs, so that several do not replace the same file.
-    config = _recorded_config(run, set_) if share.index == 0 else _config(run, set_)
-    index, config = _of_round(run, round_, config)
-    before = _check_before("generate", run, config, no_check or share.index > 0)
-    _say(generate(RunDir(run), index, config, share, before))
+    _say(api.Run(run, set_).generate(round_, worker=which_worker(shard, os.environ), check=not no_check))
 
 
 @app.command()
@@ -175,11 +168,9 @@ def audit(
 
         _say(str(ledger_repair.rebuild_ledger(RunDir(run))))
         return
-    from .stages.audit.stage import audit
+    from . import run as api
 
-    index, config = _of_round(run, round_, _recorded_config(run, set_))
-    before = _check_before("audit", run, config, no_check)
-    _say(audit(RunDir(run), index, config, follow, retry_failed, before))
+    _say(api.Run(run, set_).audit(round_, follow=follow, retry_failed=retry_failed, check=not no_check))
 
 
 @app.command()
@@ -214,10 +205,9 @@ def score(run: Run, round_: Round = None, set_: Set = []) -> None:
 
     Example: omniopd score runs/first --set score.alpha=0.5
     """
-    from .stages.score.stage import score
+    from . import run as api
 
-    index, config = _of_round(run, round_, _recorded_config(run, set_))
-    _say(score(RunDir(run), index, config))
+    _say(api.Run(run, set_).score(round_))
 
 
 @app.command()
@@ -226,10 +216,9 @@ def train(run: Run, round_: Round = None, set_: Set = []) -> None:
 
     Example: omniopd train runs/first --set train.processes=8 --set train.tensor_parallel=2
     """
-    from .run import train_stage
+    from . import run as api
 
-    index, config = _of_round(run, round_, _recorded_config(run, set_))
-    _say(train_stage(RunDir(run), index, config, set_))
+    _say(api.Run(run, set_).train(round_))
 
 
 @app.command("run")
@@ -243,12 +232,10 @@ def run_(
 
     Example: omniopd run runs/first --rounds 5
     """
-    from .run import run_rounds
+    from . import run as api
 
-    overrides = set_ if rounds is None else [*set_, f"run.rounds={rounds}"]
-    config = _recorded_config(run, overrides)
-    run_rounds(RunDir(run), config, overrides, _say, check=not no_check)
-    _say(f"policy of the last round: {RunDir(run).round(config.run.rounds - 1).policy}")
+    policy = api.Run(run, set_).run(rounds, check=not no_check, say=_say)
+    _say(f"policy of the last round: {policy}")
 
 
 @app.command()
@@ -489,29 +476,3 @@ def _say(line: Any) -> None:
 
 def _config(run: Path, overrides: list[str]) -> "Config":
     return RunDir(run).config(tuple(overrides))
-
-
-def _check_before(
-    stage: Literal["generate", "audit"], run: Path, config: "Config", no_check: bool
-) -> Callable[[], None]:
-    """What a stage does before it costs anything."""
-    from .check import require
-
-    return (lambda: None) if no_check else functools.partial(require, RunDir(run), config, stage)
-
-
-def _recorded_config(run: Path, overrides: list[str]) -> "Config":
-    """The config of a command that writes; what runs is written down."""
-    from .stages.audit.teachers.registry import check_kind
-
-    config = _config(run, overrides)
-    check_kind(config.teacher.kind)
-    RunDir(run).record(config)
-    return config
-
-
-def _of_round(run: Path, given: int | None, config: "Config") -> tuple[int, "Config"]:
-    """The round that was asked for, or the first whose policy does not exist, and the config as it holds there."""
-    finished = [round_.index for round_ in RunDir(run).rounds() if round_.policy.is_dir()]
-    index = max(finished, default=-1) + 1 if given is None else given
-    return index, config.of_round(index)

@@ -1,16 +1,173 @@
-"""`omniopd run`: the four stages, round after round. Whatever is already there is not done again."""
+"""A run from Python (`Run`), and `omniopd run`: the four stages, round after round. Nothing is done twice."""
 
 import contextlib
 import functools
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from .store.config import Config
-from .store.errors import BudgetReached
+from .store.config import Config, toml_value
+from .store.errors import BudgetReached, UsageError
 from .store.layout import RunDir
+from .store.worker import ALONE, Worker
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from .eval.results import EvalResult
+    from .view.status import Status
+
+
+class Run:
+    """A run directory, and what can be done with it: the commands of the same names, one method each.
+
+        from omniopd import Run
+
+        run = Run("runs/first", {"teacher.rollouts": 4})
+        run.generate(), run.audit(), run.score(), run.train()   # round 0; or run.run(rounds=3)
+        run.table("chunks").sort("anchor_entropy")
+
+    All raise omniopd.store.errors.OmniopdError, with `problem`, `hint` and the command's `exit_code`.
+
+    Args:
+        path: The run's folder, with its config.toml (`omniopd init`).
+        settings: Keys of the config and their values for this object, as --set gives them; or --set's own texts.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any] | Sequence[str] = ()) -> None:
+        self.folder = RunDir(Path(path))
+        self._overrides = (
+            [f"{key}={'none' if value is None else toml_value(value)}" for key, value in settings.items()]
+            if isinstance(settings, Mapping)
+            else list(settings)
+        )
+
+    @property
+    def config(self) -> Config:
+        """config.toml with the settings on top; `config.of_round(k)` is what holds in a round."""
+        return self.folder.config(tuple(self._overrides))
+
+    @property
+    def next_round(self) -> int:
+        """The first round whose policy does not exist: what the stages work on unless told otherwise."""
+        return max((round_.index for round_ in self.folder.rounds() if round_.policy.is_dir()), default=-1) + 1
+
+    def generate(self, round_: int | None = None, *, worker: Worker = ALONE, check: bool = True) -> str:
+        """Stage 1: sample the student. Returns a line about the trajectories.
+
+        Args:
+            round_: Which round; None: `next_round`.
+            worker: The share that this process fills.
+            check: Look at the teacher first (`omniopd check`), which may refuse.
+        """
+        from .stages.generate.stage import generate
+
+        # One worker writes down what runs, so that several do not replace the same file.
+        index, config = self._begin(round_, record=worker.index == 0)
+        before = self._looking(config, "generate", check and worker.index == 0)
+        return generate(self.folder, index, config, worker, before)
+
+    def audit(
+        self, round_: int | None = None, *, follow: bool = False, retry_failed: bool = False, check: bool = True
+    ) -> str:
+        """Stage 2: ask the teacher about the chunks, under the budget. Returns a line about the rollouts.
+
+        Args:
+            follow: Begin while `generate` still writes.
+            retry_failed: Ask once more for the rollouts that are recorded as failed.
+        """
+        from .stages.audit.stage import audit
+
+        index, config = self._begin(round_)
+        return audit(self.folder, index, config, follow, retry_failed, self._looking(config, "audit", check))
+
+    def score(self, round_: int | None = None) -> str:
+        """Stage 3: training sequences. Asks nobody. Returns a line about them."""
+        from .stages.score.stage import score
+
+        index, config = self._begin(round_)
+        return score(self.folder, index, config)
+
+    def train(self, round_: int | None = None) -> str:
+        """Stage 4: train the policy, in processes of their own. Returns a line about it."""
+        index, config = self._begin(round_)
+        return train_stage(self.folder, index, config, self._overrides)
+
+    def run(self, rounds: int | None = None, *, check: bool = True, say: Callable[[str], None] = print) -> Path:
+        """All stages, round after round, resumed where they were stopped. Returns the folder of the last policy.
+
+        Args:
+            rounds: In all; None: run.rounds.
+            say: Told a line a stage.
+        """
+        overrides = self._overrides if rounds is None else [*self._overrides, f"run.rounds={rounds}"]
+        config = Run(self.folder.path, overrides)._recorded()
+        run_rounds(self.folder, config, overrides, say, check)
+        return self.folder.round(config.run.rounds - 1).policy
+
+    def eval(self, benchmark: str = "", after: int | None = None) -> "EvalResult":
+        """Measure the policy: what `omniopd eval` prints, as an object.
+
+        Args:
+            benchmark: A name or a file; "": eval.benchmark.
+            after: After how many rounds; None: all that are trained, 0: the initial student.
+        """
+        from .eval.results import result
+        from .eval.settings import eval_config, find_target
+        from .eval.stage import evaluate
+
+        target = find_target(str(self.folder.path), after)
+        chosen = [f"eval.benchmark={toml_value(benchmark)}"] if benchmark else []
+        folder, _ = evaluate(target, eval_config(target, [*self._overrides, *chosen]))
+        return result(folder)
+
+    def status(self) -> "Status":
+        """What `omniopd status --json` prints, as an object."""
+        from .view.status import read_status
+
+        return read_status(self.folder, self.config)
+
+    def table(self, name: str) -> "pl.DataFrame":
+        """All rows of a table or view, of all rounds: trajectories, chunks, rollouts, chunks_scored and so on."""
+        return self.sql(f'SELECT * FROM "{name}"')
+
+    def sql(self, query: str) -> "pl.DataFrame":
+        """What a statement of DuckDB's answers; it reads the run's tables and views, and nothing else."""
+        import duckdb
+        import polars as pl
+
+        from .store.reader import open_reader, views
+        from .view.sql import first_line
+
+        with contextlib.closing(open_reader(self.folder)) as db:
+            try:
+                return cast("pl.DataFrame", pl.from_arrow(db.sql(query).to_arrow_table()))
+            except duckdb.Error as error:
+                names = ", ".join(name for name, _ in views(db))
+                raise UsageError(first_line(error), f"The tables and views are {names}.") from error
+
+    def _recorded(self) -> Config:
+        from .stages.audit.teachers.registry import check_kind
+
+        config = self.config
+        check_kind(config.teacher.kind)
+        self.folder.record(config)
+        return config
+
+    def _begin(self, round_: int | None, *, record: bool = True) -> tuple[int, Config]:
+        """Which round, and the config as it holds there."""
+        config = self._recorded() if record else self.config
+        index = self.next_round if round_ is None else round_
+        return index, config.of_round(index)
+
+    def _looking(self, config: Config, stage: Literal["generate", "audit"], check: bool) -> Callable[[], None]:
+        from .check import require
+
+        return functools.partial(require, self.folder, config, stage) if check else lambda: None
 
 
 def run_rounds(

@@ -200,21 +200,22 @@ def commented_toml(values: dict[str, dict[str, Any]]) -> str:
             doc = " ".join((info.description or "").split())
             lines.append(f"# {doc}")
             if key in values.get(section, {}):
-                lines.append(f"{key} = {_toml_value(values[section][key])}")
+                lines.append(f"{key} = {toml_value(values[section][key])}")
             elif (default := own.get(section, {}).get(key, info.default)) is None:
                 lines.append(f"# {key} =")
             else:
-                lines.append(f"# {key} = {_toml_value(default)}")
+                lines.append(f"# {key} = {toml_value(default)}")
         lines.append("")
     return "\n".join(lines)
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as config.toml and --set take it."""
     if isinstance(value, dict):
         pairs = cast("dict[str, Any]", value).items()
-        return "{ " + ", ".join(f"{k} = {_toml_value(v)}" for k, v in pairs) + " }"
+        return "{ " + ", ".join(f"{k} = {toml_value(v)}" for k, v in pairs) + " }"
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml_value, cast('Iterable[Any]', value)))}]"
+        return f"[{', '.join(map(toml_value, cast('Iterable[Any]', value)))}]"
     # TOML's strings, numbers, booleans and arrays are written as JSON's.
     return json.dumps(value, ensure_ascii=False)
 
