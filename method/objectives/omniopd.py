@@ -35,8 +35,9 @@ def _summary(row: tuple[Any, ...], score: "ScoreConfig") -> str:
 
 def _shown(config: "Config") -> list[tuple[str, str]]:
     select, score, train = config.select, config.score, config.train
+    kept = "earliest of " if select.keep == "earliest" else ""
     return [
-        ("chunks M", f"{select.chunks}"), ("tokens C", f"{select.chunk_tokens}"),
+        ("chunks M", f"{kept}{select.chunks}"), ("tokens C", f"{select.chunk_tokens}"),
         ("rollouts N", f"{config.teacher.rollouts}"), ("φ", f"{score.phi} on {score.unit}s"),
         ("α", f"{score.alpha:g}"), ("centring", score.centre), ("β", f"{train.beta:g}"), ("lr", f"{train.lr:g}"),
         ("batch", f"{train.global_batch}"), ("weights", score.weights),
