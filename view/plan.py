@@ -186,6 +186,9 @@ def _teacher(plan: Plan, config: Config) -> list[str]:
     n = config.teacher.most_rollouts
     if objective_of(config).asks == "answers":
         asked = f"  answers  {most}{n} for each of {plan.shape.chunks:,} trajectories = {plan.shape.chunks * n:,}"
+    elif objective_of(config).weights_from == "drafts":
+        longest = plan.shape.max_tokens // max(1, plan.shape.chunks)
+        asked = f"  drafts   {n} of at most {longest} tokens at each of {plan.shape.chunks:,} forks"
     else:
         asked = (
             f"  audited  {plan.shape.chunks:,} chunks of {config.select.chunk_tokens} tokens, {most}{n} rollouts each ="

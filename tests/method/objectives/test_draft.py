@@ -31,6 +31,7 @@ from omniopd.train.metrics import MetricsLog
 from omniopd.train.trainer import train_round
 from omniopd.view.decoder import find_decoder
 from omniopd.view.inspect import Selection, inspect
+from omniopd.view.plan import describe, predict
 from omniopd.view.report.build import write_report
 from omniopd.view.report.explorer import marked, rollouts_of
 from omniopd.view.sanitize import one_line
@@ -380,6 +381,14 @@ def test_a_run_may_begin_with_other_objectives_under_one_budget(make_run, teache
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(render(status))
     assert re.search(r"0\s+sft .*\n\s*1\s+draft ", console.export_text())
+
+
+def test_plan_counts_a_fork_a_trajectory_and_the_longest_draft(make_run):
+    config = make_run(train=DRAFT, teacher={"max_tokens": None}).config(("teacher.rollouts=2",))
+    found = predict(config, 10, 20.0, 40.0)
+    assert (found.shape.chunks, found.shape.max_tokens) == (10, 10 * 56)
+    assert "2 of at most 56 tokens at each of 10 forks" in describe(found, config)
+    assert predict(config, 10, 20.0, 40.0, paying=30).shape.max_tokens == 10 * 30
 
 
 @pytest.mark.parametrize(
