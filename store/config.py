@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel, PrivateAttr, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from .errors import ConfigError
 from .objectives import REGISTERED
@@ -38,14 +38,13 @@ class Config(Section):
     run: RunConfig = RunConfig()
     eval: EvalConfig = EvalConfig()
 
-    _given: dict[str, Any] = PrivateAttr(default_factory=dict[str, Any])
-    """What was set, before the objective's own defaults."""
-
     @classmethod
     def of_tree(cls, tree: dict[str, Any]) -> "Config":
-        """From sections as they are written, with the objective's own defaults."""
-        config = cls.model_validate(_with_objectives_defaults(tree))
-        config._given = tree
+        """From sections as they are written, with the objective's own defaults, which do not count as set."""
+        laid, added = _with_objectives_defaults(tree)
+        config = cls.model_validate(laid)
+        for section, leaf in added:
+            getattr(config, section).model_fields_set.discard(leaf)
         return config
 
     def of_round(self, index: int) -> "Config":
@@ -62,7 +61,7 @@ class Config(Section):
         return list(accumulate((phase.rounds for phase in self.run.schedule), initial=0))
 
     def _of_phase(self, phase: Phase) -> "Config":
-        tree = dict(self._given)
+        tree = self.model_dump(exclude_unset=True)
         for section, keys in (*phase.set.items(), ("train", {"objective": phase.objective})):
             tree[section] = {**tree.get(section, {}), **keys}
         return _validated(tree, (), f"Fix run.schedule, where the rounds of {phase.objective} are.")
@@ -133,15 +132,17 @@ def _validated(tree: dict[str, Any], overrides: Iterable[str], hint: str) -> Con
         raise ConfigError(_first_problem(error), hint) from error
 
 
-def _with_objectives_defaults(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with the objective's own defaults for the keys that nobody set."""
+def _with_objectives_defaults(tree: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The tree with the objective's own defaults for the keys that nobody set, and which they are."""
     sections = {name: cast("dict[str, Any]", keys) for name, keys in tree.items() if isinstance(keys, dict)}
     objective = REGISTERED.get(str(sections.get("train", {}).get("objective")))
+    added: list[tuple[str, str]] = []
     for key, value in objective.defaults.items() if objective else ():
         section, _, leaf = key.partition(".")
-        if section in sections or section not in tree:
+        if leaf not in sections.get(section, {}) and (section in sections or section not in tree):
             sections[section] = {leaf: value} | sections.get(section, {})
-    return tree | sections
+            added.append((section, leaf))
+    return tree | sections, added
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -192,7 +193,7 @@ def _suggestion(loc: tuple[int | str, ...]) -> str:
 def commented_toml(values: dict[str, dict[str, Any]]) -> str:
     """A config.toml with every key, its meaning and its default; the given values are set, the rest commented out."""
     lines: list[str] = []
-    own = _with_objectives_defaults({name: dict(keys) for name, keys in values.items()})
+    own, _ = _with_objectives_defaults({name: dict(keys) for name, keys in values.items()})
     for section, field in Config.model_fields.items():
         model = cast("type[BaseModel]", field.annotation)
         lines += [f"[{section}]"]

@@ -4,11 +4,9 @@ import contextlib
 
 import numpy as np
 
-from ...method.drafts import paying_length
 from ...method.objectives.registry import objective_of
 from ...store.config import Config
 from ...store.layout import RunDir
-from ...store.sql import connect
 from .price import find_rates
 
 _FOLLOWED = """
@@ -23,6 +21,9 @@ def draft_tokens(run: RunDir, index: int, config: Config) -> int | None:
     drafts before this one. None where there is no such round, or the objective is another."""
     if objective_of(config).weights_from != "drafts":
         return None
+    from ...method.drafts import paying_length  # Polars, and DuckDB: `plan` of any other objective needs neither
+    from ...store.sql import connect
+
     for round_ in reversed(run.rounds()):
         if round_.index < index and round_.drafts.complete:
             with contextlib.closing(connect([round_])) as db:

@@ -158,7 +158,7 @@ def test_no_shorter_length_pays_better_than_the_one_that_is_chosen(drafts, promp
         return np.minimum(followed_D, length).sum() / (prompt * len(drafts) + np.minimum(drafted_D, length).sum())
 
     chosen = paying_length(followed_D, drafted_D, prompt)
-    best = max(bought(length) for length in range(min(8, longest), longest + 1))
+    best = max(bought(length) for length in range(min(8, int(longest)), int(longest) + 1))
     assert chosen == 2 * longest or min(8, longest) <= chosen < longest
     assert bought(min(chosen, longest)) == pytest.approx(best)
 
