@@ -23,8 +23,6 @@ _CONTEXT = 8
 """Tokens before the fork behind which a draft is decoded to be checked."""
 _SHORTEST = 8
 """Teacher tokens: a draft is not made shorter than that."""
-_LENGTHS = 64
-"""Lengths that are compared."""
 _END = 0x10FFFF
 """The end of a text as a unit. The last code point there is: no text has it, and no encoder gets so far."""
 
@@ -161,8 +159,15 @@ def paying_length(followed_D: NDArray[np.floating], drafted_D: NDArray[np.floati
         prompt: What the prompt of a draft costs, in tokens of a draft's price.
     """
     longest = int(drafted_D.max())
-    lengths = np.unique(np.geomspace(min(_SHORTEST, longest), longest, _LENGTHS).round().astype(int))
-    accepted_L = [np.minimum(followed_D, length).mean() for length in lengths]
-    paid_L = [prompt + np.minimum(drafted_D, length).mean() for length in lengths]
-    best = int(lengths[np.argmax(np.divide(accepted_L, paid_L))])
+    lengths_L = np.arange(min(_SHORTEST, longest), longest + 1)
+    paid_L = prompt + _mean_up_to(drafted_D, lengths_L)
+    best = int(lengths_L[np.argmax(_mean_up_to(followed_D, lengths_L) / paid_L)])
     return 2 * longest if best == longest else best
+
+
+def _mean_up_to(tokens_D: NDArray[np.floating], lengths_L: NDArray[np.integer]) -> NDArray[np.floating]:
+    """Mean of min(tokens, length) for each length."""
+    ascending_D = np.sort(tokens_D)
+    sums = np.concatenate([[0.0], np.cumsum(ascending_D)])
+    shorter_L = np.searchsorted(ascending_D, lengths_L)
+    return (sums[shorter_L] + (len(tokens_D) - shorter_L) * lengths_L) / len(tokens_D)

@@ -302,10 +302,14 @@ def _quality(round_: RoundDir) -> tuple[float | None, float | None]:
 
 
 def _accepted(round_: RoundDir) -> float | None:
-    import polars as pl
+    """Share of the drafts' tokens that the policy accepted."""
+    if round_.drafts.manifest.rows == 0:
+        return None
+    import pyarrow.compute as pc
 
-    drafts = pl.LazyFrame(round_.drafts.read(["ids", "accepted"]))
-    ((accepted, tokens),) = drafts.select(pl.col("accepted").sum(), pl.col("ids").list.len().sum()).collect().rows()
+    drafts = round_.drafts.read(["ids", "accepted"])
+    tokens = pc.sum(pc.list_value_length(drafts["ids"])).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+    accepted = pc.sum(drafts["accepted"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
     return accepted / tokens if tokens else None
 
 
