@@ -159,7 +159,7 @@ def _report(result: Demo, main: RunDir, draft: RunDir, seconds: float, say: Say)
         for arm, own in (("omniopd", result.omniopd), ("draft", result.draft)):
             pairs = ((own.sampled, other.sampled), (own.greedy, other.greedy))
             gains = "   ".join("{:+5.1f} [{:+.1f}, {:+.1f}]".format(*_percent(gain(a, b))) for a, b in pairs)
-            say(f"  {f'gain of {arm} over {name}, points':<48} {gains}")
+            say(f"  {f'{arm} over {name}, points':<48} {gains}")
     tokens = [read_totals(run.ledger).charged_tokens for run in (main, draft)]
     say(f"teacher tokens: {tokens[0]:,} for omniopd, {tokens[1]:,} for draft, none for the control")
     query = "SELECT round, avg(k_sem / n) AS similarity FROM scores JOIN chunks USING (chunk_id) GROUP BY round"
