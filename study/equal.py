@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import polars as pl
 
 from ..stages.audit.price import find_rates
@@ -23,12 +24,14 @@ def equal_spend(reference: RoundDir, config: Config, equal: Equal, more: More) -
         config: Of the arm.
     """
     cost = spent(reference)
-    prompt, response = (tokens * _teacher_tokens_a_token(reference) for tokens in _lengths(reference))
+    prompt, response = _lengths(reference)
+    own, a_token = _teacher_tokens(reference)
+    read, write = own + a_token * prompt, a_token * response
     if equal == "tokens":
-        spend, read, write, cap = cost.tokens, prompt, response, f"tokens={cost.tokens}"
+        spend, cap = cost.tokens, f"tokens={cost.tokens}"
     else:
         rates = find_rates(config.teacher)
-        spend, read, write = 1e6 * cost.usd, prompt * rates.input, response * rates.output
+        spend, read, write = 1e6 * cost.usd, read * rates.input, write * rates.output
         cap = f"usd={cost.usd}"
     if more == "answers" or config.data.per_round is None:
         wanted = "teacher.rollouts", (spend / reference.trajectories.manifest.rows - read) / write
@@ -45,10 +48,25 @@ def _lengths(round_: RoundDir) -> tuple[float, float]:
     return prompt, response
 
 
-def _teacher_tokens_a_token(round_: RoundDir) -> float:
-    """How many tokens of the teacher's a token of the student's is, by what the requests of a round were billed for."""
-    rollouts = pl.DataFrame(round_.rollouts.read(["request_id", "prompt_tokens"]))
+def _teacher_tokens(round_: RoundDir) -> tuple[float, float]:
+    """What the teacher reads at each request by itself (a system prompt of its server's), and how many of its tokens a
+    token of the student's is: the line through what the requests of a round were billed for."""
+    rollouts = pl.DataFrame(round_.rollouts.read(["chunk_id", "request_id", "prompt_tokens"]))
     prompts = pl.DataFrame(round_.trajectories.read(["trajectory_id", "prompt_ids"]))
-    chunks = pl.DataFrame(round_.chunks.read(["trajectory_id", "start"])).join(prompts, on="trajectory_id")
-    read = (chunks["prompt_ids"].list.len() + chunks["start"]).to_numpy().mean()
-    return float(rollouts["prompt_tokens"].to_numpy().sum() / rollouts["request_id"].n_unique() / read)
+    chunks = pl.DataFrame(round_.chunks.read(["chunk_id", "trajectory_id", "start"])).join(prompts, on="trajectory_id")
+    billed = rollouts.group_by("chunk_id", "request_id").agg(pl.col("prompt_tokens").sum())
+    requests = billed.join(chunks, on="chunk_id")
+    read = (requests["prompt_ids"].list.len() + requests["start"]).to_numpy().astype(float)
+    return fit_line(read, requests["prompt_tokens"].to_numpy().astype(float))
+
+
+def fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """The intercept, not below 0, and the slope of least squares; a mere ratio where x hardly varies.
+
+    Args:
+        x: Positive.
+    """
+    spread = ((x - x.mean()) ** 2).sum()
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread) if spread > 0 else 0.0
+    intercept = float(y.mean() - slope * x.mean())
+    return (intercept, slope) if slope > 0 and intercept > 0 else (0.0, float(y.mean() / x.mean()))

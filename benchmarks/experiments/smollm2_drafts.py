@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession, ClientTimeout, web
 
 from omniopd.demo.teacher.process import TeacherServer
 from omniopd.stages.audit.stage import audit
@@ -47,8 +47,8 @@ def questions(count: int) -> list[str]:
 class Tutored:
     """A server of completions that puts the tutor's system prompt in the place of the student's, and forwards."""
 
-    def __init__(self, upstream: str, usual: str) -> None:
-        self._upstream, self._usual = upstream, usual
+    def __init__(self, upstream: str, usual: str, tutor: str) -> None:
+        self._upstream, self._usual, self._tutor = upstream, usual, tutor
         self._ready, self._loop = threading.Event(), asyncio.new_event_loop()
         threading.Thread(target=self._serve, daemon=True).start()
         self._ready.wait()
@@ -72,9 +72,14 @@ class Tutored:
         body = await request.json() if request.can_read_body else None
         if body and "prompt" in body:
             assert self._usual in body["prompt"]
-            body["prompt"] = body["prompt"].replace(self._usual, TUTOR, 1)
+            body["prompt"] = body["prompt"].replace(self._usual, self._tutor, 1)
         url = f"{self._upstream}/{request.match_info['path']}"
-        async with ClientSession() as session, session.request(request.method, url, json=body) as answer:
+        # As long as the teacher takes: who asks has a limit of its own.
+        patience = ClientTimeout(total=None)
+        async with (
+            ClientSession(timeout=patience) as session,
+            session.request(request.method, url, json=body) as answer,
+        ):
             return web.Response(body=await answer.read(), status=answer.status, content_type=answer.content_type)
 
 
@@ -106,7 +111,7 @@ def main() -> None:
     print("| teacher at T | criterion | accepted of drafted | median accepted | rejected at once | accepted whole |")
     print("|--:|---|--:|--:|--:|--:|")
     with TeacherServer(args.model) as upstream:
-        url = Tutored(upstream, usual).url
+        url = Tutored(upstream, usual, TUTOR).url
         for temperature in args.temperatures:
             run = prepare(args.folder, args.model, url, args.questions, temperature)
             generate(run, 0, run.config())
