@@ -1,12 +1,15 @@
 """The command line. It parses, calls one function, and prints; heavy imports happen inside the commands."""
 
+import contextlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from .store.errors import Interrupted, OmniopdError, UsageError
 from .store.layout import RunDir, Stage
@@ -16,7 +19,19 @@ from .study.cli import study
 if TYPE_CHECKING:
     from .store.config import Config
 
+
+class _Commands(TyperGroup):
+    """All commands. Typer's own way with Ctrl-C is to end without a word."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted("Interrupted.", "Run the same command again to resume.") from error
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -453,10 +468,16 @@ def main() -> None:
     """Run a command; an error that the user can fix is one line, and its exit code says of what kind it is."""
     try:
         app(standalone_mode=True)
+    except Interrupted as error:
+        # Another Ctrl-C would be heard in the middle of the interpreter's end, where libraries print what it cut off.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with contextlib.suppress(SystemExit):
+            _fail(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.exit_code)
     except OmniopdError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        _fail(Interrupted("Interrupted.", "Run the same command again to resume."))
     except Exception as error:
         if (told := storage_error(error)) is None:
             raise

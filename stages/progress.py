@@ -1,14 +1,15 @@
-"""Progress of a long job: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a long job: a bar on a terminal, a line every 30 s elsewhere."""
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
 
 Advance = Callable[[int, str], None]
 """Call with how many are newly done and a short note about the state (or "")."""
 
-_SECONDS_BETWEEN_LINES = 15.0
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 @contextlib.contextmanager
@@ -41,18 +42,30 @@ def _bar(title: str, total: int | None, done: int) -> Generator[Advance]:
 
 
 def _lines(title: str, total: int | None, done: int) -> Generator[Advance]:
-    start = last = time.monotonic()
-    begun = done
+    start, begun, note = time.monotonic(), done, ""
 
-    def advance(count: int, note: str) -> None:
-        nonlocal done, last
+    def advance(count: int, text: str) -> None:
+        nonlocal done, note
         done += count
-        now = time.monotonic()
-        if now - last >= _SECONDS_BETWEEN_LINES:
-            last = now
-            rate = (done - begun) / (now - start)
-            left = f", {(total - done) / rate:.0f} s left" if rate > 0 and total is not None else ""
-            of = "" if total is None else f"/{total}"
-            sys.stderr.write(f"{title}: {done}{of}{left}{'  ' + note if note else ''}\n")
+        note = text
 
-    yield advance
+    def line() -> str:
+        rate = (done - begun) / (time.monotonic() - start)
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and total is not None else ""
+        of = "" if total is None else f"/{total}"
+        return f"{title}: {done}{of}{left}{'  ' + note if note else ''}\n"
+
+    # By the clock, not by what is done: a log in which nothing comes for minutes looks like a job that hangs.
+    over = threading.Event()
+
+    def speak() -> None:
+        while not over.wait(_SECONDS_BETWEEN_LINES):
+            sys.stderr.write(line())
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield advance
+    finally:
+        over.set()
+        speaker.join()

@@ -1,6 +1,6 @@
 """What an engine must do."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +43,14 @@ class Response:
     """stop | length"""
 
 
+Pulse = Callable[[int, int], None]
+"""Told while responses grow: how many are in work, and how many tokens they grew by since it was told last."""
+
+
+def unheard(running: int, tokens: int) -> None:
+    """Nobody listens."""
+
+
 class Engine(Protocol):
     """Samples responses. Responses come in any order, each as soon as the engine can give it."""
 
@@ -56,7 +64,9 @@ class Engine(Protocol):
         """The name, and which way the entropies came. Recorded with every trajectory."""
         ...
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]: ...
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, pulse: Pulse = unheard
+    ) -> Iterator[Response]: ...
 
     def close(self) -> None:
         """Give the device back: the trainer may want it next."""

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from .engine import Engine, Request, Response, Sampling
 from .engines.registry import make_engine
 from .prompts import Prompt, asked, questions_of_round, read_problems, render, say_once
 from .repetition import repetition
+from .shown import sampled
 from .workers import claim_devices
 
 if TYPE_CHECKING:
@@ -219,10 +219,8 @@ class Writer:
         rows: list[dict[str, Any]] = []
         total = len(self.rows.wanted)
         with progress("generate", total, total - len(missing)) as advance:
-            note = _Notes()
-            for response in engine.generate(missing, self.sampling):
+            for response in sampled(engine, missing, self.sampling, advance):
                 rows.append(self._row(response) | {"entropy_source": engine.entropy_source})
-                advance(1, note(response))
                 if len(rows) == part_rows:
                     self.table.append(rows)
                     rows = []
@@ -240,24 +238,6 @@ class Writer:
             "finish_reason": response.finish_reason,
             "repetition": repetition(response.ids_T),
         }
-
-
-class _Notes:
-    """The state of the sampling in a few words, after each response."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._responses = self._tokens = self._cut = 0
-
-    def __call__(self, response: Response) -> str:
-        self._responses += 1
-        self._tokens += len(response.ids_T)
-        self._cut += response.finish_reason == "length"
-        rate = self._tokens / (time.monotonic() - self._start)
-        return (
-            f"{rate:.0f} tokens/s, mean length {self._tokens / self._responses:.0f},"
-            f" {self._cut / self._responses:.1%} cut off"
-        )
 
 
 def summary(run: RunDir, index: int) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from ...likelihood import Read, Student
-from ..engine import Engine, Request, Response, Sampling
+from ..engine import Engine, Pulse, Request, Response, Sampling, unheard
 
 _RESPONSES_HELD = 64
 """Responses that wait for each other, to be sorted by length."""
@@ -27,9 +27,9 @@ class Rescored:
     def entropy_source(self) -> str:
         return f"{self.name} rescore ({self.student.name})"
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling, pulse: Pulse = unheard) -> Iterator[Response]:
         prompts = {request.trajectory_id: request.prompt_ids for request in requests}
-        sampled = self.engine.generate(requests, sampling)
+        sampled = self.engine.generate(requests, sampling, pulse)
         while responses := list(islice(sampled, _RESPONSES_HELD)):
             written = [Read(prompts[r.trajectory_id], r.ids_T.tolist()) for r in responses]
             for number, read in self.student.read(written):

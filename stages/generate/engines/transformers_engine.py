@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from ...likelihood import log_probs_and_entropy
-from ..engine import Request, Response, Sampling, check_fits
+from ..engine import Pulse, Request, Response, Sampling, check_fits, unheard
 from .cache import growing_cache
 from .sampling import sample, uniforms
 
@@ -40,7 +40,7 @@ class TransformersEngine:
         del self._model
         torch.cuda.empty_cache()
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling, pulse: Pulse = unheard) -> Iterator[Response]:
         """Sample every request, prompts of like length together.
 
         Raises:
@@ -51,15 +51,16 @@ class TransformersEngine:
         check_fits(requests, self._context)
         ordered = sorted(requests, key=lambda request: len(request.prompt_ids))
         for first in range(0, len(ordered), self._batch_size):
-            yield from self._decode(ordered[first : first + self._batch_size], sampling)
+            yield from self._decode(ordered[first : first + self._batch_size], sampling, pulse)
 
     @torch.inference_mode()
-    def _decode(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
+    def _decode(self, requests: Sequence[Request], sampling: Sampling, pulse: Pulse) -> Iterator[Response]:
         rows = [
             _Row(request, min(sampling.max_new_tokens, self._context - len(request.prompt_ids))) for request in requests
         ]
         batch = self._prefill(rows)
         stop_ids = torch.tensor(sorted(sampling.stop_ids), device=self._device)
+        running = len(rows)
         for step in range(max(row.limit for row in rows)):
             log_probs_BV, entropies_B = log_probs_and_entropy(batch.logits_BV)
             uniforms_B = torch.from_numpy(np.array([row.uniform(step) for row in batch.rows])).to(self._device)
@@ -71,6 +72,8 @@ class TransformersEngine:
             for row, (token, logprob, entropy, stopped) in zip(batch.rows, columns.T.tolist(), strict=True):
                 row.add(int(token), logprob, entropy, bool(stopped))
             live = [i for i, row in enumerate(batch.rows) if row.finish_reason is None]
+            pulse(len(live), running)
+            running = len(live)
             if not live:
                 break
             if len(live) <= len(batch.rows) // 2:

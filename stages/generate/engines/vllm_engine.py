@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from ....store.config import Config
 from ....store.errors import InputError
-from ..engine import Request, Response, Sampling, check_fits
+from ..engine import Pulse, Request, Response, Sampling, check_fits, unheard
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
@@ -87,7 +87,7 @@ class VllmEngine:
             return f"The entropies of vLLM's sampler are wrong by {difference:.2g} nats"
         return ""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling, pulse: Pulse = unheard) -> Iterator[Response]:
         """Sample every request, each as soon as it is done.
 
         Raises:
@@ -109,9 +109,10 @@ class VllmEngine:
                 engine.add_request(request.trajectory_id, prompt, self._params(request, sampling))
             if not engine.has_unfinished_requests():
                 return
-            for output in engine.step():
-                if output.finished:
-                    yield self._response(output)
+            finished = [self._response(output) for output in engine.step() if output.finished]
+            # It says what a response wrote at its end (FINAL_ONLY).
+            pulse(engine.get_num_unfinished_requests(), sum(len(response.ids_T) for response in finished))
+            yield from finished
 
     def _params(self, request: Request, sampling: Sampling) -> "SamplingParams":
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]

@@ -121,3 +121,12 @@ def test_the_source_says_engine_version_way_and_precision(engine, request):
     assert name in ENGINES
     assert way in engine.entropy_source
     assert "float32" in engine.entropy_source
+
+
+def test_it_tells_while_responses_grow_how_many_are_in_work_and_by_how_many_tokens(engine):
+    told = []
+    sampling = Sampling(30, 1.0, 1.0, frozenset({2}))
+    found = list(engine.generate(requests(9), sampling, lambda running, tokens: told.append((running, tokens))))
+    assert sum(tokens for _, tokens in told) == sum(len(response.ids_T) for response in found)
+    assert told[-1][0] == 0
+    assert max(running for running, _ in told) > 1
