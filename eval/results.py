@@ -1,12 +1,13 @@
 """Read evaluations back: verdicts as a matrix, and the figures that are reported of them."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..store.errors import InputError
+from ..store.errors import InputError, TableError
 from ..store.evals import EvalDir, evals_of_run
 from ..store.layout import RunDir
 from .estimate import Interval, pass_at_1, pass_at_k, repeat_error
@@ -60,13 +61,37 @@ class EvalResult:
     """Share of responses with a repetition above one half."""
 
 
-def results_of_run(run: RunDir) -> list[EvalResult]:
-    """The evaluations of a run that are whole, by rounds and benchmark.
+@dataclass(frozen=True)
+class Accuracy:
+    """What an evaluation of a run's policy comes to, by the grader to quote."""
 
-    Raises:
-        TableError: a file is missing or damaged.
-    """
-    return [result(folder) for folder in evals_of_run(run) if is_whole(folder)]
+    benchmark: str
+    rounds: int
+    """Rounds that the policy was trained for; 0 is the initial student."""
+    grader: str
+    answers: int
+    pass_at_1: Interval
+
+
+def accuracy_of_run(run: RunDir) -> list[Accuracy]:
+    """Pass@1 of a run's whole evaluations, by rounds and benchmark; those with a damaged file are left out."""
+    out: list[Accuracy] = []
+    for folder in evals_of_run(run):
+        with contextlib.suppress(TableError):
+            if folder.rounds is not None and is_whole(folder):
+                grader = min(folder.graders, key=_rank)
+                verdicts_QS = matrix(folder, grader).verdicts_QS
+                out.append(Accuracy(folder.path.name, folder.rounds, grader, verdicts_QS.size, pass_at_1(verdicts_QS)))
+    return out
+
+
+def results_of_run(run: RunDir) -> list[EvalResult]:
+    """The evaluations of a run that are whole, by rounds and benchmark; those with a damaged file are left out."""
+    out: list[EvalResult] = []
+    for folder in evals_of_run(run):
+        with contextlib.suppress(TableError):
+            out += [result(folder)] if is_whole(folder) else []
+    return out
 
 
 def is_whole(folder: EvalDir) -> bool:
@@ -109,12 +134,10 @@ def result(folder: EvalDir) -> EvalResult:
 
 def matrix(folder: EvalDir, grader: str) -> Graded:
     """A grader's verdicts, questions in the order of their ids and samples in the order of their index."""
-    import polars as pl
-
     table = folder.verdicts(grader).read(["question_id", "sample_index", "correct"])
-    frame = pl.DataFrame(table).sort("question_id", "sample_index")
-    ids = frame["question_id"].unique(maintain_order=True).to_list()
-    return Graded(tuple(ids), frame["correct"].to_numpy().reshape(len(ids), -1))
+    table = table.sort_by([("question_id", "ascending"), ("sample_index", "ascending")])
+    ids = tuple(dict.fromkeys(table["question_id"].to_pylist()))
+    return Graded(ids, table["correct"].to_numpy().reshape(len(ids), -1))
 
 
 def ks(samples: int) -> list[int]:

@@ -35,7 +35,7 @@ def limit(db: duckdb.DuckDBPyConnection, memory_gb: float, threads: int | None, 
         spill: Folder for what does not fit into memory.
     """
     db.execute(f"SET memory_limit = '{memory_gb}GB'")
-    db.execute(f"SET temp_directory = {_quoted(str(spill))}")
+    db.execute(f"SET temp_directory = {quoted(str(spill))}")
     if threads is not None:
         db.execute(f"SET threads = {threads}")
 
@@ -43,7 +43,7 @@ def limit(db: duckdb.DuckDBPyConnection, memory_gb: float, threads: int | None, 
 def create_view(db: duckdb.DuckDBPyConnection, spec: TableSpec, paths: Sequence[Path]) -> None:
     """A view of a table's files under its name, in place of an older one, with the docs and units of its columns."""
     if paths:
-        files = ", ".join(_quoted(str(path)) for path in paths)
+        files = ", ".join(quoted(str(path)) for path in paths)
         # The files of an older version may lack a column, which is null then; the folder's name must not become one.
         source = f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
         db.execute(f"CREATE OR REPLACE VIEW {spec.name} AS SELECT *{_absent(db, spec, paths, source)} FROM {source}")
@@ -71,9 +71,9 @@ def doc_and_unit(field: pa.Field) -> tuple[str, str]:
 
 def comment(db: duckdb.DuckDBPyConnection, view: str, doc: str, columns: Iterable[tuple[str, str, str]]) -> None:
     """Write the doc of a view, and name, doc and unit of its columns, where DuckDB shows them."""
-    db.execute(f"COMMENT ON VIEW {view} IS {_quoted(doc)}")
+    db.execute(f"COMMENT ON VIEW {view} IS {quoted(doc)}")
     for name, text, unit in columns:
-        db.execute(f'COMMENT ON COLUMN {view}."{name}" IS {_quoted(f"{text} [{unit}]" if unit else text)}')
+        db.execute(f'COMMENT ON COLUMN {view}."{name}" IS {quoted(f"{text} [{unit}]" if unit else text)}')
 
 
 def _duckdb_type(db: duckdb.DuckDBPyConnection, spec: TableSpec, name: str) -> str:
@@ -81,5 +81,6 @@ def _duckdb_type(db: duckdb.DuckDBPyConnection, spec: TableSpec, name: str) -> s
     return str(db.from_arrow(empty).types[0])
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A string as a SQL literal."""
     return "'" + text.replace("'", "''") + "'"

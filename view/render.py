@@ -153,6 +153,8 @@ def _facts(chunk: Mapping[str, Any]) -> str:
     if chunk["pi_teacher"] is not None:
         interval = "" if chunk["pi_low"] is None else f" [{chunk['pi_low']:.2f}, {chunk['pi_high']:.2f}]"
         weight = f"weight {chunk['pi_teacher']:.3f}{interval} from {chunk['n']} rollouts"
+    elif chunk["n"] is not None:
+        weight = f"left out: {chunk['n']} rollouts with an answer are too few for a weight (score.min_rollouts)"
     elif chunk["accepted"] is not None:
         weight = f"accepted {chunk['accepted']} of {chunk['draft_tokens']} tokens  consensus {chunk['consensus']:.3f}"
     return (

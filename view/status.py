@@ -4,6 +4,7 @@
 comes to mean something else. docs/reading-a-run.md describes it.
 """
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from ..method.objectives.registry import objective_of
 from ..stages.audit.forecast import Forecast
 from ..store.config import Config
 from ..store.errors import TableError
+from ..store.evals import evals_of_run
 from ..store.files import read_json_lines
 from ..store.journal import StageRun
 from ..store.layout import STAGES, RoundDir, RunDir, Stage
@@ -110,6 +112,19 @@ class RoundStatus(_Model):
     """What its audit was to cost, before the first request; None where none has begun."""
 
 
+class Evaluation(_Model):
+    """Pass@1 of the policy after some rounds, by the grader to quote, with its 95 % interval; shares from 0 to 1."""
+
+    benchmark: str
+    rounds: int
+    """0 is the initial student."""
+    grader: str
+    answers: int
+    pass_at_1: float
+    low: float
+    high: float
+
+
 class Status(_Model):
     """A whole run."""
 
@@ -122,6 +137,12 @@ class Status(_Model):
     outcomes: dict[str, int]
     eta_s: float | None
     """Seconds until the last planned round is trained; None while nothing runs, or nothing is known about a stage."""
+    policy: str | None
+    """Folder of the latest policy; None before the first round is trained."""
+    evaluations: list[Evaluation]
+    """Whole evaluations (omniopd eval), by rounds and benchmark."""
+    next: str | None = None
+    """The command that most people would give now; None while something runs, or is damaged."""
 
 
 def read_status(run: RunDir, config: Config) -> Status:
@@ -132,11 +153,44 @@ def read_status(run: RunDir, config: Config) -> Status:
     for round_ in rounds:
         outcomes.update(round_.outcomes)
     planned = max(config.run.rounds, len(rounds))
-    return Status(
+    status = Status(
         run=str(run.path), time=datetime.now(UTC), rounds_planned=planned, rounds=rounds,
         spend=_spend(prices, read_totals(run.ledger), config.teacher.budget_usd, config.teacher.budget_tokens),
         outcomes=dict(outcomes), eta_s=_eta(rounds, planned),
+        policy=next((str(r.policy) for r in reversed(run.rounds()) if r.policy.is_dir()), None),
+        evaluations=_evaluations(run),
     )  # fmt: skip
+    return status.model_copy(update={"next": _next(status, config)})
+
+
+def finished(status: Status) -> bool:
+    """Whether every planned round is trained."""
+    done = [all(stage.state == "done" for stage in round_.stages) for round_ in status.rounds]
+    return len(done) >= status.rounds_planned and all(done)
+
+
+def _evaluations(run: RunDir) -> list[Evaluation]:
+    if not evals_of_run(run):
+        return []
+    from ..eval.results import accuracy_of_run  # brings in numpy
+
+    return [
+        Evaluation(benchmark=one.benchmark, rounds=one.rounds, grader=one.grader, answers=one.answers,
+                   pass_at_1=one.pass_at_1.value, low=one.pass_at_1.low, high=one.pass_at_1.high)
+        for one in accuracy_of_run(run)
+    ]  # fmt: skip
+
+
+def _next(status: Status, config: Config) -> str | None:
+    # What is damaged has its way out beside it.
+    if {"running", "damaged"} & {stage.state for round_ in status.rounds for stage in round_.stages}:
+        return None
+    run, trained = shlex.quote(status.run), len(status.rounds)
+    if not finished(status):
+        return f"omniopd run {run}"
+    if all(one.rounds < trained for one in status.evaluations):
+        return f"omniopd eval {run}" + ("" if config.eval.benchmark else " --benchmark math500")
+    return f"omniopd export {run} {shlex.quote(f'{status.run}-after-{trained}')}"
 
 
 def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[str]) -> RoundStatus:

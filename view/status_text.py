@@ -1,20 +1,21 @@
 """The state of a run as people read it: a table, lines below it, and `--watch`."""
 
-import shlex
 import sys
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ..stages.audit.forecast import Forecast
 from ..store.config import Config
 from ..store.layout import STAGES, RunDir
 from .sanitize import one_line
-from .status import ANSWERED, Spend, StageStatus, Status, read_status
+from .status import ANSWERED, Evaluation, Spend, StageStatus, Status, finished, read_status
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _SECONDS_BETWEEN_LOOKS = 2.0
+_WITH_COMMANDS = ("failed", "next")
 _COLOUR = {
     "done": "green",
     "running": "cyan",
@@ -28,10 +29,16 @@ _COLOUR = {
 def show(run: RunDir, config: Config, *, watch: bool) -> None:
     """Print the state; with `watch`, again and again until nothing runs any more that could change it, or Ctrl-C."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(highlight=False)
     if not watch:
-        console.print(render(read_status(run, config)))
+        status = read_status(run, config)
+        console.print(render(status, leave_out=_WITH_COMMANDS))
+        for name, text in lines(status):
+            if name in _WITH_COMMANDS:
+                # The terminal's own line break: a command that is copied over it stays whole.
+                console.print(Text.assemble((f"{name:<11}", _style(name)), text), soft_wrap=True)
     elif console.is_terminal:
         _watch(run, config, console)
     else:
@@ -65,12 +72,6 @@ def _watch_plain(run: RunDir, config: Config) -> None:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def finished(status: Status) -> bool:
-    """Whether every planned round is trained."""
-    done = [all(stage.state == "done" for stage in round_.stages) for round_ in status.rounds]
-    return len(done) >= status.rounds_planned and all(done)
-
-
 def one_liner(status: Status) -> str:
     """The whole state in a line."""
     current = _current(status)
@@ -81,8 +82,8 @@ def one_liner(status: Status) -> str:
     return f"{where}; ${status.spend.usd:.4f}, {status.spend.tokens:,} teacher tokens"
 
 
-def render(status: Status) -> "RenderableType":
-    """The table of rounds and stages, and what there is to say below it."""
+def render(status: Status, leave_out: Collection[str] = ()) -> "RenderableType":
+    """The table of rounds and stages, and what there is to say below it, but for the lines of some labels."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -106,8 +107,13 @@ def render(status: Status) -> "RenderableType":
     title.append(f"   {_rounds_done(status)} of {status.rounds_planned} rounds done", "default")
     below = Table.grid(padding=(0, 2, 0, 0))
     for name, text in lines(status):
-        below.add_row(Text(name, "bold red" if name == "failed" else "dim"), Text(text))
+        if name not in leave_out:
+            below.add_row(Text(name, _style(name)), Text(text))
     return Group(title, Text(), table, Text(), below)
+
+
+def _style(label: str) -> str:
+    return "bold red" if label == "failed" else "dim"
 
 
 def lines(status: Status) -> list[tuple[str, str]]:
@@ -137,18 +143,34 @@ def lines(status: Status) -> list[tuple[str, str]]:
     repetition = [round_.repetition for round_ in status.rounds if round_.repetition is not None]
     if repetition:
         out.append(("student", f"repetition {repetition[0]:.1%} in round 0, {repetition[-1]:.1%} in the last"))
+    out += [("accuracy", line) for line in _accuracy(status.evaluations)]
+    if status.policy is not None:
+        out.append(("policy", one_line(status.policy)))
     for round_ in status.rounds:
         out += [("failed", one_line(f"round {round_.round} {s.stage}: {s.error}")) for s in round_.stages if s.error]
     current = _current(status)
     if current is not None:
         index, stage = current
         out.append(("now", f"round {index} {stage.stage}: {_amount(stage)} {stage.unit}{_pace(stage)}"))
-    # What is damaged is said above, with its way out.
-    damaged = any(stage.state == "damaged" for round_ in status.rounds for stage in round_.stages)
     if status.eta_s is not None:
         out.append(("left", f"about {duration(status.eta_s)} until the last round is trained"))
-    elif current is None and not finished(status) and not damaged:
-        out.append(("next", f"omniopd run {shlex.quote(one_line(status.run))}"))
+    elif status.next is not None:
+        out.append(("next", one_line(status.next)))
+    return out
+
+
+def _accuracy(evaluations: list[Evaluation]) -> list[str]:
+    """For each benchmark Pass@1 at first and at last, percent."""
+    out: list[str] = []
+    for benchmark in dict.fromkeys(one.benchmark for one in evaluations):
+        own = [one for one in evaluations if one.benchmark == benchmark]
+        ends = [own[0], own[-1]] if len(own) > 1 else own
+        shown = (
+            f"{100 * one.pass_at_1:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+            f" {f'after {one.rounds} rounds' if one.rounds else 'before'}"
+            for one in ends
+        )
+        out.append(one_line(f"{benchmark}: Pass@1 {', '.join(shown)}"))
     return out
 
 

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from omniopd.store.evals import eval_of_run
 from omniopd.store.layout import RunDir
 from omniopd.store.ledger import Ledger, Reservation, Settlement
 from omniopd.store.sections import ScoreConfig
+from omniopd.store.table import Table
 from omniopd.store.usage import Usage
 
 TEXTS = ["Let me count.\nBut wait, I know sin A = 3/5.", "So the answer is 42."]
@@ -79,3 +81,29 @@ def write_tables(run: RunDir, texts: list[str] | None = None, rollout: str = "bu
         ledger.commit([], [Settlement(name, "settled", Usage(30, 12, 15), 3_000_000)])
     ledger.close()
     return run
+
+
+def add_evaluation(run: RunDir, after: int, correct: list[bool], benchmark: str = "aime24") -> Table:
+    """An evaluation of a policy by math_verify. Returns its verdicts, to be finished."""
+    folder = eval_of_run(run, after, benchmark)
+    responses, verdicts = folder.responses(), folder.verdicts("math_verify")
+    responses.begin({"benchmark": benchmark})
+    responses.append([
+        {"question_id": str(i), "sample_index": 0, "response_tokens": 5, "finish_reason": "stop", "repetition": 0.0,
+         "policy": "p"}
+        for i in range(len(correct))
+    ])  # fmt: skip
+    responses.finish()
+    verdicts.begin({})
+    verdicts.append([
+        {"question_id": str(i), "sample_index": 0, "grader": "math_verify", "correct": value, "reason": "wrong"}
+        for i, value in enumerate(correct)
+    ])  # fmt: skip
+    return verdicts
+
+
+def score_again(run: RunDir, **made_with: Any) -> None:
+    """The weights of round 0 as if `score` had had these settings."""
+    shards = run.round(0).shards
+    (shards.folder / "manifest.json").unlink()
+    shards.begin({"scores": "edit-char-alpha=1.0"} | made_with)

@@ -15,7 +15,7 @@ from omniopd.view.decoder import find_decoder
 from omniopd.view.inspect import Selection, inspect
 from omniopd.view.token_texts import pieces
 from support.tokenizers import metaspace
-from support.written_run import write_tables
+from support.written_run import score_again, write_tables
 
 
 def shown(run, table, width=120, colour=False, **selection):
@@ -127,6 +127,13 @@ def test_a_fork_is_shown_as_the_papers_case_studies_do(written_run):
     assert "Fork #2 (Pos: 21, Entropy: 2.00)" in flat
     assert "Let me count. But wai || t, I k" in flat
     assert "from 2 rollouts" in flat
+
+
+def test_a_chunk_with_too_few_answers_is_said_to_be_left_out(written_run):
+    score_again(written_run, **{"score.min_rollouts": 3})
+    assert "left out: 2 rollouts with an answer are too few for a weight" in " ".join(
+        shown(written_run, "chunks", limit=1).split()
+    )
 
 
 def test_the_start_of_a_long_prefix_is_left_out(make_run):

@@ -15,7 +15,7 @@ from omniopd.store.reader import open_reader
 from omniopd.view.report import charts, explorer, figures
 from omniopd.view.report.build import write_report
 from omniopd.view.report.glossary import terms
-from support.written_run import write_tables
+from support.written_run import add_evaluation, write_tables
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}\x1b[31m\u202e'\"&amp;<!--"
 
@@ -52,24 +52,6 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if not self._inside:
             self.text += data
-
-
-def add_evaluation(run, after, correct, benchmark="aime24"):
-    folder = eval_of_run(run, after, benchmark)
-    responses, verdicts = folder.responses(), folder.verdicts("math_verify")
-    responses.begin({"benchmark": benchmark})
-    responses.append([
-        {"question_id": str(i), "sample_index": 0, "response_tokens": 5, "finish_reason": "stop", "repetition": 0.0,
-         "policy": "p"}
-        for i in range(len(correct))
-    ])  # fmt: skip
-    responses.finish()
-    verdicts.begin({})
-    verdicts.append([
-        {"question_id": str(i), "sample_index": 0, "grader": "math_verify", "correct": value, "reason": "wrong"}
-        for i, value in enumerate(correct)
-    ])  # fmt: skip
-    return verdicts
 
 
 # -- figures
@@ -263,6 +245,25 @@ def test_a_run_that_was_only_generated_has_a_page_too(make_run, tmp_path):
     assert "No rollouts yet." in page
     assert "No chunk has been scored yet." in page
     assert unpacked(page)[0]["chunks"] == []
+
+
+def test_a_damaged_table_is_named_and_the_others_are_shown(written_run, tmp_path):
+    add_evaluation(written_run, 0, [True, False]).finish()
+    add_evaluation(written_run, 1, [True, True]).finish()
+    written_run.round(0).rollouts.files()[0].unlink()
+    eval_of_run(written_run, 1, "aime24").responses().files()[0].write_bytes(b"")
+    page = Page(write(written_run, tmp_path))
+    text = " ".join(page.text.split())
+    assert "Not in the figures below, because it is damaged or missing:" in text
+    assert "rollouts/part-" in text
+    assert "after=001" in text
+    assert "after=000" not in text
+    assert "question 0" in json.dumps(unpacked(write(written_run, tmp_path)))
+
+
+def test_a_run_whose_only_table_is_damaged_has_a_page_that_says_so(written_run, tmp_path):
+    (written_run.round(0).trajectories.folder / "manifest.json").write_text("{")
+    assert "damaged or missing" in " ".join(Page(write(written_run, tmp_path)).text.split())
 
 
 def test_every_chart_has_a_title_and_an_axis_with_a_unit(written_run, tmp_path):

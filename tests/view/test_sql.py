@@ -12,6 +12,7 @@ from omniopd.store.reader import columns, open_reader, views
 from omniopd.view.sanitize import one_line, printable
 from omniopd.view.shell import shell
 from omniopd.view.sql import query, write_answer
+from support.written_run import add_evaluation, score_again
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_files_can_be_read_when_asked_for(written_run, outside, capsys):
 def test_every_column_of_every_view_says_what_it_is(written_run):
     with open_reader(written_run) as db:
         names = [name for name, _ in views(db)]
-        assert {"trajectories", "chunks", "rollouts", "scores", "chunks_scored", "trajectories_scored"} <= set(names)
+        assert {"chunks", "rollouts", "scores", "chunks_scored", "trajectories_scored", "evaluations"} <= set(names)
         undocumented = [(name, row) for name in names if name != "train_metrics" for row in columns(db, name)
                         if not row[2]]  # fmt: skip
         assert not undocumented
@@ -95,6 +96,24 @@ def test_derived_views_count_what_the_tables_hold(written_run):
         assert cost == pytest.approx(0.006)
         assert db.execute("SELECT round, step, chunk_loss FROM train_metrics ORDER BY step").fetchall() == [
             (0, 0, 0.3), (0, 1, pytest.approx(0.2))
+        ]  # fmt: skip
+
+
+def test_a_chunk_that_score_left_out_has_no_weight(written_run):
+    score_again(written_run, **{"score.min_rollouts": 3})
+    with open_reader(written_run) as db:
+        ask = "SELECT DISTINCT n, pi_freq, pi_teacher, pi_low, pi_high FROM chunks_scored"
+        assert db.execute(ask).fetchall() == [(2, 0.5, None, None, None)]
+        assert db.execute("SELECT count(pi_teacher) FROM scores").fetchone() == (4,)
+
+
+def test_evaluations_are_a_view_of_verdicts_with_their_responses(written_run):
+    for after, correct in ((0, [True, False]), (1, [True, True])):
+        add_evaluation(written_run, after, correct, benchmark="o'brien").finish()
+    with open_reader(written_run) as db:
+        ask = "SELECT rounds, benchmark, grader, avg(correct::INT), sum(response_tokens) FROM evaluations GROUP BY ALL"
+        assert sorted(db.execute(ask).fetchall()) == [
+            (0, "o'brien", "math_verify", 0.5, 10), (1, "o'brien", "math_verify", 1.0, 10)
         ]  # fmt: skip
 
 

@@ -13,8 +13,9 @@ from omniopd.stages.generate.stage import generate
 from omniopd.store.errors import BudgetReached, ConfigChangedError, TeacherError
 from omniopd.store.journal import StageRun, expect, read_stage_run, recorded
 from omniopd.store.ledger import Ledger
-from omniopd.view.status import Status, read_status
-from omniopd.view.status_text import duration, finished, one_liner, render, show
+from omniopd.view.status import Status, finished, read_status
+from omniopd.view.status_text import duration, one_liner, render, show
+from support.written_run import add_evaluation
 
 
 def text_of(status, width=100):
@@ -192,7 +193,10 @@ def test_the_seconds_of_a_stage_are_those_of_the_run_that_did_the_work(make_run)
 def test_the_json_has_the_fields_that_programs_rely_on(written_run):
     status = json.loads(read_status(written_run, written_run.config()).model_dump_json())
     assert status["version"] == 1
-    assert set(status) == {"version", "run", "time", "rounds_planned", "rounds", "spend", "outcomes", "eta_s"}
+    assert set(status) == {
+        "version", "run", "time", "rounds_planned", "rounds", "spend", "outcomes", "eta_s", "policy",
+        "evaluations", "next",
+    }  # fmt: skip
     (round_,) = status["rounds"]
     assert set(round_) == {
         "round",
@@ -234,6 +238,34 @@ def test_watching_without_a_terminal_prints_plain_lines_until_all_is_done(writte
 def test_a_run_that_has_not_begun_says_what_to_do(make_run):
     run = make_run(name="new")
     assert "omniopd run" in text_of(read_status(run, run.config()))
+
+
+def test_it_names_policy_accuracy_and_what_comes_next(written_run):
+    add_evaluation(written_run, 0, [True, False, False, False]).finish()
+    written_run.round(0).shards.finish()
+    status = read_status(written_run, written_run.config())
+    assert (status.policy, status.next) == (None, f"omniopd run {written_run.path}")
+    written_run.round(0).policy.mkdir()
+    status = read_status(written_run, written_run.config())
+    assert status.policy == str(written_run.round(0).policy)
+    assert status.next == f"omniopd eval {written_run.path} --benchmark math500"
+    add_evaluation(written_run, 1, [True, True, True, False]).finish()
+    add_evaluation(written_run, 2, [True])  # still being graded
+    status = read_status(written_run, written_run.config())
+    assert [(one.benchmark, one.rounds, one.pass_at_1, one.answers) for one in status.evaluations] == [
+        ("aime24", 0, 0.25, 4), ("aime24", 1, 0.75, 4)
+    ]  # fmt: skip
+    text = text_of(status, width=200)
+    assert "aime24: Pass@1 25.0 [" in text
+    assert "] before, 75.0 [" in text
+    assert status.next == f"omniopd export {written_run.path} {written_run.path}-after-1"
+
+
+def test_a_command_to_be_copied_is_on_one_line_however_narrow_the_terminal(make_run, monkeypatch, capsys):
+    run = make_run(name="a run with a long name " * 4)
+    monkeypatch.setenv("COLUMNS", "60")
+    show(run, run.config(), watch=False)
+    assert f"next       omniopd run '{run.path}'" in capsys.readouterr().out.splitlines()
 
 
 def test_durations_are_as_people_say_them():

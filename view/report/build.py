@@ -12,7 +12,7 @@ import orjson
 from ...method.objectives.registry import objective_of
 from ...store import files
 from ...store.config import Config
-from ...store.errors import InputError
+from ...store.errors import InputError, TableError
 from ...store.layout import RunDir
 from ...store.reader import open_reader
 from ..decoder import find_decoder
@@ -42,19 +42,20 @@ def write_report(run: RunDir, config: Config, target: Path, most_trajectories: i
     Raises:
         InputError: there is no trajectory yet.
     """
-    if not any(round_.trajectories.manifest.rows for round_ in run.rounds()):
+    status = read_status(run, config)
+    if all(round_.stages[0].state != "damaged" and not round_.stages[0].done for round_ in status.rounds):
         raise InputError(f"{run.path} has no trajectory yet.", f"Run `omniopd generate {run.path}` first.")
-    page = _page(run, config, most_trajectories)
+    page = _page(run, config, status, most_trajectories)
     files.write_text(target, page)
     return f"wrote {target} ({len(page.encode()) / 1e6:.1f} MB); open it in a browser"
 
 
-def _page(run: RunDir, config: Config, most_trajectories: int) -> str:
+def _page(run: RunDir, config: Config, status: Status, most_trajectories: int) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    status = read_status(run, config)
-    with contextlib.closing(open_reader(run)) as db:
+    left_out: list[TableError] = []
+    with contextlib.closing(open_reader(run, left_out=left_out)) as db:
         students, audits, steps = figures.students(db), figures.audits(db), figures.training(db)
         accuracy = figures.accuracy(run)
         sections = _sections(run, students, audits, steps, accuracy, figures.distributions(db), figures.rewards(db))
@@ -75,6 +76,7 @@ def _page(run: RunDir, config: Config, most_trajectories: int) -> str:
     return environment.get_template("page.html.j2").render(
         policy=policy, css=Markup(css), script=Markup(script), library=Markup(library), specs=Markup(_as_script(specs)),
         name=figures.bundle_name(run.path), student=_model_name(config.student.model), teacher=_teacher_name(config),
+        left_out=[one_line(error.problem) for error in left_out],
         tiles=_tiles(status, students, audits, accuracy), settings=objective_of(config).shown(config),
         sections=sections, costs=figures.costs(students, audits, config.teacher.most_rollouts),
         priced=status.spend.prices not in ([], ["unknown"]), decode_to_prefill=figures.DECODE_TO_PREFILL,

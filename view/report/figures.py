@@ -207,8 +207,8 @@ def extreme_chunks(db: duckdb.DuckDBPyConnection, count: int, *, best: bool) -> 
     order = "DESC" if best else "ASC"
     return rows(
         db,
-        f"SELECT * FROM chunks_scored WHERE n > 0 ORDER BY round(pi_teacher, 2) {order}, anchor_entropy DESC, chunk_id"
-        f" LIMIT {count}",
+        "SELECT * FROM chunks_scored WHERE pi_teacher IS NOT NULL"
+        f" ORDER BY round(pi_teacher, 2) {order}, anchor_entropy DESC, chunk_id LIMIT {count}",
     )
 
 

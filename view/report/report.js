@@ -131,7 +131,7 @@
 
   function fork(chunk, place) {
     const box = element("article", "fork");
-    const weight = chunk.weight === null ? "not scored" : `π̂ ${number(chunk.weight, 3)}`;
+    const weight = chunk.weight === null ? (chunk.n === null ? "not scored" : "left out") : `π̂ ${number(chunk.weight, 3)}`;
     const interval = chunk.low === null ? "" : ` [${number(chunk.low, 2)}, ${number(chunk.high, 2)}]`;
     const facts = element("p", "facts");
     facts.append(element("b", "", chunk.whole ? "Answers of the teacher" : `Fork #${place}`));
