@@ -3,7 +3,8 @@
     python benchmarks/experiments/explore.py runs/study sums --rounds 3 \\
         --arm 'C=12' '{"select.chunk_tokens": 12, "teacher.max_tokens": 12}' --arm 'N=2' '{"teacher.rollouts": 2}'
 
-An arm with "equal": "tokens" spends what omniopd spent. Runs are shared with all studies of the folder.
+An arm with "equal": "tokens", or "usd" with --set 'teacher.price={input = 1, output = 8.3}', spends what omniopd spent.
+Runs are shared with all studies of the folder.
 """
 
 import argparse
@@ -34,13 +35,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--curve", action="store_true")
+    parser.add_argument("--set", action="append", default=[], help="a key of all arms, as teacher.price={...}")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     task, study = TASKS[args.task], StudyDir(args.folder / args.task)
     arms = [Arm(REFERENCE), *(arm(name, json.loads(changes)) for name, changes in args.arm)]
     with TeacherServer(task.teacher) as base_url:
         prepare(study, task)
-        base = study.base.config((f"teacher.base_url={base_url}", f"run.rounds={args.rounds}"))
+        base = study.base.config((f"teacher.base_url={base_url}", f"run.rounds={args.rounds}", *args.set))
         options = StudyOptions(args.seeds, args.jobs, args.curve)
         print(run_study(study, "explore", base, (arms, []), options, lambda line: print(line, flush=True)))
 
