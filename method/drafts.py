@@ -23,6 +23,9 @@ _CONTEXT = 8
 """Tokens before the fork behind which a draft is decoded to be checked."""
 _SHORTEST = 8
 """Teacher tokens: a draft is not made shorter than that."""
+_ENOUGH = 0.9
+"""Of the most accepted tokens for the price. The optimum is flat, and what comes late in a draft, such as an answer's
+end, teaches more than its count says."""
 _END = 0x10FFFF
 """The end of a text as a unit. The last code point there is: no text has it, and no encoder gets so far."""
 
@@ -147,11 +150,11 @@ def _pairs_within(fork_D: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArr
 
 
 def paying_length(followed_D: NDArray[np.floating], drafted_D: NDArray[np.floating], prompt: float) -> int:
-    """The draft length that brings the most accepted tokens for what is paid.
+    """The longest draft that brings nearly the most accepted tokens for what is paid.
 
     Drafts of a length are beginnings of the longer ones that are there, so each shorter length is known as if it had
-    been asked for. Where none of them pays better than the longest, twice that is the answer: what it would bring is
-    not known, and less than that is not enough.
+    been asked for. Where the longest is good enough, twice that is the answer: what it would bring is not known, and
+    it may be more.
 
     Args:
         followed_D: Tokens of each draft before the first that the student rejects, in the teacher's tokens.
@@ -161,8 +164,9 @@ def paying_length(followed_D: NDArray[np.floating], drafted_D: NDArray[np.floati
     longest = int(drafted_D.max())
     lengths_L = np.arange(min(_SHORTEST, longest), longest + 1)
     paid_L = prompt + _mean_up_to(drafted_D, lengths_L)
-    best = int(lengths_L[np.argmax(_mean_up_to(followed_D, lengths_L) / paid_L)])
-    return 2 * longest if best == longest else best
+    brought_L = _mean_up_to(followed_D, lengths_L) / paid_L
+    chosen = int(lengths_L[np.nonzero(brought_L >= _ENOUGH * brought_L.max())[0][-1]])
+    return 2 * longest if chosen == longest else chosen
 
 
 def _mean_up_to(tokens_D: NDArray[np.floating], lengths_L: NDArray[np.integer]) -> NDArray[np.floating]:

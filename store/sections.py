@@ -194,8 +194,8 @@ class TeacherConfig(Section):
     """Longest rollout in teacher tokens; unset: half again the chunk's student tokens, plus 8, and
     generate.max_new_tokens for the whole answers of train.objective = "sft". Of a draft draft_tokens is the length."""
     draft_tokens: Annotated[int, Field(gt=0)] | Literal["adaptive"] = "adaptive"
-    """Longest draft in teacher tokens, at most max_tokens. adaptive: generate.max_new_tokens at first; then the length
-    that would have brought the most accepted tokens for its price in the round before."""
+    """Longest draft in teacher tokens, at most max_tokens. adaptive: generate.max_new_tokens at first; then the
+    longest that would have brought nearly the most accepted tokens for its price in the round before."""
     budget_usd: float | None = Field(default=None, ge=0)
     """Hard cap on the run's spend. Needs a price, of teacher.price or of a model that genai-prices knows."""
     budget_tokens: int | None = Field(default=None, ge=0)

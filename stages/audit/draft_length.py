@@ -17,8 +17,8 @@ WHERE len(ids) > 0 AND completion_tokens > 0 AND prompt_tokens IS NOT NULL
 
 
 def draft_tokens(run: RunDir, index: int, config: Config) -> int | None:
-    """Teacher tokens of a draft that would have brought the most accepted tokens for their price in the latest round of
-    drafts before this one. None where there is no such round, or the objective is another."""
+    """The longest draft, teacher tokens, that would have brought nearly the most accepted tokens for its price in the
+    latest round of drafts before this one. None where there is no such round, or the objective is another."""
     if objective_of(config).weights_from != "drafts":
         return None
     from ...method.drafts import paying_length  # Polars, and DuckDB: `plan` of any other objective needs neither
