@@ -45,6 +45,7 @@ Run = Annotated[Path, typer.Argument(help="The run directory.", show_default=Fal
 Set = Annotated[list[str], typer.Option("--set", help="Override a config key: --set train.lr=1e-5. Repeatable.")]
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not look at the set-up first (omniopd check).")]
 Format = Literal["table", "csv", "json", "jsonl", "parquet"]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Round = Annotated[
     int | None, typer.Option("--round", min=0, help="Which round; the first unfinished one if not given.")
 ]
@@ -109,22 +110,31 @@ def init(
 
 
 @app.command()
-def plan(run: Run, set_: Set = []) -> None:
+def plan(run: Run, json_: Json = False, set_: Set = []) -> None:
     """Predict requests, tokens and dollars of a round. Sends nothing.
 
     Example: omniopd plan runs/first --set teacher.rollouts=20
     """
     from .check import offline
-    from .view.plan import describe, plan
+    from .view.plan import describe, forecasts, plan
 
     config = _config(run, set_)
-    for first in config.first_rounds:
-        of_round = config.of_round(first)
+    found = [finding for finding in offline(RunDir(run), config) if finding.verdict != "ok"]
+    plans = [(config.of_round(first), plan(RunDir(run), config.of_round(first))) for first in config.first_rounds]
+    if json_:
+        told = [
+            {"from_round": first, "objective": of_round.train.objective, "plan": one,
+             "forecasts": forecasts(one, of_round)}
+            for first, (of_round, one) in zip(config.first_rounds, plans, strict=True)
+        ]  # fmt: skip
+        _say(_as_json({"rounds": config.run.rounds, "plans": told, "findings": found}))
+        return
+    for first, (of_round, one) in zip(config.first_rounds, plans, strict=True):
         if config.run.schedule:
             _say(f"From round {first} on, {of_round.train.objective}:")
-        _say(describe(plan(RunDir(run), of_round), of_round))
-    if found := [str(finding) for finding in offline(RunDir(run), config) if finding.verdict != "ok"]:
-        _say("\n".join(found))
+        _say(describe(one, of_round))
+    if found:
+        _say("\n".join(map(str, found)))
 
 
 @app.command()
@@ -310,6 +320,7 @@ def inspect(
     offset: Annotated[int, typer.Option(min=0, help="Rows left out before them.")] = 0,
     sample: Annotated[int | None, typer.Option(min=1, help="Draw this many rows at random first.")] = None,
     seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
+    json_: Json = False,
 ) -> None:
     """Read rows: a trajectory with its chunks marked and the teacher's rollouts under them; chunks as case studies.
 
@@ -317,10 +328,13 @@ def inspect(
     """
     from rich.console import Console
 
-    from .view.inspect import Selection, inspect
+    from .view.inspect import Selection, find, inspect
 
-    console = Console(highlight=False)
     selection = Selection(where, sort, limit, offset, sample, seed)
+    if json_:
+        _say(_as_json(find(RunDir(run), table, selection)))
+        return
+    console = Console(highlight=False)
     for block in inspect(RunDir(run), _config(run, []), table, selection):
         console.print(block)
 
@@ -372,14 +386,52 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="The adapters of train.lora alone, in PEFT's format.")
     ] = False,
+    dataset: Annotated[
+        bool, typer.Option("--dataset", help="Trajectories, chunks and rollouts of all rounds, in place of the policy.")
+    ] = False,
+    push_to_hub: Annotated[
+        str, typer.Option(help="Upload the folder to this repository too: name/repository.", show_default=False)
+    ] = "",
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
-    """Copy a trained policy into a Hugging Face folder, in the precision that it will be served in.
+    """Copy a trained policy into a Hugging Face folder, in the precision that it will be served in, with its card; or
+    trajectories, chunks and rollouts as a data set.
 
     Example: omniopd export runs/first student-distilled --dtype bfloat16
-    """
-    from .train.export import export
 
-    _say(export(RunDir(run), after, folder, dtype, adapter=adapter))
+    Example: omniopd export runs/first student-distilled --push-to-hub my-name/student-distilled
+    """
+    from .view import handover
+
+    if push_to_hub:
+        handover.check_hub()
+    if dataset:
+        _say(handover.export_dataset(RunDir(run), _config(run, []), folder))
+    else:
+        _say(handover.export_policy(RunDir(run), _config(run, []), after, folder, dtype, adapter=adapter))
+    if push_to_hub:
+        _say(handover.push(folder, push_to_hub, "dataset" if dataset else "model", public=public))
+
+
+@app.command()
+def card(
+    run: Run,
+    after: Annotated[
+        int | None, typer.Option(min=1, help="After this many rounds; unset: all that are trained.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; unset: RUN/card.md.", show_default=False)] = None,
+    json_: Json = False,
+) -> None:
+    """Write a page about the policy: student, teacher, data, rounds, accuracy, cost, settings, and how to load it.
+
+    Example: omniopd card runs/first
+    """
+    from .view.card import read_card, write_card
+
+    if json_:
+        _say(read_card(RunDir(run), _config(run, []), after).model_dump_json(indent=1))
+    else:
+        _say(write_card(RunDir(run), _config(run, []), out, after))
 
 
 @app.command("eval")
@@ -404,6 +456,7 @@ def eval_(
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two folders of results: is the first model better?")
     ] = None,
+    json_: Json = False,
     set_: Set = [],
 ) -> None:
     """Measure a model on a benchmark: Pass@1 and pass@k with intervals, length, truncation, repetition.
@@ -428,7 +481,8 @@ def eval_(
         from .eval.compare import compare as compare_
         from .store.evals import EvalDir
 
-        _say(describe_comparison(compare_(EvalDir(compare[0]), EvalDir(compare[1]))))
+        difference = compare_(EvalDir(compare[0]), EvalDir(compare[1]))
+        _say(_as_json(difference) if json_ else describe_comparison(difference))
         return
     if model is None:
         raise UsageError("MODEL is needed.", "Example: omniopd eval runs/first --benchmark math500.")
@@ -442,7 +496,7 @@ def eval_(
     share = which_worker(shard, os.environ)
     folder, whole = evaluate(target, eval_config(target, overrides), out, share)
     if whole:
-        _say(describe(result(folder)))
+        _say(_as_json(result(folder)) if json_ else describe(result(folder)))
     else:
         _say(f"share {share} is answered; the last worker to finish grades them all")
 
@@ -493,6 +547,13 @@ def _fail(error: OmniopdError) -> None:
 
 def _say(line: Any) -> None:
     typer.echo(str(line))
+
+
+def _as_json(value: Any) -> str:
+    """Dataclasses and paths too; what is not a number is null."""
+    import orjson
+
+    return orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
 
 
 def _config(run: Path, overrides: list[str]) -> "Config":

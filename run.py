@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from .eval.results import EvalResult
+    from .view.card import Card
     from .view.status import Status
 
 
@@ -104,9 +105,12 @@ class Run:
             rounds: In all; None: run.rounds.
             say: Told a line a stage.
         """
+        from .view.card import write_card
+
         overrides = self._overrides if rounds is None else [*self._overrides, f"run.rounds={rounds}"]
         config = Run(self.folder.path, overrides)._recorded()
         run_rounds(self.folder, config, overrides, say, check)
+        say(write_card(self.folder, config))
         return self.folder.round(config.run.rounds - 1).policy
 
     def eval(self, benchmark: str = "", after: int | None = None) -> "EvalResult":
@@ -130,6 +134,16 @@ class Run:
         from .view.status import read_status
 
         return read_status(self.folder, self.config)
+
+    def card(self, after: int | None = None) -> "Card":
+        """What `omniopd card --json` prints, as an object.
+
+        Args:
+            after: After how many rounds; None: all that are trained.
+        """
+        from .view.card import read_card
+
+        return read_card(self.folder, self.config, after)
 
     def table(self, name: str) -> "pl.DataFrame":
         """All rows of a table or view, of all rounds: trajectories, chunks, rollouts, chunks_scored and so on."""

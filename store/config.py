@@ -264,6 +264,17 @@ _ADAPTIVE: dict[str, set[str] | None] = {
 """What decides, beside the above, which rollouts there are when their number is adaptive."""
 
 
+def determining_keys() -> list[str]:
+    """Every key that determines what is in some table, or the policy, in the order of the config."""
+    groups = [item for sections in _DETERMINED_BY.values() for item in sections.items()]
+    return [
+        f"{section}.{key}"
+        for section, values in Config().model_dump().items()
+        for key in values
+        if any(section == named and (keys is None or key in keys) for named, keys in groups)
+    ]
+
+
 def made_with(config: Config, table: str) -> dict[str, Any]:
     """The settings that determine a table's content, as `{"generate.top_p": 1.0, ...}`."""
     groups = [_DETERMINED_BY[table]]

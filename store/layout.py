@@ -230,6 +230,10 @@ class RunDir:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    @property
+    def card(self) -> Path:
+        return self.path / "card.md"
+
     def round(self, index: int) -> RoundDir:
         return RoundDir(self.path, index)
 

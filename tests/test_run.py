@@ -30,9 +30,22 @@ def test_run_drives_the_rounds_and_returns_the_policy(run):
     said = []
     policy = run.run(1, check=False, say=said.append)
     assert (policy / "model.safetensors").is_file()
-    assert [line.split(":")[0].split()[-1] for line in said] == ["generate", "audit", "score", "train"]
+    assert [line.split(":")[0].split()[-1] for line in said[:-1]] == ["generate", "audit", "score", "train"]
     assert run.run(1, check=False, say=said.append) == policy
-    assert said[-1] == "round 0: done"
+    assert said[-2] == "round 0: done"
+
+
+def test_a_run_ends_with_its_card(run):
+    said = []
+    run.run(1, check=False, say=said.append)
+    assert said[-1] == f"wrote {run.folder.card}"
+    text = run.folder.card.read_text()
+    # What was asked for is on record, whatever the config says now.
+    assert "| 0 | omniopd | 6 | 18 | 2 | 1 |" in text
+    again = Run(run.folder.path, {"teacher.rollouts": 7, "train.objective": "sft"}).card()
+    assert (again.rounds[0].objective, again.rounds[0].rollouts) == ("omniopd", 2)
+    assert again.settings["teacher.rollouts"] == 2
+    assert again.policy in text
 
 
 def test_tables_and_statements_answer_as_polars_frames(run):

@@ -40,8 +40,36 @@ class Selection:
     """Of the sample."""
 
 
+@dataclass(frozen=True)
+class Found:
+    """The rows that were asked for. A trajectory has its `chunks`, and a chunk its `rollouts`, equal ones together."""
+
+    view: str
+    rows: list[dict[str, Any]]
+    total: int
+    """Rows that there are to page through."""
+
+
 def inspect(run: RunDir, config: Config, table: str, selection: Selection) -> Iterator["RenderableType"]:
     """Blocks for the console, one a row, and a last line that says which rows they are.
+
+    Raises:
+        UsageError: no such table, or what is asked for is not SQL over its columns.
+    """
+    found, decode = find(run, table, selection), find_decoder(run, config)
+    for row in found.rows:
+        if found.view == "trajectories_scored":
+            rollouts = {chunk["chunk_id"]: chunk["rollouts"] for chunk in row["chunks"]}
+            yield trajectory(row, row["chunks"], rollouts, decode)
+        elif found.view == "chunks_scored":
+            yield fork(row, row["rollouts"], decode)
+        else:
+            yield record(row)
+    yield _footer(table, len(found.rows), found.total, selection)
+
+
+def find(run: RunDir, table: str, selection: Selection) -> Found:
+    """The rows as plain values.
 
     Raises:
         UsageError: no such table, or what is asked for is not SQL over its columns.
@@ -50,25 +78,23 @@ def inspect(run: RunDir, config: Config, table: str, selection: Selection) -> It
         known = [name for name, _ in views(db)]
         if table not in known:
             raise UsageError(f"There is no table {table!r}.", f"The tables are {', '.join(known)}.")
-        view, decode = _SOURCES.get(table, table), find_decoder(run, config)
+        view = _SOURCES.get(table, table)
         try:
             rows, total = _select(db, view, selection)
         except duckdb.Error as error:
             names = ", ".join(name for name, *_ in columns(db, view))
             raise UsageError(first_line(error), f"Columns of {view}: {names}.") from error
+        chunks = rows if view == "chunks_scored" else []
         if view == "trajectories_scored":
-            chunks = _chunks_of(db, [row["trajectory_id"] for row in rows])
-            rollouts = _rollouts_of(db, [chunk["chunk_id"] for own in chunks.values() for chunk in own])
+            own = _chunks_of(db, [row["trajectory_id"] for row in rows])
             for row in rows:
-                yield trajectory(row, chunks[row["trajectory_id"]], rollouts, decode)
-        elif view == "chunks_scored":
-            rollouts = _rollouts_of(db, [row["chunk_id"] for row in rows])
-            for row in rows:
-                yield fork(row, rollouts[row["chunk_id"]], decode)
-        else:
-            for row in rows:
-                yield record(row)
-        yield _footer(table, len(rows), total, selection)
+                # In place of their number.
+                row["chunks"] = own[row["trajectory_id"]]
+            chunks = [chunk for row in rows for chunk in row["chunks"]]
+        rollouts = _rollouts_of(db, [chunk["chunk_id"] for chunk in chunks])
+        for chunk in chunks:
+            chunk["rollouts"] = rollouts[chunk["chunk_id"]]
+        return Found(view, rows, total)
 
 
 def _select(db: duckdb.DuckDBPyConnection, view: str, wanted: Selection) -> tuple[list[dict[str, Any]], int]:
