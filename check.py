@@ -4,7 +4,6 @@
 remembered in the run (`.checked.json`).
 """
 
-import asyncio
 import hashlib
 import json
 import shutil
@@ -75,9 +74,10 @@ def _asks(config: Config) -> bool:
 
 def _server(run: RunDir, config: Config) -> list[Finding]:
     # Half a second of imports, which `plan` does without.
+    from .stages import own_loop
     from .stages.audit import probe
 
-    return asyncio.run(probe.server(run, config))
+    return own_loop.run(probe.server(run, config))
 
 
 def _refuse(findings: list[Finding], error: type[OmniopdError]) -> None:

@@ -88,25 +88,13 @@ def init(
 
     Example: omniopd init runs/haiku --recipe table1/qwen3-4b/claude-haiku-4.5/omniopd
     """
-    from .stages.generate.dataset import is_local
-    from .store import recipes
-    from .store.config import commented_toml
+    from . import run as api
 
-    target = RunDir(run).config_toml
-    if target.exists():
-        raise UsageError(f"{target} exists.", "Edit it, or choose another run directory.")
     given = {
-        "student": {"model": student},
-        # Commands are given from any folder.
-        "data": {"prompts": str(Path(prompts).absolute()) if prompts and is_local(prompts) else prompts},
-        "teacher": {"model": teacher, "base_url": base_url},
-    }
-    values = recipes.recipe(recipe) if recipe else {}
-    for section, keys in given.items():
-        values.setdefault(section, {}).update({key: value for key, value in keys.items() if value})
-    run.mkdir(parents=True, exist_ok=True)
-    target.write_text(commented_toml(values), encoding="utf-8")
-    _say(f"wrote {target}; edit it, then: omniopd plan {run}")
+        "student.model": student, "data.prompts": prompts, "teacher.model": teacher, "teacher.base_url": base_url
+    }  # fmt: skip
+    made = api.Run.create(run, {key: value for key, value in given.items() if value}, recipe=recipe)
+    _say(f"wrote {made.folder.config_toml}; edit it, then: omniopd plan {run}")
 
 
 @app.command()

@@ -47,6 +47,36 @@ class Run:
             else list(settings)
         )
 
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None, *, recipe: str = ""
+    ) -> "Run":
+        """A new run directory with a commented config.toml, as `omniopd init` makes it.
+
+        Args:
+            settings: Keys that are set in it, such as {"student.model": "Qwen/Qwen3-1.7B"}; the others are comments.
+            recipe: A row of the paper's tables, or layers separated by commas (docs/recipes.md), below the settings.
+
+        Raises:
+            UsageError: there is a config.toml already.
+        """
+        from .stages.generate.dataset import is_local
+        from .store import recipes
+        from .store.config import commented_toml
+
+        run = cls(path)
+        if run.folder.config_toml.exists():
+            raise UsageError(f"{run.folder.config_toml} exists.", "Edit it, or choose another run directory.")
+        values = recipes.recipe(recipe) if recipe else {}
+        for key, value in (settings or {}).items():
+            section, _, name = key.partition(".")
+            if key == "data.prompts" and isinstance(value, str) and is_local(value):
+                value = str(Path(value).absolute())  # commands are given from any folder
+            values.setdefault(section, {})[name] = value
+        run.folder.path.mkdir(parents=True, exist_ok=True)
+        run.folder.config_toml.write_text(commented_toml(values), encoding="utf-8")
+        return run
+
     @property
     def config(self) -> Config:
         """config.toml with the settings on top; `config.of_round(k)` is what holds in a round."""
@@ -121,12 +151,12 @@ class Run:
             after: After how many rounds; None: all that are trained, 0: the initial student.
         """
         from .eval.results import result
-        from .eval.settings import eval_config, find_target
+        from .eval.settings import eval_config, find_target, read_by_eval
         from .eval.stage import evaluate
 
         target = find_target(str(self.folder.path), after)
         chosen = [f"eval.benchmark={toml_value(benchmark)}"] if benchmark else []
-        folder, _ = evaluate(target, eval_config(target, [*self._overrides, *chosen]))
+        folder, _ = evaluate(target, eval_config(target, [*read_by_eval(self._overrides), *chosen]))
         return result(folder)
 
     def status(self) -> "Status":

@@ -60,6 +60,11 @@ def find_target(model: str, rounds: int | None) -> Target:
     return Target(model)
 
 
+def read_by_eval(overrides: Sequence[str]) -> list[str]:
+    """The overrides but those that `eval_config` refuses: where the settings of all stages are given at once."""
+    return [override for override in overrides if override.partition("=")[0].strip() not in _READ_INSTEAD]
+
+
 def eval_config(target: Target, overrides: Sequence[str]) -> Config:
     """The run's config, or the defaults for a model outside of a run, with --set on top.
 

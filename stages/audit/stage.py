@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 
 import aiohttp
 import polars as pl
-import uvloop
 
 from ...method.objectives.registry import objective_of
 from ...method.stopping import stopping_rule
@@ -19,6 +18,7 @@ from ...store.errors import BudgetReached
 from ...store.layout import RoundDir, RunDir
 from ...store.ledger import Budget, Ledger
 from ...store.storage import Spare, allow_open_files
+from .. import own_loop
 from ..progress import progress
 from . import failures
 from .batches.api import open_batches
@@ -93,8 +93,7 @@ def audit(
         if retry_failed or not round_.rollouts.complete:
             before()
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_audit(run, round_, config, chunks, follow, retry_failed))
+            own_loop.run(_audit(run, round_, config, chunks, follow, retry_failed))
         except BudgetReached:
             round_.rollouts.finish()
             raise
@@ -251,6 +250,8 @@ def _interruptible(flow: Flow | BatchFlow, said: str) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     # nohup ignores SIGHUP, and so do we then.
     heard = [number for number in _INTERRUPTS if signal.getsignal(number) is not signal.SIG_IGN]
+    if (asked := own_loop.interruption()) is not None:
+        heard = []  # signals reach another thread
 
     def release() -> None:
         for number in heard:
@@ -263,6 +264,8 @@ def _interruptible(flow: Flow | BatchFlow, said: str) -> Iterator[None]:
             sys.stderr.write(f"{said}\n")
         flow.interrupt()
 
+    if asked is not None:
+        asked.calls(lambda: loop.call_soon_threadsafe(interrupt) and None)
     for number in heard:
         loop.add_signal_handler(number, interrupt)
     try:

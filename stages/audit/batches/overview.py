@@ -1,7 +1,6 @@
 # pyright: strict
 """`omniopd batches`: the batches of a run, and an end to one."""
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from ....store.config import Config
 from ....store.errors import InputError, TeacherError
 from ....store.layout import RunDir
 from ....store.ledger import NANO, Ledger, Settlement, read_batches
+from ... import own_loop
 from ..client import find_teacher, open_session
 from ..context import caps
 from .api import Refused, Unsure, open_batches
@@ -52,7 +52,7 @@ def cancel(run: RunDir, config: Config, which: str) -> str:
         raise InputError(f"{run.path} has no open batch {which!r}.", f"See omniopd batches {run.path}.")
     created = [batch.remote_id for batch in chosen if batch.remote_id is not None]
     if created:
-        asyncio.run(_cancel(config, created))
+        own_loop.run(_cancel(config, created))
     unconfirmed = [batch for batch in chosen if batch.remote_id is None]
     for batch in unconfirmed:
         _charge(run, config, batch)
