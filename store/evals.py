@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import files
+from . import commits, files
 from .layout import RunDir
 from .schema import EVAL_RESPONSES, EVAL_VERDICTS
 from .table import Table
@@ -33,7 +33,7 @@ class EvalDir:
     @property
     def graders(self) -> list[str]:
         """Graders that have said something, by name."""
-        return sorted(path.parent.name for path in (self.path / "verdicts").glob("*/manifest.json"))
+        return [folder.name for folder in commits.tables_in(self.path / "verdicts")]
 
     @property
     def rounds(self) -> int | None:

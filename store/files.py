@@ -2,17 +2,22 @@
 """Durable files: a reader sees the old content or the new one, never a part of it, also after a power cut."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import time
+import uuid
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import BusyError
+from .errors import BusyError, StorageError
 from .storage import storing
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What link(2) says where there are none."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -53,6 +58,35 @@ def write_text(path: Path, text: str) -> None:
     with storing(path):
         temporary.write_text(text, encoding="utf-8")
         replace_durably(temporary, path)
+
+
+def create(path: Path, content: bytes) -> bool:
+    """Write a small file durably, unless it is there already. Returns whether it was written.
+
+    The file is whole as soon as it has its name. Of several processes, on several machines too, one succeeds.
+
+    Raises:
+        StorageError: the system refuses, or the file system has no hard links.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with storing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                hint = "Put it on a file system that has them: a file that must not be replaced is made by one."
+                raise StorageError(f"{path.parent} is on a file system without hard links.", hint) from error
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    return True
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

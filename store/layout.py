@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from . import files
+from . import commits, files
 from .errors import without_credentials
 from .schema import CHUNKS, DRAFTS, REWARDS, ROLLOUTS, SCORES, SHARDS, TRAJECTORIES, TableSpec
 from .table import Table
@@ -77,7 +77,7 @@ class RoundDir:
     @property
     def all_scores(self) -> list[Table]:
         """The scores under every setting that was tried."""
-        return [Table(path.parent, SCORES) for path in sorted((self.path / "scores").glob("*/manifest.json"))]
+        return [Table(folder, SCORES) for folder in commits.tables_in(self.path / "scores")]
 
     def study(self, name: str, spec: TableSpec) -> Table:
         """What `omniopd study` found out about the round."""
@@ -164,8 +164,9 @@ def _stage_lock(folder: Path, stage: str, worker: Worker) -> Generator[None]:
 def _recorded_lock(folder: Path, stage: str, worker: Worker) -> Generator[None]:
     from . import journal
 
-    def content() -> list[bytes]:
-        return [path.read_bytes() for path in sorted(folder.rglob("manifest*.json"))] + sorted(
+    def content() -> list[bytes | None]:
+        tables = sorted({path.parent for path in folder.rglob("manifest*.json")})
+        return [commit.content for path in tables for commit in commits.newest(path).values()] + sorted(
             os.fsencode(path) for path in (folder / "policy").glob("*")
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from . import files
+from . import commits, files
 from .errors import InputError, TableError
 from .layout import STAGES, RoundDir, RunDir, Stage
 from .ledger import NANO, Ledger, read_batches, read_outbox_size, read_totals
@@ -140,9 +140,9 @@ def _begun(round_: RoundDir) -> bool:
 
 def _rows(folder: Path) -> str:
     """What a table holds, for people; empty for what is no table."""
-    manifests = list(folder.glob("manifest*.json")) if folder.is_dir() else []
+    manifests = [commit.content or b"" for commit in commits.newest(folder).values()]
     try:
-        rows = sum(part["rows"] for path in manifests for part in json.loads(path.read_bytes())["parts"])
+        rows = sum(part["rows"] for content in manifests for part in json.loads(content)["parts"])
     except (ValueError, KeyError):
         return "unreadable, "
     return f"{rows:,} rows, " if manifests else ""
@@ -180,10 +180,11 @@ def _empty_outbox(run: RunDir, round_: RoundDir, *, keep: bool) -> None:
         return
     with contextlib.closing(Ledger(run.ledger)) as ledger:
         # No two entries have rows in common, so what is there at first is all that may be there already.
-        present = round_.rollouts.existing_keys() if keep else set[tuple[Any, ...]]()
+        table = round_.rollouts
+        present = table.existing_keys() if keep else set[tuple[Any, ...]]()
         while entries := ledger.outbox(round_.index, _OUTBOX_ROWS):
             if keep:
-                round_.rollouts.folder.mkdir(exist_ok=True)
+                table.folder.mkdir(exist_ok=True)
                 rows = [row for _, payload in entries for row in json.loads(payload)]
-                round_.rollouts.append([row for row in rows if (row["chunk_id"], row["rollout_index"]) not in present])
+                table.append([row for row in rows if (row["chunk_id"], row["rollout_index"]) not in present])
             ledger.clear_outbox([request_id for request_id, _ in entries])

@@ -1,13 +1,15 @@
 """Append-only Parquet tables whose manifest is the truth.
 
-A part is written under a temporary name, synced, renamed, and then entered in manifest.json with its hash. Readers
-take the list of files from the manifest. A crash between the rename and the manifest leaves a complete part that no
-manifest names: the next writer adopts it, since its rows may have been paid for.
+A part is written under a temporary name, synced, renamed, and then entered with its hash in the next manifest, which is
+created and never replaced (commits.py). Readers take the list of files from the newest manifest. A crash between the
+rename and the manifest leaves a complete part that no manifest names: the next writer adopts it, since its rows may
+have been paid for.
 
 Several workers may fill one table. Each is a worker with a manifest and part names of its own, and never touches what
 another one writes; readers see the union, which is complete when all workers say that their share is.
 """
 
+import contextlib
 import json
 import shutil
 import time
@@ -17,11 +19,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import files
-from .errors import ConfigChangedError, TableError
+from . import commits, files
+from .commits import Commit
+from .errors import BusyError, ConfigChangedError, TableError
 from .schema import SCHEMA_VERSION, TableSpec
 from .storage import storing
 from .worker import ALONE, Worker
+
+_MOST_TRIES = 100
+"""To begin, while another process still commits."""
 
 if TYPE_CHECKING:
     import pyarrow as pa  # brought in by what touches rows: `--help` and `status` look at manifests alone
@@ -53,7 +59,8 @@ class Manifest:
 
 
 class Table:
-    """A table in a folder. Reading needs no lock; one process at a time writes a worker (the stage locks it)."""
+    """A table in a folder. Reading needs no lock; one process at a time writes a worker: the stage locks it, and where
+    the lock does not work, the object that did not begin last is refused at its next commit."""
 
     def __init__(self, folder: Path, spec: TableSpec, worker: Worker = ALONE, again: str = "") -> None:
         self.folder = folder
@@ -62,6 +69,8 @@ class Table:
         """The command after which its stage begins anew, where there is one."""
         self.worker = worker
         """What this object writes. It reads all workers."""
+        self._last: Commit | None = None
+        """What it has committed last, or found when it began to write."""
 
     # -- reading
 
@@ -85,26 +94,24 @@ class Table:
 
     def _manifests(self) -> dict[Worker, Manifest]:
         """The manifest of each worker, in the order of their names."""
-        paths = sorted(self.folder.glob("manifest*.json"))
-        return {Worker.of_file(path.name): self._read_manifest(path) for path in paths}
+        return {worker: self._parsed(commit) for worker, commit in commits.newest(self.folder).items()}
 
-    def _read_manifest(self, path: Path) -> Manifest:
+    def _parsed(self, commit: Commit) -> Manifest:
+        if commit.content is None:
+            return Manifest(self.spec.name)
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads(commit.content)
             parts = tuple(Part(**part) for part in raw.pop("parts"))
             manifest = Manifest(**raw, parts=parts)
         except (ValueError, TypeError, KeyError) as error:
-            raise TableError(f"{path} is damaged: {error}.", _restore(self.folder)) from error
+            problem = f"{self.folder / commit.name} is damaged: {error}."
+            raise TableError(problem, _restore(self.folder)) from error
         if manifest.schema_version > SCHEMA_VERSION:
             raise TableError(
                 f"{self.folder} has schema version {manifest.schema_version}, newer than {SCHEMA_VERSION}.",
                 "Upgrade omniopd.",
             )
         return manifest
-
-    @property
-    def _own(self) -> Manifest:
-        return self._manifests().get(self.worker, Manifest(self.spec.name))
 
     @property
     def complete(self) -> bool:
@@ -190,18 +197,34 @@ class Table:
             ConfigChangedError: the table has rows that were made with other settings.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        manifest = self.manifest
-        if manifest.parts and dict(manifest.made_with) != dict(made_with):
-            raise ConfigChangedError(*_changed(self, manifest.made_with, made_with))
+        self._take_over(made_with)
         # The only worker tidies up after everyone; a worker leaves alone what another one may be writing right now.
         mine = "*" if self.worker.count == 1 else f"*{self.worker.suffix}"
-        for leftover in self.folder.glob(f".part-{mine}.parquet.tmp"):
-            leftover.unlink()
-        known = {part.name for part in manifest.parts}
-        self._commit(replace(self._own, made_with=dict(made_with)))
+        for leftover in (f".part-{mine}.parquet.tmp", f".manifest{mine}.json.*.tmp"):
+            for path in self.folder.glob(leftover):
+                path.unlink(missing_ok=True)
+        known = {part.name for part in self.manifest.parts}
         for path in sorted(self.folder.glob(f"part-{mine}.parquet")):
             if path.name not in known:
                 self._adopt(path)
+
+    def _take_over(self, made_with: Mapping[str, Any]) -> None:
+        """Commit as the one who writes from here on: who wrote before is refused from then on."""
+        for _ in range(_MOST_TRIES):
+            self._last = None
+            own, manifest = self._parsed(self._hold()), self.manifest
+            if manifest.parts and dict(manifest.made_with) != dict(made_with):
+                raise ConfigChangedError(*_changed(self, manifest.made_with, made_with))
+            with contextlib.suppress(BusyError):  # the other one may be quicker this time
+                self._commit(replace(own, made_with=dict(made_with)))
+                return
+        raise commits.superseded(self.folder)
+
+    def _hold(self) -> Commit:
+        """What its worker has committed, as this object knows it: what it found when it began to write, or its own last
+        commit since."""
+        self._last = self._last or commits.newest_of(self.folder, self.worker)
+        return self._last
 
     def _adopt(self, path: Path) -> None:
         """Take a complete part that no manifest names. Rows that were written again since it was left are dropped."""
@@ -213,7 +236,7 @@ class Table:
         keys = zip(*(rows[name].to_pylist() for name in self.spec.key), strict=True)
         new = [key not in present for key in keys]
         if all(new):
-            self._enter(self._describe(path))
+            self._commit(_with(self._parsed(self._hold()), self._describe(path)))
         else:
             self.append(rows.filter(pa.array(new, pa.bool_())))
             path.unlink()
@@ -222,21 +245,19 @@ class Table:
         """Commit rows as one part, sorted by key. They are durable when this returns; no rows, no part."""
         if len(rows) == 0:
             return None
+        own = self._parsed(self._hold())
         part = self._write(rows)
-        self._enter(part)
+        self._commit(_with(own, part))
         return part
 
     def finish(self) -> None:
         """Say that no row of this worker is missing."""
-        self._commit(replace(self._own, complete=True))
-
-    def _enter(self, part: Part) -> None:
-        own = self._own
-        self._commit(replace(own, parts=(*own.parts, part)))
+        self._commit(replace(self._parsed(self._hold()), complete=True))
 
     def replace(self, parts: "Iterable[pa.Table]", made_with: Mapping[str, Any], complete: bool = True) -> None:
         """Put a whole new content in place of the old one, at once. For tables that can be derived again."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._hold()
         written = tuple(self._write_behind(parts))
         self._commit(Manifest(self.spec.name, made_with=dict(made_with), complete=complete, parts=written))
         current = {part.name for part in written}
@@ -252,6 +273,7 @@ class Table:
             source: A table of the same spec, in another folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._hold()
         for path in source.files():
             mine = self.folder / path.name
             mine.unlink(missing_ok=True)  # of a call that was interrupted
@@ -291,6 +313,8 @@ class Table:
                     table, temporary, compression="zstd", compression_level=3, row_group_size=self.spec.rows_per_group
                 )
                 files.replace_durably(temporary, self.folder / name)
+        except FileNotFoundError as error:  # taken away by who writes now
+            raise commits.superseded(self.folder) from error
         finally:
             temporary.unlink(missing_ok=True)  # where it failed: on a full disk, the ledger needs the space
         return self._describe(self.folder / name)
@@ -302,8 +326,12 @@ class Table:
         return Part(path.name, rows, path.stat().st_size, files.sha256(path))
 
     def _commit(self, manifest: Manifest) -> None:
-        path = self.folder / f"manifest{self.worker.suffix}.json"
-        files.write_text(path, json.dumps(asdict(manifest), indent=1) + "\n")
+        content = (json.dumps(asdict(manifest), indent=1) + "\n").encode()
+        self._last = commits.follow(self.folder, self._hold(), content)
+
+
+def _with(manifest: Manifest, part: Part) -> Manifest:
+    return replace(manifest, parts=(*manifest.parts, part))
 
 
 def _read_part(path: Path, schema: "pa.Schema") -> "pa.Table":

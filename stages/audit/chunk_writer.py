@@ -21,6 +21,7 @@ class ChunkWriter:
 
     def __init__(self, run: RunDir, round_: RoundDir, config: Config) -> None:
         self._round = round_
+        self._table = round_.chunks
         self._config = config
         self._policy = run.policy_for(round_.index, config)
         self._read: set[str] = set()
@@ -30,7 +31,7 @@ class ChunkWriter:
 
     @property
     def complete(self) -> bool:
-        return self._round.chunks.complete
+        return self._table.complete
 
     def bos(self) -> str:
         """Text of the token that begins a sequence of the student's; "" where it has none, or where an audit that only
@@ -46,7 +47,7 @@ class ChunkWriter:
         Raises:
             InputError: there is no token to audit.
         """
-        table = self._round.chunks
+        table = self._table
         if self._present is None:
             table.begin(made_with(self._config, table.spec.name))
             self._present = {key for (key,) in table.existing_keys()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from ...store.errors import OmniopdError, StorageError
+from ...store.errors import BusyError, OmniopdError, StorageError
 from ...store.table import Table
 from .group_commit import GroupCommit
 
@@ -68,7 +68,7 @@ class Outbox:
                 return  # the space that is left is for the answers in flight
             try:
                 await self._move_part(_nothing_present)
-            except StorageError as error:
+            except (StorageError, BusyError) as error:
                 end(error)
                 return
 

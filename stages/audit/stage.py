@@ -18,6 +18,7 @@ from ...store.errors import BudgetReached
 from ...store.layout import RoundDir, RunDir
 from ...store.ledger import Budget, Ledger
 from ...store.storage import Spare, allow_open_files
+from ...store.table import Table
 from .. import own_loop
 from ..progress import progress
 from . import failures
@@ -83,26 +84,26 @@ def audit(
                 table.begin(made_with(config, table.spec.name))
                 table.finish()
             return f"{config.train.objective}: no teacher is asked"
-        chunks = ChunkWriter(run, round_, config)
+        chunks, rollouts = ChunkWriter(run, round_, config), round_.rollouts
         if config.score.weights == "constant":
             while not chunks.extend():
                 time.sleep(_POLL_INTERVAL_S)
-            round_.rollouts.begin(made_with(config, "rollouts"))
-            round_.rollouts.finish()
+            rollouts.begin(made_with(config, "rollouts"))
+            rollouts.finish()
             return f"{round_.chunks.manifest.rows} chunks, and constant weights: the teacher is not asked"
-        if retry_failed or not round_.rollouts.complete:
+        if retry_failed or not rollouts.complete:
             before()
         try:
-            own_loop.run(_audit(run, round_, config, chunks, follow, retry_failed))
+            own_loop.run(_audit(run, round_, config, chunks, rollouts, follow, retry_failed))
         except BudgetReached:
-            round_.rollouts.finish()
+            rollouts.finish()
             raise
-        round_.rollouts.finish()
+        rollouts.finish()
     return summary(round_, config)
 
 
 async def _audit(
-    run: RunDir, round_: RoundDir, config: Config, chunks: ChunkWriter, follow: bool, retry_failed: bool
+    run: RunDir, round_: RoundDir, config: Config, chunks: ChunkWriter, table: Table, follow: bool, retry_failed: bool
 ) -> None:
     rates = find_rates(config.teacher)
     shown = rates.batch() if config.teacher.mode == "batch" else rates
@@ -112,7 +113,7 @@ async def _audit(
     sys.stderr.write(
         f"teacher {config.teacher.model}: continuation = {teacher.continuation} ({teacher.why}); {_priced(shown)}\n"
     )
-    table, settings = round_.rollouts, made_with(config, round_.rollouts.spec.name)
+    settings = made_with(config, table.spec.name)
     if failures.holds_nothing_else(table):
         failures.forget(table, settings)  # they would pin the settings that may be what is wrong
     table.begin(settings)

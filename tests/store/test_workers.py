@@ -13,6 +13,7 @@ from omniopd.store.layout import RoundDir
 from omniopd.store.schema import SCORES
 from omniopd.store.table import Table
 from omniopd.store.worker import Worker
+from support.tables import newest, undo
 
 SETTINGS = {"score.phi": "edit"}
 
@@ -32,9 +33,7 @@ def test_a_table_is_complete_when_all_its_shards_are(tmp_path, rows):
         table.finish()
     assert reader.complete
     assert reader.existing_keys() == {("r0",), ("r1",), ("r2",)}
-    assert sorted(path.name for path in tmp_path.glob("manifest*")) == [
-        f"manifest.shard-000{i}-of-0003.json" for i in range(3)
-    ]
+    assert {Worker.of_file(path.name) for path in tmp_path.glob("manifest*")} == {Worker(i, 3) for i in range(3)}
 
 
 def test_an_unfinished_union_says_which_shards_are_missing(tmp_path, rows):
@@ -52,16 +51,15 @@ def test_a_single_worker_keeps_the_plain_layout_and_finishes_what_shards_began(t
     alone.append(rows("b"))
     alone.finish()
     assert alone.complete
-    assert (tmp_path / "manifest.json").is_file()
+    assert newest(tmp_path).name == "manifest-00000003.json"
 
 
 def test_a_shard_does_not_adopt_or_delete_what_another_one_is_writing(tmp_path, rows):
     first, second = worker(tmp_path, 0, 2), worker(tmp_path, 1, 2)
-    before = {path: path.read_text() for path in tmp_path.glob("manifest*")}
     first.append(rows("a"))
     second.append(rows("b"))
-    for path, text in before.items():  # both were killed between the rename and the manifest
-        path.write_text(text)
+    for table in (first, second):  # both were killed between the rename and the manifest
+        undo(tmp_path, table.worker)
     half = tmp_path / ".part-1.shard-0001-of-0002.parquet.tmp"
     half.write_bytes(b"half a part of the other one")
     first.begin(SETTINGS)
@@ -74,9 +72,8 @@ def test_a_shard_does_not_adopt_or_delete_what_another_one_is_writing(tmp_path, 
 
 def test_a_left_part_whose_rows_were_written_again_is_not_adopted_twice(tmp_path, rows):
     left = worker(tmp_path, 0, 3)
-    before = (tmp_path / "manifest.shard-0000-of-0003.json").read_text()
     left.append(rows("a", "b"))
-    (tmp_path / "manifest.shard-0000-of-0003.json").write_text(before)
+    undo(tmp_path, left.worker)
     worker(tmp_path, 1, 2).append(rows("b"))  # another count of workers went on
     table = worker(tmp_path)
     assert sorted(table.read(["chunk_id"])["chunk_id"].to_pylist()) == ["a", "b"]
@@ -105,11 +102,8 @@ def test_any_sequence_of_workers_and_crashes_fills_the_table_once(tmp_path_facto
 
     for count, index, killed in steps:
         table = worker(folder, index % count, count)
-        path = folder / f"manifest{table.worker.suffix}.json"
-        before = path.read_text()
-        table.append(rows(*missing(table)[:3]))
-        if killed:
-            path.write_text(before)
+        if table.append(rows(*missing(table)[:3])) and killed:
+            undo(folder, table.worker)
     for index in range(last):
         table = worker(folder, index, last)
         table.append(rows(*missing(table)))

@@ -13,6 +13,8 @@ from omniopd.demo.tasks.sums import problems
 from omniopd.store.config import Config
 from omniopd.store.layout import RunDir
 
+from .tables import newest
+
 STUDENT = Path(omniopd.__file__).parent / "demo" / "models" / "student"
 """A real Qwen3-architecture model that ships with the package."""
 
@@ -71,7 +73,7 @@ class GeneratedRounds:
                 return run
         shutil.copytree(kept, round_.path)
         # The file with the prompts is a setting of the table, and each run has its own.
-        path = round_.trajectories.folder / "manifest.json"
+        path = newest(round_.trajectories.folder)
         manifest = json.loads(path.read_text())
         manifest["made_with"]["data.prompts"] = config.data.prompts
         path.write_text(json.dumps(manifest))

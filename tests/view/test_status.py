@@ -15,6 +15,7 @@ from omniopd.store.journal import StageRun, expect, read_stage_run, recorded
 from omniopd.store.ledger import Ledger
 from omniopd.view.status import Status, finished, read_status
 from omniopd.view.status_text import duration, one_liner, render, show
+from support.tables import newest
 from support.written_run import add_evaluation
 
 
@@ -123,7 +124,7 @@ def test_a_stage_that_failed_says_why_and_one_that_was_killed_is_only_partial(wr
 def test_a_damaged_table_is_a_state_of_its_stage_with_the_way_out_and_the_others_are_shown(written_run):
     round_ = written_run.round(0)
     round_.rollouts.files()[0].unlink()
-    (round_.trajectories.folder / "manifest.json").write_text("{")
+    newest(round_.trajectories.folder).write_text("{")
     status = read_status(written_run, written_run.config())
     assert [stage.state for stage in status.rounds[0].stages] == ["damaged", "damaged", "missing", "partial"]
     text = " ".join(text_of(status, width=400).split())

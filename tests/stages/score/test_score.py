@@ -17,6 +17,7 @@ from omniopd.store.layout import RunDir
 from omniopd.store.schema import SHARDS
 from omniopd.store.sections import ScoreConfig, StudentConfig
 from omniopd.view.sql import query
+from support.tables import edit
 
 
 def phi_char(chunk, rollout):
@@ -296,7 +297,6 @@ def test_scoring_needs_a_finished_audit(tmp_path, tables):
     trajectory, chunk, rollout = tables
     run = RunDir(tmp_path)
     write(run, [trajectory], [chunk], [rollout])
-    manifest = run.round(0).rollouts.folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
+    edit(run.round(0).rollouts.folder, {"complete": False})
     with pytest.raises(TableError, match="Run `omniopd audit"):
         score(run, 0, Config())
