@@ -252,6 +252,24 @@ def run_(
 
 
 @app.command()
+def pull(
+    mirror: Annotated[str, typer.Argument(help="What run.mirror says: s3://..., gs://..., az://... or a folder.")],
+    run: Annotated[Path, typer.Argument(help="The run directory; must not exist.")],
+) -> None:
+    """Restore a run from its mirror ([run] mirror), and compare every file with its hash.
+
+    Example: omniopd pull s3://bucket/first runs/first
+    """
+    import functools
+
+    from .stages.progress import progress
+    from .store.mirror.pull import pull
+
+    place = mirror if "://" in mirror else str(Path(mirror).absolute())
+    _say(pull(place, run, functools.partial(progress, "pull")))
+
+
+@app.command()
 def reset(
     run: Run,
     round_: Annotated[int, typer.Option("--round", min=0, help="Which round.", show_default=False)],

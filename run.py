@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .store.config import Config, toml_value
-from .store.errors import BudgetReached, UsageError
+from .store.errors import BudgetReached, MirrorError, OmniopdError, UsageError
 from .store.layout import RunDir
 from .store.worker import ALONE, Worker
 
@@ -100,7 +100,9 @@ class Run:
         # One worker writes down what runs, so that several do not replace the same file.
         index, config = self._begin(round_, record=worker.index == 0)
         before = self._looking(config, "generate", check and worker.index == 0)
-        return generate(self.folder, index, config, worker, before)
+        # One worker pushes, what the others have written so far too; the next stage pushes the rest.
+        with mirrored(self.folder, config) if worker.index == 0 else contextlib.nullcontext():
+            return generate(self.folder, index, config, worker, before)
 
     def audit(
         self, round_: int | None = None, *, follow: bool = False, retry_failed: bool = False, check: bool = True
@@ -114,19 +116,22 @@ class Run:
         from .stages.audit.stage import audit
 
         index, config = self._begin(round_)
-        return audit(self.folder, index, config, follow, retry_failed, self._looking(config, "audit", check))
+        with mirrored(self.folder, config):
+            return audit(self.folder, index, config, follow, retry_failed, self._looking(config, "audit", check))
 
     def score(self, round_: int | None = None) -> str:
         """Stage 3: training sequences. Asks nobody. Returns a line about them."""
         from .stages.score.stage import score
 
         index, config = self._begin(round_)
-        return score(self.folder, index, config)
+        with mirrored(self.folder, config):
+            return score(self.folder, index, config)
 
     def train(self, round_: int | None = None) -> str:
         """Stage 4: train the policy, in processes of their own. Returns a line about it."""
         index, config = self._begin(round_)
-        return train_stage(self.folder, index, config, self._overrides)
+        with mirrored(self.folder, config):
+            return train_stage(self.folder, index, config, self._overrides)
 
     def run(self, rounds: int | None = None, *, check: bool = True, say: Callable[[str], None] = print) -> Path:
         """All stages, round after round, resumed where they were stopped. Returns the folder of the last policy.
@@ -225,8 +230,9 @@ def run_rounds(
     Raises:
         BudgetReached: after the round that it interrupted was scored and trained with the rollouts that were paid for.
     """
-    for index in range(config.run.rounds):
-        run_round(run, index, config, overrides, say, check)
+    with mirrored(run, config):
+        for index in range(config.run.rounds):
+            run_round(run, index, config, overrides, say, check)
 
 
 def run_round(
@@ -247,19 +253,50 @@ def run_round(
     def before(stage: Literal["generate", "audit"]) -> Callable[[], None]:
         return functools.partial(require, run, config, stage) if check else lambda: None
 
-    with audit_beside(run, index, config, overrides):
+    with mirrored(run, config), audit_beside(run, index, config, overrides):
         say(f"round {index} generate: {generate(run, index, config, before=before('generate'))}")
     try:
-        say(f"round {index} audit:    {audit(run, index, config, before=before('audit'))}")
+        with mirrored(run, config):
+            said = audit(run, index, config, before=before("audit"))
+        say(f"round {index} audit:    {said}")
     except BudgetReached as error:
         if round_.rollouts.manifest.rows == 0:
             raise
         reached = error
         say(f"round {index} audit:    {error.problem} Going on with {round_.rollouts.manifest.rows} rollouts paid for")
-    say(f"round {index} score:    {score(run, index, config)}")
-    say(f"round {index} train:    {train_stage(run, index, config, overrides)}")
+    with mirrored(run, config):
+        say(f"round {index} score:    {score(run, index, config)}")
+    with mirrored(run, config):
+        say(f"round {index} train:    {train_stage(run, index, config, overrides)}")
     if reached is not None:
         raise reached
+
+
+@contextlib.contextmanager
+def mirrored(run: RunDir, config: Config) -> Generator[None]:
+    """Around a stage: refuse where run.mirror is another's before it begins, and push what there is when it ends.
+
+    Raises:
+        MirrorError: the mirror is another's, or cannot be reached. What the stage has written is in the run.
+    """
+    if config.run.mirror is None:
+        yield
+        return
+    from .stages.progress import progress
+    from .store.mirror.writer import mirror_of
+
+    mirror = mirror_of(run, config)
+    assert mirror is not None
+    mirror.begin()
+    shown = functools.partial(progress, "mirror")
+    try:
+        yield
+    except MirrorError:
+        raise
+    except OmniopdError:  # what was paid for, say, before the budget ended
+        mirror.push(shown)
+        raise
+    mirror.push(shown)
 
 
 @contextlib.contextmanager

@@ -56,6 +56,11 @@ class StorageError(OmniopdError, OSError):
     What was stored before is whole."""
 
 
+class MirrorError(StorageError):
+    """The mirror of a run cannot be reached, or refuses: another run or another writer has it. The run itself is
+    whole."""
+
+
 class BusyError(OmniopdError, RuntimeError):
     """Another process is writing the same stage of the same round."""
 

@@ -20,7 +20,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -162,14 +162,19 @@ class Totals:
         return self.charged_tokens + self.reserved_tokens
 
 
+Cover = Callable[[int, int, Budget], None]
+"""Called with nano-dollars and tokens that a run has settled and reserved in all, and with what it may."""
+
+
 class Ledger:
     """The ledger of one run, opened to be written: one process does at a time, whatever round it audits."""
 
-    def __init__(self, path: Path, caps: Caps = Caps()) -> None:
+    def __init__(self, path: Path, caps: Caps = Caps(), cover: Cover | None = None) -> None:
         """
         Args:
             path: `ledger.sqlite` of a run directory.
             caps: Of the audit that spends from here on; none is no cap.
+            cover: Told before anything is reserved what the run comes to with it; where it raises, nothing is.
 
         Raises:
             BusyError: another process has opened it.
@@ -177,6 +182,7 @@ class Ledger:
             StorageError: it cannot be written.
         """
         self.path = path
+        self._cover = cover
         with contextlib.ExitStack() as stack, storing(path):
             stack.enter_context(ledger_file.held(path, f"round {caps.round_index}, process {os.getpid()}"))
             self._db, identity, parts = ledger_file.open_checked(path)
@@ -244,6 +250,8 @@ class Ledger:
             granted.append(fits)
             nusd, tokens = (nusd + r.nusd, tokens + r.tokens) if fits else (nusd, tokens)
         covered = [r for r, fits in zip(reservations, granted, strict=True) if fits]
+        if covered and self._cover is not None:
+            self._cover(nusd, tokens, self.budget)
         with self._db:
             self._close_requests(settlements, charges, now)
             rows = [

@@ -52,6 +52,12 @@ CREATE TABLE IF NOT EXISTS lessons (teacher TEXT NOT NULL, status INTEGER NOT NU
 """`kind`: what was asked for; a check leaves no rollout. `compared_parts`: parts of the rollouts tables all of whose
 requests the ledger knows. `lessons`: refusals that have changed the form of a teacher's requests, oldest first."""
 
+LOCK = ".ledger.lock"
+"""Beside a ledger that is being written."""
+
+_PATIENCE_S = 0.2
+"""For who only looks whether it is being written."""
+
 _IDS_AT_A_TIME = 65536
 
 
@@ -75,10 +81,10 @@ def held(path: Path, holder: str) -> Generator[None]:
     Raises:
         BusyError: another process writes it.
     """
-    lock = path.with_name(".ledger.lock")
+    lock = path.with_name(LOCK)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(files.exclusive(lock, "an audit"))
+            stack.enter_context(files.exclusive(lock, "an audit", _PATIENCE_S))
         except BusyError as error:
             raise BusyError(
                 f"Another process audits this run ({lock.read_text(encoding='utf-8')}), and a budget is spent by one.",

@@ -439,6 +439,9 @@ class RunConfig(Section):
     schedule: tuple[Phase, ...] = ()
     """Rounds that the run begins with, before those of train.objective: [{ objective = "sft", rounds = 1 }] is a cold
     start. The budget and the initial student are those of the whole run; `set` gives the rounds keys of their own."""
+    mirror: str | None = Field(default=None, min_length=1)
+    """Where a copy of the run is kept, pushed after each stage and while audit runs: s3://bucket/path, gs://..., az://...
+    or the absolute path of a folder. `omniopd pull` restores it."""
     overlap: bool = False
     """Audit what generate has committed while it still writes. Only live and without a budget: otherwise which chunks
     are worth it is known only once all are there, and audit waits."""

@@ -225,6 +225,7 @@ def arm_values(base: Config, arm: Arm, seed: int) -> dict[str, dict[str, Any]]:
         values.setdefault(section, {})[name] = value
         if value is None:  # TOML has no such value: a key that is not there is unset
             del values[section][name]
+    values.get("run", {}).pop("mirror", None)  # one mirror holds one run
     return values
 
 

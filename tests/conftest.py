@@ -1,7 +1,9 @@
 """What several suites share: the shipped student, a run directory, and a teacher whose behavior a test scripts."""
 
+import logging
 import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,39 @@ def worst_difference() -> Callable[..., tuple[float, float]]:
         return worst_logprob, worst_entropy
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3 server on this machine, which somebody else wrote (moto)."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new bucket, and its credentials in the environment."""
+    import boto3
+
+    url = request.getfixturevalue("s3_server")
+    values = {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    bucket = f"b-{uuid.uuid4().hex}"
+    boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/runs/first"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def mirror_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place for a mirror, of each kind that there is on this machine."""
+    return str(tmp_path / "mirror") if request.param == "folder" else request.getfixturevalue("s3")
 
 
 @pytest.fixture

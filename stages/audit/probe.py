@@ -20,6 +20,7 @@ from ...store.errors import TeacherError
 from ...store.findings import Finding, of_error
 from ...store.layout import RunDir
 from ...store.ledger import Ledger, Settlement
+from ...store.mirror.writer import cover_of
 from ...store.sections import TeacherConfig
 from ...store.usage import Usage
 from .client import NobodyAnswers, Outcome, find_teacher, get_json, open_session, post
@@ -66,7 +67,8 @@ async def server(run: RunDir, config: Config) -> list[Finding]:
 async def _two_answers(run: RunDir, config: Config, teacher: Teacher) -> list[Answer] | Finding:
     """The answers to the short and to the long prefix, charged in the ledger; or why one did not come."""
     index = max((round_.index for round_ in run.rounds()), default=0)
-    with contextlib.closing(Ledger(run.ledger, caps(config.teacher, index))) as ledger:
+    cover = cover_of(run, config, index)
+    with contextlib.closing(Ledger(run.ledger, caps(config.teacher, index), cover)) as ledger:
         recall(ledger, config.teacher, teacher)
         commit = GroupCommit(ledger)
         context = AuditContext(

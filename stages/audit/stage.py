@@ -17,6 +17,8 @@ from ...store.config import Config, made_with
 from ...store.errors import BudgetReached
 from ...store.layout import RoundDir, RunDir
 from ...store.ledger import Budget, Ledger
+from ...store.mirror.background import pushing
+from ...store.mirror.writer import cover_of, mirror_of
 from ...store.storage import Spare, allow_open_files
 from ...store.table import Table
 from .. import own_loop
@@ -94,7 +96,8 @@ def audit(
         if retry_failed or not rollouts.complete:
             before()
         try:
-            own_loop.run(_audit(run, round_, config, chunks, rollouts, follow, retry_failed))
+            with pushing(mirror_of(run, config)):
+                own_loop.run(_audit(run, round_, config, chunks, rollouts, follow, retry_failed))
         except BudgetReached:
             rollouts.finish()
             raise
@@ -117,9 +120,10 @@ async def _audit(
     if failures.holds_nothing_else(table):
         failures.forget(table, settings)  # they would pin the settings that may be what is wrong
     table.begin(settings)
+    cover = cover_of(run, config, round_.index)
     spare_bytes = max(_SPARE_BYTES, _SPARE_BYTES_PER_REQUEST * config.teacher.max_concurrency)
     with (
-        contextlib.closing(Ledger(run.ledger, caps(config.teacher, round_.index))) as ledger,
+        contextlib.closing(Ledger(run.ledger, caps(config.teacher, round_.index), cover)) as ledger,
         Spare(run.ledger, spare_bytes) as spare,
     ):
         recall(ledger, config.teacher, teacher)

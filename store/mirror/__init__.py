@@ -1,0 +1,1 @@
+"""A run directory's copy elsewhere: `[run] mirror`, and `omniopd pull` (docs/mirror.md)."""
