@@ -16,7 +16,7 @@ from .method.objectives.registry import objective_of
 from .stages.audit import setup
 from .store import files
 from .store.config import Config
-from .store.errors import ConfigError, OmniopdError, TeacherError
+from .store.errors import ConfigError, OmniopdError, TeacherError, without_credentials
 from .store.findings import Finding, of_error
 from .store.layout import RunDir
 from .store.model import resolve_model
@@ -39,7 +39,7 @@ def check(run: RunDir, config: Config) -> list[Finding]:
 def offline(run: RunDir, config: Config) -> list[Finding]:
     """What needs no server."""
     teacher = setup.settings(config.teacher) if _asks(config) else []
-    return [*teacher, *_student(config), *_answers(config), _disk(run)]
+    return [*teacher, *_student(config), *_answers(config), _disk(run), *_mirror(run, config)]
 
 
 def require(run: RunDir, config: Config, before: Before) -> None:
@@ -149,6 +149,18 @@ def _disk(run: RunDir) -> Finding:
             "disk", "warn", f"{free / 1e9:.2f} GB free", "A round writes its tables, a policy and checkpoints."
         )
     return Finding("disk", "ok", f"{free / 1e9:.0f} GB free")
+
+
+def _mirror(run: RunDir, config: Config) -> list[Finding]:
+    if config.run.mirror is None:
+        return []
+    from .store.mirror.writer import mirror_of
+
+    try:
+        mirror_of(run, config)
+    except OmniopdError as error:
+        return [of_error("mirror", error)]
+    return [Finding("mirror", "ok", without_credentials(config.run.mirror))]
 
 
 def _gpu() -> Finding:

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Generator
 
-from ..errors import MirrorError
+from ..errors import OmniopdError
 from .writer import Mirror
 
 SECONDS_BETWEEN_PUSHES = 60.0
@@ -25,7 +25,7 @@ def pushing(mirror: Mirror | None) -> Generator[None]:
         while not done.wait(SECONDS_BETWEEN_PUSHES):
             try:
                 mirror.push()
-            except MirrorError as error:
+            except OmniopdError as error:
                 sys.stderr.write(f"{error}\n")
 
     thread = threading.Thread(target=push, name="mirror", daemon=True)

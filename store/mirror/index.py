@@ -80,6 +80,9 @@ class Index:
     files: Mapping[str, Blob] = field(default_factory=dict[str, Blob])
     """By their path in the run directory."""
     block: Block = Block()
+    charged_nusd: int = 0
+    charged_tokens: int = 0
+    """What the ledger among the files says that was spent."""
     version: int = VERSION
 
     @property

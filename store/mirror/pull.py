@@ -2,17 +2,15 @@
 """`omniopd pull`: a run from its mirror, every file compared with its hash."""
 
 import contextlib
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from .. import files, ledger_file
+from .. import files
 from ..errors import InputError, MirrorError, without_credentials
 from ..layout import RunDir
-from ..ledger import NANO, read_totals
-from ..ledger_file import Identity
+from ..ledger import NANO, Ledger, Reservation, Settlement
 from .index import Blob, Block, Index
 from .places import Place, open_place
 from .snapshot import parts_in
@@ -20,12 +18,6 @@ from .writer import Progress, State, newest, unseen, write_state
 
 _AT_ONCE = 8
 _MOST_TRIES = 5
-
-_LOST = """
-INSERT INTO requests (request_id, round, teacher, state, reserved_nusd, reserved_tokens, charged_nusd, charged_tokens,
-    reserved_at, closed_at)
-VALUES (?1, ?2, ?3, 'unknown', ?4, ?5, ?4, ?5, ?6, ?6)
-"""
 
 
 @dataclass(frozen=True)
@@ -129,18 +121,17 @@ def _compare_manifests(found: Mapping[str, Blob], folder: Path, url: str) -> Non
 
 def _charge(run: RunDir, index: Index) -> Block:
     """Count what may have been spent after the copy of the ledger was made. Returns how much that is."""
-    totals = read_totals(run.ledger)
-    nusd = max(0, index.block.nusd - totals.spoken_for_nusd)
-    tokens = max(0, index.block.tokens - totals.spoken_for_tokens)
-    if not run.ledger.is_file() and not (nusd or tokens):
+    if not (run.ledger.is_file() or index.block.nusd or index.block.tokens):
         return Block()
-    with contextlib.closing(ledger_file.connect(run.ledger)) as db:
-        db.executescript(ledger_file.SCHEMA)
-        identity = ledger_file.own_identity(db) or Identity.new()
-        if nusd or tokens:
-            request_id = f"{identity.run_id}-lost-{index.number}-{index.nonce}"
-            now = time.time()
-            with db:
-                db.execute(_LOST, (request_id, index.block.round, index.block.teacher, nusd, tokens, now))
-        ledger_file.note_opening(db, run.ledger, identity, [])
-    return Block(nusd, tokens, index.block.round, index.block.teacher)
+    with contextlib.closing(Ledger(run.ledger)) as ledger:
+        totals = ledger.totals()
+        lost = replace(
+            index.block,
+            nusd=max(0, index.block.nusd - totals.spoken_for_nusd),
+            tokens=max(0, index.block.tokens - totals.spoken_for_tokens),
+        )
+        if lost.nusd or lost.tokens:
+            request_id = f"{ledger.run_id}-lost-{index.number}"
+            ledger.commit([Reservation(request_id, lost.round, lost.teacher, lost.nusd, lost.tokens)], [])
+            ledger.commit([], [Settlement(request_id, "unknown")])
+    return lost

@@ -64,8 +64,9 @@ class Source:
 class Snapshots:
     """The content of a run directory, whose files are hashed once."""
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, key_file: Path | None = None) -> None:
         self._run = run
+        self._key_file = None if key_file is None else key_file.expanduser().absolute()
         self._folder = run.path / STATE
         self._hashes: dict[str, Any] = {}
         """Size, time, inode and hash of each file that was hashed before."""
@@ -111,7 +112,7 @@ class Snapshots:
             named = _parts_of(heads)
             for name in names:
                 is_table = name.startswith("manifest") or (name.startswith("part-") and name not in named)
-                if not (heads and is_table):
+                if not (heads and is_table) and (folder / name).absolute() != self._key_file:
                     path = f"{prefix}{name}"
                     found[path] = self._source(path)
         return found

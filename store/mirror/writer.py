@@ -20,7 +20,7 @@ from .. import files, ledger_file
 from ..config import Config
 from ..errors import BusyError, ConfigError, MirrorError, without_credentials
 from ..layout import RunDir
-from ..ledger import Budget, Cover, read_totals
+from ..ledger import Budget, Cover, Totals, read_totals
 from .index import INDEXES, Blob, Block, Index
 from .places import Place, open_place
 from .snapshot import STATE, Snapshots, Source
@@ -57,7 +57,8 @@ def mirror_of(run: RunDir, config: Config) -> "Mirror | None":
         if not path.is_absolute() or path.is_relative_to(run.path.absolute()):
             problem = f"run.mirror = {url!r} is not the absolute path of a folder outside of the run."
             raise ConfigError(problem, "Set such a one.")
-    return None if url is None else Mirror(run, url)
+    keys = config.teacher.api_key_file
+    return None if url is None else Mirror(run, url, Path(keys) if keys else None)
 
 
 def cover_of(run: RunDir, config: Config, round_index: int) -> Cover | None:
@@ -81,11 +82,18 @@ class Pushed:
 class Mirror:
     """A run's mirror, to be written."""
 
-    def __init__(self, run: RunDir, url: str) -> None:
+    def __init__(self, run: RunDir, url: str, key_file: Path | None = None) -> None:
+        """
+        Args:
+            key_file: Is left out, should it be in the run directory.
+
+        Raises:
+            ConfigError: the address is none, or obstore is not installed.
+        """
         self._run = run
         self._url = without_credentials(url)
         self._place = open_place(url)
-        self._snapshots = Snapshots(run)
+        self._snapshots = Snapshots(run, key_file)
         self._folder = run.path / STATE
 
     def begin(self) -> None:
@@ -116,9 +124,16 @@ class Mirror:
             # What an earlier index had may have been tidied away since.
             sent |= self._send(sources, head.blobs, unseen)
             now = {path: source.blob for path, source in sources.items()}
-            block = self._block_now(head.block)
+            totals = read_totals(self._run.ledger)
+            if totals.spoken_for_nusd < head.charged_nusd or totals.spoken_for_tokens < head.charged_tokens:
+                raise MirrorError(
+                    f"{self._run.ledger} knows of less spending than its copy in {self._url}.",
+                    f"Restore it from there (omniopd pull {self._url} RUN), or set run.mirror to another place.",
+                )
+            block = self._block_now(head.block, totals)
             if (now, block) != (dict(head.files), head.block):
-                head = self._follow(head, files=now, block=block)
+                charged = {"charged_nusd": totals.charged_nusd, "charged_tokens": totals.charged_tokens}
+                head = self._follow(head, files=now, block=block, **charged)
         return Pushed(head.number, len(sent), sum(blob.size for blob in sent))
 
     def cover(self, round_index: int, teacher: str) -> Cover:
@@ -159,9 +174,8 @@ class Mirror:
                 advance(1, f"{done / 1e6:.1f} MB")
         return sent
 
-    def _block_now(self, before: Block) -> Block:
+    def _block_now(self, before: Block, totals: Totals) -> Block:
         """What the run has spent, exactly where nobody is spending."""
-        totals = read_totals(self._run.ledger)
         spent = replace(before, nusd=totals.spoken_for_nusd, tokens=totals.spoken_for_tokens)
         try:
             with files.exclusive(self._run.ledger.with_name(ledger_file.LOCK), "an audit"):

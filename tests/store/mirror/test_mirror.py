@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from omniopd.store.mirror.pull import pull
 from omniopd.store.mirror.writer import Mirror, cover_of, mirror_of, newest
 from omniopd.store.schema import TRAJECTORIES
 from omniopd.store.usage import Usage
+from support.pushes import push_and_die
 from support.written_run import write_tables
 
 CAPS = Caps(Budget(None, 100_000), round_index=0, teacher_model="scripted")
@@ -271,54 +273,54 @@ def test_an_audit_that_only_looks_is_not_in_the_way_of_a_push_nor_the_push_of_it
         thread.join()
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_a_ledger_that_forgot_does_not_replace_its_copy(run, mirror_url, damage):
+    mirror = Mirror(run, mirror_url)
+    mirror.push()
+    for path in run.path.glob("ledger.sqlite-*"):
+        path.unlink()
+    damage(run.ledger)
+    with pytest.raises(MirrorError, match=r"knows of less spending than its copy.*omniopd pull"):
+        mirror.push()
+
+
+def test_a_key_in_the_run_directory_is_not_sent(run, mirror_url):
+    key = run.path / "key.txt"
+    key.write_text("the key")
+    mirror = mirror_of(run, run.config((f"run.mirror={mirror_url}", f"teacher.api_key_file={key}")))
+    assert mirror is not None
+    mirror.push()
+    last = newest(open_place(mirror_url), mirror_url)
+    assert last is not None
+    assert "config.toml" in last.files
+    assert "key.txt" not in last.files
+
+
 # -- crashes, damage, and what is in the way
 
 
-def killed(place_calls, run, url):
-    """Push in a process that is killed before its n-th call of the place; whether it was."""
-    pid = os.fork()
-    if pid == 0:
-        left = place_calls
-
-        def counted(function):
-            def call(*args, **kwargs):
-                nonlocal left
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*args, **kwargs)
-
-            return call
-
-        for name in ("create", "put", "has", "get", "names", "delete"):
-            setattr(Folder, name, counted(getattr(Folder, name)))
-        writer._AT_ONCE = 1
-        Mirror(run, url).push()
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-
-
-def test_a_push_that_is_killed_anywhere_leaves_the_mirror_whole_and_the_next_one_goes_on(run, tmp_path):
+@pytest.mark.parametrize("mirror_url", ["folder", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
+def test_a_push_that_is_killed_anywhere_leaves_the_mirror_whole_and_the_next_one_goes_on(run, mirror_url, tmp_path):
     shutil.rmtree(run.round(0).path / "policy")
-    url = str(tmp_path / "mirror")
-    Mirror(run, url).push()
-    before, after = content(run), None
+    mirror = Mirror(run, mirror_url)
+    mirror.push()
+    # obstore's threads do not live on in a fork.
+    processes = multiprocessing.get_context("forkserver")
     for calls in range(100):
-        copy, mirror = tmp_path / f"copy{calls}", str(tmp_path / f"mirror{calls}")
-        shutil.copytree(run.path, copy)
-        shutil.copytree(url, mirror)
-        changed = RunDir(copy)
-        changed.round(0).rollouts.finish()
-        (copy / "note.txt").write_text("changed")
-        after = content(changed)
-        was_killed = killed(calls, changed, mirror)
-        pull(mirror, tmp_path / f"pulled{calls}")
-        assert content(RunDir(tmp_path / f"pulled{calls}")) in (before, after)
-        Mirror(changed, mirror).push()
-        pull(mirror, tmp_path / f"then{calls}")
-        assert content(RunDir(tmp_path / f"then{calls}")) == after
-        if not was_killed:
+        before = content(run)
+        run.round(0).rollouts.begin({})
+        (run.path / "note.txt").write_text(f"version {calls}")
+        process = processes.Process(target=push_and_die, args=(calls, run.path, mirror_url, dict(os.environ)))
+        process.start()
+        process.join(60)
+        pull(mirror_url, tmp_path / f"pulled{calls}")
+        assert content(RunDir(tmp_path / f"pulled{calls}")) in (before, content(run))
+        mirror.push()
+        pull(mirror_url, tmp_path / f"then{calls}")
+        assert content(RunDir(tmp_path / f"then{calls}")) == content(run)
+        if process.exitcode == 0:
             break
+        assert process.exitcode == -signal.SIGKILL
     assert 9 < calls < 99
 
 
