@@ -1,6 +1,7 @@
 """`omniopd check`: what is wrong with a set-up is said before it costs anything, and what is right is let through."""
 
 import socket
+import sys
 
 import pytest
 from aiohttp import web
@@ -201,3 +202,13 @@ def test_transformers_serve_is_seen_as_it_is(make_run, tmp_path):
         assert "requested 'absent'" in line(wrong, "answer")
         bare = check(run, run.config((f"teacher.base_url={url[:-3]}",)))
         assert f'Set teacher.base_url = "{url}"' in line(bare, "address")
+
+
+def test_a_mirror_that_cannot_be_one_is_said_before_anything_is_sent(run, monkeypatch):
+    def finding(mirror):
+        return line(offline(run, run.config((f"run.mirror={mirror}",))), "mirror")
+
+    assert finding("/elsewhere/first").startswith("ok")
+    assert "is not the absolute path of a folder outside of the run" in finding("mirrors/first")
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    assert "pip install 'omniopd[mirror]'" in finding("s3://bucket/first")

@@ -1,4 +1,4 @@
-"""Two audits of one round, whose lock does nothing: the one that did not begin last stops buying and loses no answer."""
+"""Two audits of a round, whose lock does nothing: the one that did not begin last stops buying, and loses no answer."""
 
 import pytest
 
