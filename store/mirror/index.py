@@ -4,6 +4,7 @@ run may have spent. Pure."""
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
@@ -12,6 +13,7 @@ from typing import Any
 from ..ledger import NANO, Budget
 
 VERSION = 1
+_SHA256 = re.compile("[0-9a-f]{64}")
 INDEXES = "index/"
 _SHARE = 50
 """A block is this part of a budget."""
@@ -113,7 +115,9 @@ class Index:
             index = cls(files=files, block=Block(**raw.pop("block")), **raw)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it is damaged: {error}") from error
-        for path in index.files:
+        for path, blob in index.files.items():
+            if not _SHA256.fullmatch(blob.sha256):
+                raise ValueError(f"it is damaged: {blob.sha256!r} is no hash")
             if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
                 raise ValueError(f"it names {path!r}, which is no file of a run directory")
         return index

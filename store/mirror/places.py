@@ -86,19 +86,27 @@ class Folder:
     def create(self, name: str, content: bytes) -> bool:
         path = self._path / name
         with self._asking():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make(path.parent)
             return files.create(path, content)
 
     def put(self, name: str, source: Path | bytes) -> None:
         path = self._path / name
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         with self._asking():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make(path.parent)
             try:
                 _copy(source, temporary)
                 files.replace_durably(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder in it, durably."""
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            while folder != self._path.parent:
+                folder = folder.parent
+                files.sync_folder(folder)
 
     @contextmanager
     def _asking(self) -> Generator[None]:

@@ -105,5 +105,6 @@ def add_evaluation(run: RunDir, after: int, correct: list[bool], benchmark: str 
 def score_again(run: RunDir, **made_with: Any) -> None:
     """The weights of round 0 as if `score` had had these settings."""
     shards = run.round(0).shards
-    (shards.folder / "manifest.json").unlink()
+    for path in shards.folder.glob("manifest*"):
+        path.unlink()
     shards.begin({"scores": "edit-char-alpha=1.0"} | made_with)

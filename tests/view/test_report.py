@@ -15,6 +15,7 @@ from omniopd.store.reader import open_reader
 from omniopd.view.report import charts, explorer, figures
 from omniopd.view.report.build import write_report
 from omniopd.view.report.glossary import terms
+from support.tables import newest
 from support.written_run import add_evaluation, write_tables
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}\x1b[31m\u202e'\"&amp;<!--"
@@ -262,7 +263,7 @@ def test_a_damaged_table_is_named_and_the_others_are_shown(written_run, tmp_path
 
 
 def test_a_run_whose_only_table_is_damaged_has_a_page_that_says_so(written_run, tmp_path):
-    (written_run.round(0).trajectories.folder / "manifest.json").write_text("{")
+    newest(written_run.round(0).trajectories.folder).write_text("{")
     assert "damaged or missing" in " ".join(Page(write(written_run, tmp_path)).text.split())
 
 

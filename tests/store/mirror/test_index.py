@@ -27,6 +27,12 @@ def test_an_index_that_names_a_file_outside_of_the_run_is_refused(path):
         Index.of_json(Index("run", 1, files={path: Blob.of(b"")}).to_json())
 
 
+@pytest.mark.parametrize("sha256", ["", "../../x", "A" * 64, "0" * 63])
+def test_an_index_with_something_else_than_a_hash_is_refused(sha256):
+    with pytest.raises(ValueError, match="is no hash"):
+        Index.of_json(Index("run", 1, files={"config.toml": Blob(sha256, 1)}).to_json())
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"version": 1}', b'"text"', b"null", b"\xff"])
 def test_what_is_no_index_is_a_value_error(content):
     with pytest.raises(ValueError):  # noqa: PT011
