@@ -8,6 +8,7 @@ and the first is made again at the end.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import polars as pl
@@ -34,9 +35,9 @@ def main() -> None:
         .pivot(on="setting", index="chunk_id", values="pi_teacher")
     )
     print(weights.drop("chunk_id").describe())
-    print("rank correlation:")
-    names = [name for name in weights.columns if name != "chunk_id"]
-    print(weights.select(pl.corr(a, b, method="spearman").alias(f"{a}, {b}") for a in names for b in names if a < b))
+    print("rank correlation of the weights:")
+    for a, b in itertools.combinations(sorted(set(weights.columns) - {"chunk_id"}), 2):
+        print(f"  {a} and {b}: {weights.select(pl.corr(a, b, method='spearman')).item():.2f}")
 
 
 if __name__ == "__main__":

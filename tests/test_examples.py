@@ -61,8 +61,8 @@ def test_a_first_run_then_its_weights_by_three_similarities(tmp_path, questions,
     assert said.count("  weight 0.") == 5
     assert said.splitlines()[-1] == str(tmp_path / "run" / "round=000" / "policy")
     said = example("similarities.py", tmp_path / "run")
-    assert "edit on word, exact on word" in said
-    assert "rouge1 on word" in said
+    assert "  edit on char and edit on word: 0." in said, "the first run's own weights stand beside them"
+    assert "  exact on word and rouge1 on word: " in said
 
 
 def test_two_objectives_at_the_same_teacher_tokens(tmp_path, questions, base_url):
