@@ -380,6 +380,24 @@ def report(
 
 
 @app.command()
+def view(
+    runs: Annotated[list[Path], typer.Argument(help="One run directory or several.", show_default=False)],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0: any free port.")] = 8787,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. What is no loopback address needs the token in the link.")
+    ] = "127.0.0.1",
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the link.")] = False,
+) -> None:
+    """Serve the report's page of a run while its stages go on; of several runs, side by side. Ctrl-C ends it.
+
+    Example: omniopd view runs/first runs/second
+    """
+    from .view.live.server import view
+
+    view([RunDir(run) for run in runs], host, port, browser=not no_browser, say=_say)
+
+
+@app.command()
 def export(
     run: Run,
     folder: Annotated[Path, typer.Argument(help="Where to; must not exist.", show_default=False)],

@@ -24,7 +24,7 @@ from ..store.errors import BudgetReached, UsageError
 from ..store.layout import RunDir
 from ..store.ledger import read_totals
 from ..study.equal import equal_spend
-from .evaluate import Result, evaluate, gain
+from .evaluate import Result, evaluate, gain, keep
 from .tasks.sums import problems
 from .tasks.task import SUMS
 from .teacher.process import MODELS, TeacherServer
@@ -63,6 +63,7 @@ def demo(path: Path, rounds: int, seed: int, say: Say) -> Demo:
         say(f"student and teacher are in {MODELS}; the teacher is served at {base_url}")
         before = evaluate(MODELS / "student", held_out, seed)
         say(f"{'Pass@1 before, at T = 1 and greedy:':<50} {_line(before)}")
+        keep(main, 0, before)
         # A run that is resumed has another server's port in its config.
         overrides = [f"teacher.base_url={base_url}"]
         config = main.config(tuple(overrides))
@@ -82,8 +83,12 @@ def demo(path: Path, rounds: int, seed: int, say: Say) -> Demo:
     say("training the control")
     for index in range(rounds):
         _replay_round(main, control, index)
-    students = (run.round(rounds - 1).policy for run in (control, main, draft))
-    result = Demo(before, *(evaluate(policy, held_out, seed) for policy in students))
+    after: list[Result] = []
+    for run in (control, main, draft):
+        after.append(evaluate(run.round(rounds - 1).policy, held_out, seed))
+        keep(run, 0, before)
+        keep(run, rounds, after[-1])
+    result = Demo(before, *after)
     _report(result, main, draft, time.monotonic() - start, say)
     return result
 

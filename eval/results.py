@@ -159,4 +159,4 @@ def _figures(folder: EvalDir, grader: str, verdicts_QS: NDArray[np.bool_]) -> Gr
 
 def _rank(grader: str) -> int:
     order: Sequence[str] = ("tests", "math_verify", "dapo_regex")
-    return order.index(grader)
+    return order.index(grader) if grader in order else len(order)

@@ -380,6 +380,16 @@ def read_outbox_size(path: Path, round_index: int) -> int:
         return 0 if db is None else int(db.execute(query, (round_index,)).fetchone()[0])
 
 
+def read_answered(path: Path, round_index: int, since: float) -> tuple[int, float]:
+    """Tokens of a round's requests that were answered since a time, and when the last of them was (Unix time, s)."""
+    query = """
+        SELECT coalesce(sum(prompt_tokens + completion_tokens), 0), coalesce(max(closed_at), ?) FROM requests
+        WHERE round = ? AND kind = 'rollouts' AND state = 'settled' AND closed_at >= ?
+    """
+    with _reading(path) as db:
+        return (0, since) if db is None else db.execute(query, (since, round_index, since)).fetchone()
+
+
 def read_price_sources(path: Path) -> list[str]:
     """Whose prices the requests of a ledger were counted at."""
     query = "SELECT DISTINCT price_source FROM requests WHERE price_source <> '' ORDER BY 1"

@@ -199,7 +199,7 @@ REWARDS = TableSpec(
     (
         _trajectory_id,
         _round,
-        Column("grader", "string", "math_verify | dapo_regex | tests"),
+        Column("grader", "string", "math_verify | dapo_regex | tests; task: the demo's own rule"),
         Column("reward", "float32", "1 right, 0 wrong"),
         Column("advantage", "float32", "the reward less the mean of the prompt's samples, over their deviation"),
         Column("reason", "string", "right | wrong | no_answer | timeout | memory | output | threads | error"),
@@ -281,7 +281,7 @@ ARM_STUDY = TableSpec(
         Column("seed", "int32", "added to every seed of the config"),
         Column("rounds", "int32", "rounds of training before the evaluation"),
         Column("benchmark", "string", "name of the benchmark"),
-        Column("grader", "string", "math_verify | dapo_regex | tests"),
+        Column("grader", "string", "math_verify | dapo_regex | tests; task: the demo's own rule"),
         Column("questions", "int32", "questions of the benchmark"),
         Column("samples", "int32", "responses to each question"),
         Column("pass_at_1", "float64", "share of right responses"),
@@ -335,7 +335,7 @@ EVAL_VERDICTS = TableSpec(
     (
         _question_id,
         _sample_index,
-        Column("grader", "string", "math_verify | dapo_regex | tests"),
+        Column("grader", "string", "math_verify | dapo_regex | tests; task: the demo's own rule"),
         Column("correct", "bool", "the response is right"),
         Column("reason", "string", "right | wrong | no_answer | timeout | memory | output | threads | error"),
         Column("reference", "string", "what the response was compared with; null for tests"),

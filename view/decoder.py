@@ -21,7 +21,7 @@ def find_decoder(run: RunDir, config: Config) -> Decode | None:
     single: dict[int, str] = {}
 
     def decode(ids: Sequence[int]) -> str:
-        if len(ids) > 1:
+        if len(ids) != 1:
             return behind(ids)
         if ids[0] not in single:
             single[ids[0]] = behind(ids)

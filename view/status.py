@@ -7,7 +7,7 @@ comes to mean something else. docs/reading-a-run.md describes it.
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -22,7 +22,7 @@ from ..store.evals import evals_of_run
 from ..store.files import read_json_lines
 from ..store.journal import StageRun
 from ..store.layout import STAGES, RoundDir, RunDir, Stage
-from ..store.ledger import NANO, Totals, read_forecast, read_price_sources, read_totals
+from ..store.ledger import NANO, Totals, read_answered, read_forecast, read_price_sources, read_totals
 from ..store.table import Table
 
 ANSWERED = ("ok", "empty")
@@ -57,6 +57,9 @@ class StageStatus(_Model):
     """Rollouts without an answer, or steps whose loss or gradient was not finite."""
     rate_per_s: float | None
     """Of the latest run, up to what it wrote last."""
+    tokens_per_s: float | None = None
+    """Of a stage that is running: tokens that the student samples (generate), that the teacher reads and writes (audit)
+    and that are trained on (train)."""
     eta_s: float | None
     """Seconds left of a stage that is running."""
     seconds: float | None
@@ -201,8 +204,8 @@ def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[st
         statuses.update(round_.rollouts.read(["status"])["status"].to_pylist())
     spend = _spend(prices, read_totals(run.ledger, round_.index), teacher.round_budget_usd, teacher.round_budget_tokens)
     stages = [
-        damage.get("generate") or _generate(round_),
-        damage.get("audit") or _audit(round_, config, statuses),
+        damage.get("generate") or _with_tokens(sampled := _generate(round_), lambda: _sampled_per_s(sampled, round_)),
+        damage.get("audit") or _with_tokens(_audit(round_, config, statuses), lambda: _answered_per_s(run, round_)),
         damage.get("score") or _score(round_, config, statuses, damage),
         _train(run, round_),
     ]
@@ -287,6 +290,36 @@ def _of_table(stage: Stage, table: Table, runs: list[StageRun], expected: int | 
     return _stage(stage, state, manifest.rows, expected, failed, rate, latest)
 
 
+def _with_tokens(stage: StageStatus, tokens_per_s: Callable[[], float | None]) -> StageStatus:
+    """A stage with the tokens that it comes to a second, if it is running."""
+    return stage.model_copy(update={"tokens_per_s": tokens_per_s()}) if stage.state == "running" else stage
+
+
+def _sampled_per_s(stage: StageStatus, round_: RoundDir) -> float | None:
+    """The rate of the rows times their mean length, which the files' footers tell: the ids are most of the table."""
+    if not stage.rate_per_s or not stage.done:
+        return None
+    import pyarrow.parquet as pq
+
+    groups = (
+        metadata.row_group(i)
+        for metadata in map(pq.read_metadata, round_.trajectories.files())
+        for i in range(metadata.num_row_groups)
+    )
+    columns = (group.column(i) for group in groups for i in range(group.num_columns))
+    tokens = sum(column.num_values for column in columns if column.path_in_schema.startswith("response_ids."))
+    return stage.rate_per_s * tokens / stage.done
+
+
+def _answered_per_s(run: RunDir, round_: RoundDir) -> float | None:
+    """By the ledger: rows come to the table many at a time."""
+    latest = _latest(round_.stage_runs("audit"))
+    if latest is None:
+        return None
+    tokens, last = read_answered(run.ledger, round_.index, latest.started_at)
+    return tokens / (last - latest.started_at) if tokens else None
+
+
 def _train(run: RunDir, round_: RoundDir) -> StageStatus:
     steps = read_json_lines(run.train_steps(round_.index))
     runs = round_.stage_runs("train")
@@ -297,7 +330,9 @@ def _train(run: RunDir, round_: RoundDir) -> StageStatus:
     expected = len(steps) if done else None if latest is None else latest.expected
     skipped = sum(bool(step["skipped"]) for step in steps)
     state = _state(done, bool(steps) or round_.checkpoint.is_dir(), runs)
-    return _stage("train", state, len(steps), expected, skipped, rate, latest)
+    tokens = [step["tokens_per_s"] for step in steps[-_RECENT_STEPS:]]
+    stage = _stage("train", state, len(steps), expected, skipped, rate, latest)
+    return _with_tokens(stage, lambda: sum(tokens) / len(tokens) if tokens else None)
 
 
 def _stage(

@@ -74,12 +74,16 @@ def _watch_plain(run: RunDir, config: Config) -> None:
 
 def one_liner(status: Status) -> str:
     """The whole state in a line."""
+    return f"{now(status)}; ${status.spend.usd:.4f}, {status.spend.tokens:,} teacher tokens"
+
+
+def now(status: Status) -> str:
+    """What is going on."""
     current = _current(status)
-    where = "all rounds are done" if finished(status) else "nothing runs"
     if current is not None:
         round_, stage = current
-        where = f"round {round_} {stage.stage} {stage.state} {_amount(stage)}{_pace(stage)}"
-    return f"{where}; ${status.spend.usd:.4f}, {status.spend.tokens:,} teacher tokens"
+        return f"round {round_} {stage.stage} {stage.state} {amount(stage)}{pace(stage)}"
+    return "all rounds are done" if finished(status) else "nothing runs"
 
 
 def render(status: Status, leave_out: Collection[str] = ()) -> "RenderableType":
@@ -151,7 +155,7 @@ def lines(status: Status) -> list[tuple[str, str]]:
     current = _current(status)
     if current is not None:
         index, stage = current
-        out.append(("now", f"round {index} {stage.stage}: {_amount(stage)} {stage.unit}{_pace(stage)}"))
+        out.append(("now", f"round {index} {stage.stage}: {amount(stage)} {stage.unit}{pace(stage)}"))
     if status.eta_s is not None:
         out.append(("left", f"about {duration(status.eta_s)} until the last round is trained"))
     elif status.next is not None:
@@ -223,12 +227,13 @@ def _of_budget(amount: float, budget: float | None, form: str) -> str:
     return f" of {form.format(budget)}{share}"
 
 
-def _amount(stage: StageStatus) -> str:
+def amount(stage: StageStatus) -> str:
     return f"{stage.done:,}" if stage.expected in (None, stage.done) else f"{stage.done:,}/{stage.expected:,}"
 
 
-def _pace(stage: StageStatus) -> str:
+def pace(stage: StageStatus) -> str:
     rate = "" if stage.rate_per_s is None else f", {stage.rate_per_s:.3g}/s"
+    rate += "" if stage.tokens_per_s is None else f", {stage.tokens_per_s:,.0f} tokens/s"
     return rate + ("" if stage.eta_s is None else f", {duration(stage.eta_s)} left")
 
 
@@ -237,7 +242,7 @@ def _cell(stage: StageStatus) -> Any:
 
     text = Text("-" if stage.state == "missing" else stage.state, _COLOUR[stage.state])
     if stage.done or stage.state != "missing":
-        text.append(f" {_amount(stage)}", "default")
+        text.append(f" {amount(stage)}", "default")
     if stage.failed:
         text.append(f" ({stage.failed:,} {'skipped' if stage.stage == 'train' else 'failed'})", "red")
     return text

@@ -5,11 +5,14 @@ import json
 import pytest
 
 from omniopd.demo import run as demo_run
-from omniopd.demo.evaluate import gain
+from omniopd.demo.evaluate import evaluate, gain, keep
+from omniopd.demo.tasks.sums import problems
 from omniopd.eval.estimate import Interval
 from omniopd.store.errors import UsageError
 from omniopd.store.layout import RunDir
 from omniopd.store.ledger import read_totals
+from omniopd.view.report.figures import accuracy
+from support.runs import STUDENT
 
 
 @pytest.mark.slow
@@ -35,6 +38,8 @@ def test_the_demo_distils_in_two_ways_beside_a_control_and_a_second_call_asks_no
     assert {len(v) for result in vars(first).values() for v in (result.sampled, result.greedy)} == {40}
     assert any("draft over control, same trajectories" in line for line in said)
 
+    assert {row["rounds"] for run in (main, control, draft) for row in accuracy(run)} == {0, 2}
+
     first_server = ran_with(main)["teacher"]["base_url"]
     assert f"the teacher is served at {first_server}" in said[0]
     assert ran_with(control)["score"]["weights"] == "constant"
@@ -51,6 +56,18 @@ def test_the_demo_distils_in_two_ways_beside_a_control_and_a_second_call_asks_no
 def ran_with(run):
     """The recorded config."""
     return json.loads((run.path / "config.resolved.json").read_text())
+
+
+def test_what_it_measures_is_an_evaluation_of_its_run(make_run):
+    run, held_out = make_run(), problems(6, seed=0, split="heldout")
+    result = evaluate(STUDENT, held_out, 0)
+    keep(run, 0, result)
+    keep(run, 0, result)  # of a demo that is resumed
+    rows = {row["benchmark"]: row for row in accuracy(run)}
+    assert set(rows) == {"held-out, T = 1", "held-out, greedy"}
+    assert rows["held-out, greedy"]["accuracy"] == sum(result.greedy) / 6
+    assert rows["held-out, T = 1"]["accuracy"] == sum(result.sampled) / 6
+    assert rows["held-out, T = 1"]["answers"] == 6
 
 
 def test_a_run_of_somebody_else_is_left_alone(tmp_path):

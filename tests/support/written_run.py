@@ -72,7 +72,7 @@ def write_tables(run: RunDir, texts: list[str] | None = None, rollout: str = "bu
     round_.shards.begin({"scores": table.folder.name})
     run.metrics.mkdir()
     lines = [{"step": step, "chunk_loss": 0.3 - 0.1 * step, "kl_mean": 0.01 * step, "seconds": 2.0, "loss": 0.3,
-              "skipped": False} for step in range(2)]  # fmt: skip
+              "tokens_per_s": 100.0, "skipped": False} for step in range(2)]  # fmt: skip
     (run.metrics / "train-round=000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"ste')
     ledger = Ledger(run.ledger)
     for chunk in chunks:

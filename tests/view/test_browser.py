@@ -5,16 +5,14 @@ page consists of is tested without one in test_report.py.
 """
 
 import re
-import shutil
 import subprocess
 
 import pytest
 
 from omniopd.view.report.build import write_report
+from support.browser import CHROMIUM
 from support.written_run import write_tables
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in NAMES if (path := shutil.which(name)) is not None), None)
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the report was not opened in a browser"),
@@ -77,7 +75,7 @@ def test_it_filters(report, address, count):
     dom, console = opened(report, address)
     assert console == []
     assert f"{count} of 2 trajectories" in dom
-    assert dom.count('<details class="trajectory">') == count
+    assert dom.count('<details class="trajectory"') == count
 
 
 def test_it_sorts(report):

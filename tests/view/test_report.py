@@ -14,7 +14,7 @@ from omniopd.store.evals import eval_of_run
 from omniopd.store.reader import open_reader
 from omniopd.view.report import charts, explorer, figures
 from omniopd.view.report.build import write_report
-from omniopd.view.report.glossary import terms
+from omniopd.view.report.glossary import OF_CHARTS, terms
 from support.tables import newest
 from support.written_run import add_evaluation, write_tables
 
@@ -219,7 +219,14 @@ def test_the_page_loads_nothing_and_runs_only_its_own_scripts(written_run, tmp_p
 
 def test_the_page_shows_figures_cost_and_chunks(written_run, tmp_path):
     text = " ".join(Page(write(written_run, tmp_path)).text.split())
-    for part in ("Audited chunks 4", "Rollouts 12 66.7% answered", "Spent $0.01", "Fork #2", "No accuracy yet"):
+    for part in (
+        "Audited chunks 4",
+        "Rollouts 12 66.7% answered",
+        "Spent $0.01",
+        "Fork #2",
+        "No accuracy yet",
+        "failed http 500 4 33.33 %",
+    ):
         assert part in text, part
     assert str(written_run.path.parent) not in text.replace(f"omniopd eval {written_run.path}", "")
 
@@ -273,16 +280,45 @@ def test_every_chart_has_a_title_and_an_axis_with_a_unit(written_run, tmp_path):
     specs = json.loads(specs)
     assert len({spec["name"] for spec in specs}) == len(specs) >= 12
     for spec in specs:
-        assert spec["title"]
+        assert spec["description"]
         layers = spec.get("layer", [spec])
         titles = [encoding[axis].get("title") for layer in layers for encoding in [layer["encoding"]]
                   for axis in ("x", "y") if axis in encoding]  # fmt: skip
         assert all(titles), spec["name"]
 
 
-def test_the_main_benchmark_is_the_one_with_most_answers():
-    from omniopd.view.report.build import _main_benchmark
+@pytest.mark.parametrize("last", [0, 1, 2, 3, 7, 12, 250, 4321])
+def test_the_steps_of_the_accuracy_stand_once_on_its_axis(last):
+    import vl_convert
 
+    results = [{"rounds": n, "benchmark": "b", "grader": "g", "accuracy": 0.4, "low": 0.3, "high": 0.5, "answers": 9}
+               for n in (0, 1)]  # fmt: skip
+    spec = charts.accuracy(results, [{"round": 0, "step": last}])
+    drawn = vl_convert.vegalite_to_svg(
+        {key: value for key, value in spec.items() if key not in ("name", "autosize")} | {"width": 330}
+    )
+    (axis,) = [axis for axis in re.findall(r'role-axis-label".*?</g>', drawn, re.S) if ">30<" not in axis]
+    labels = re.findall(r"<text[^>]*>([^<]+)</text>", axis)
+    assert labels
+    assert labels == sorted(set(labels), key=int)
+
+
+def test_a_tooltip_has_its_unit(written_run):
+    with open_reader(written_run) as db:
+        spec = charts.by_step("kl", figures.training(db), "kl_mean", "KL", "nats per token")
+    tooltips = [t["title"] for t in spec["encoding"]["tooltip"] if "title" in t]
+    assert tooltips == ["step", "KL, nats per token"]
+
+
+def test_every_term_that_is_explained_in_place_is_in_the_glossary(written_run, tmp_path):
+    page = Page(write(written_run, tmp_path))
+    explained = [a["aria-description"] for tag, a in page.tags if tag == "button" and a.get("class") == "term"]
+    assert len(explained) > 20
+    assert set(explained) <= set(dict(terms()).values())
+    assert set(OF_CHARTS.values()) <= set(dict(terms()))
+
+
+def test_the_main_benchmark_is_the_one_with_most_answers():
     rows = [{"benchmark": b, "grader": g, "answers": n} for b, g, n in
             [("a", "dapo_regex", 10), ("a", "math_verify", 10), ("b", "math_verify", 4)]]  # fmt: skip
-    assert _main_benchmark(rows) == ("a", "math_verify")
+    assert figures.main_benchmark(rows) == ("a", "math_verify")

@@ -12,10 +12,10 @@ from omniopd.stages.audit.forecast import Forecast, as_row
 from omniopd.stages.generate.stage import generate
 from omniopd.store.errors import BudgetReached, ConfigChangedError, TeacherError
 from omniopd.store.journal import StageRun, expect, read_stage_run, recorded
-from omniopd.store.ledger import Ledger
+from omniopd.store.ledger import Ledger, read_answered
 from omniopd.view.status import Status, finished, read_status
 from omniopd.view.status_text import duration, one_liner, render, show
-from support.tables import newest
+from support.tables import edit, newest
 from support.written_run import add_evaluation
 
 
@@ -85,10 +85,23 @@ def test_a_stage_that_runs_has_a_rate_and_an_end_in_sight(written_run):
     train = status.rounds[0].stages[3]
     assert (train.state, train.expected, train.eta_s) == ("running", 10, 16.0)
     assert 9 < train.seconds < 60
-    assert "round 0 train: 2/10 steps, 0.5/s, 16 s left" in " ".join(text_of(status).split())
-    assert one_liner(status).startswith("round 0 train running 2/10, 0.5/s, 16 s left; $0.0120")
+    assert "round 0 train: 2/10 steps, 0.5/s, 100 tokens/s, 16 s left" in " ".join(text_of(status).split())
+    assert one_liner(status).startswith("round 0 train running 2/10, 0.5/s, 100 tokens/s, 16 s left; $0.0120")
     # The score stage is to come and was never timed, so nobody knows when the run ends.
     assert status.eta_s is None
+
+
+def test_tokens_a_second_are_those_of_the_tables_and_the_ledger(written_run):
+    started = time.time() - 10
+    for stage, table in (("generate", written_run.round(0).trajectories), ("audit", written_run.round(0).rollouts)):
+        record(written_run, stage, started_at=started)
+        edit(table.folder, {"complete": False})
+    generate, audit = read_status(written_run, written_run.config()).rounds[0].stages[:2]
+    assert (generate.state, audit.state) == ("running", "running")
+    # 43 + 20 tokens of two responses; 4 requests of 30 + 15.
+    assert generate.tokens_per_s == pytest.approx(generate.rate_per_s * 63 / 2)
+    assert 0 < audit.tokens_per_s <= 4 * 45 / 9
+    assert read_answered(written_run.ledger, 0, started)[0] == 4 * 45
 
 
 def test_the_end_of_the_run_adds_what_the_stages_took_before(written_run):
@@ -213,7 +226,8 @@ def test_the_json_has_the_fields_that_programs_rely_on(written_run):
     }
     assert [stage["stage"] for stage in round_["stages"]] == ["generate", "audit", "score", "train"]
     assert set(round_["stages"][0]) == {
-        "stage", "state", "unit", "done", "expected", "failed", "rate_per_s", "eta_s", "seconds", "error"
+        "stage", "state", "unit", "done", "expected", "failed", "rate_per_s", "tokens_per_s", "eta_s", "seconds",
+        "error",
     }  # fmt: skip
     assert set(status["spend"]) == {
         "usd", "budget_usd", "reserved_usd", "tokens", "budget_tokens", "reserved_tokens", "prompt_tokens",

@@ -1,6 +1,7 @@
 """The charts of a report, as Vega-Lite specifications made with Altair. Colours are names of the page's CSS variables,
 so that one specification serves light and dark."""
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,8 @@ from .figures import Histogram, Row
 
 _LINE, _EARLIER = "var(--accent)", "var(--earlier)"
 _HEIGHT = 170
+_MOST_TICKS = 6
+PALETTE = ("var(--accent)", "var(--second)", "var(--third)", "var(--earlier)")
 
 CONFIG: dict[str, Any] = {
     "background": "transparent",
@@ -26,7 +29,6 @@ CONFIG: dict[str, Any] = {
         "labelColor": "var(--ink)", "titleColor": "var(--muted)", "orient": "top", "title": None, "labelFontSize": 11,
         "symbolType": "square", "offset": 4,
     },
-    "title": {"color": "var(--ink)", "fontSize": 13, "fontWeight": 600, "anchor": "start", "offset": 10},
 }  # fmt: skip
 
 
@@ -37,11 +39,12 @@ def by_step(name: str, steps: list[Row], column: str, title: str, unit: str) -> 
     if not points:
         return None
     begins = [{"step": b["step"] - 0.5} for a, b in pairwise(points) if b["round"] != a["round"]]
-    x = alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False))
+    axis = _whole(point["step"] for point in points)
+    x = alt.X("step:Q", title="optimizer step", axis=axis, scale=alt.Scale(nice=False))
     line = alt.Chart(alt.Data(values=points)).mark_line(color=_LINE, strokeWidth=2, point=_dots(len(points))).encode(
         x=x, y=alt.Y("value:Q", title=unit, scale=alt.Scale(zero=False)),
         tooltip=[alt.Tooltip("step:Q", title="step"), alt.Tooltip("round:Q"),
-                 alt.Tooltip("value:Q", title=title, format=".4~g")],
+                 alt.Tooltip("value:Q", title=f"{title}, {unit}", format=".4~g")],
     )  # fmt: skip
     rules = alt.Chart(alt.Data(values=begins)).mark_rule(color="var(--grid)", strokeDash=[3, 3]).encode(x=x)
     return _spec(rules + line if begins else line, name, title)
@@ -55,14 +58,14 @@ def by_round(name: str, values: list[Row], column: str, title: str, unit: str, b
     percent = unit.endswith("(%)")
     kept = ["round", column, *([f"{band}_low", f"{band}_high"] if band else [])]
     data = alt.Data(values=[{key: _scaled(row[key], percent and key != "round") for key in kept} for row in points])
-    x = alt.X("round:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d"))
+    x = alt.X("round:Q", title="round", axis=_whole(row["round"] for row in points))
     # Where nothing was cut off in any round, the axis still goes up to 1 %.
     flat = percent and all(100 * row[column] < 1 for row in points)
     y = alt.Y(
         f"{column}:Q", title=unit, scale=alt.Scale(zero=percent or bool(band), domainMax=1 if flat else alt.Undefined)
     )
     chart: Any = alt.Chart(data).mark_line(color=_LINE, strokeWidth=2, point=_dots(len(points))).encode(
-        x=x, y=y, tooltip=[alt.Tooltip("round:Q"), alt.Tooltip(f"{column}:Q", title=title, format=".4~g")],
+        x=x, y=y, tooltip=[alt.Tooltip("round:Q"), alt.Tooltip(f"{column}:Q", title=f"{title}, {unit}", format=".4~g")],
     )  # fmt: skip
     if band:
         edge = alt.Y(f"{band}_low:Q", title=unit)
@@ -87,8 +90,8 @@ def histogram(histogram: Histogram, title: str, x_title: str) -> dict[str, Any] 
     y = alt.Y("percent:Q", title="share (%)")
     tooltip = [
         alt.Tooltip("which:N", title="of"),
-        alt.Tooltip("low:Q", title="from", format=".3~g"),
-        alt.Tooltip("high:Q", title="to", format=".3~g"),
+        alt.Tooltip("low:Q", title=f"from, {x_title}", format=".3~g"),
+        alt.Tooltip("high:Q", title=f"to, {x_title}", format=".3~g"),
         alt.Tooltip("percent:Q", title="share, %", format=".2~f"),
     ]
     bars = (
@@ -109,27 +112,31 @@ def histogram(histogram: Histogram, title: str, x_title: str) -> dict[str, Any] 
 
 def accuracy(rows: list[Row], steps: list[Row]) -> dict[str, Any] | None:
     """Pass@1 over the optimizer steps (Fig. 3, right), a line a benchmark and grader. None: nothing was evaluated."""
-    if not rows:
-        return None
+    values = _measured(rows, steps)
+    return _accuracy(values, sorted({value["line"] for value in values})) if values else None
+
+
+def _measured(rows: list[Row], steps: list[Row]) -> list[Row]:
     last_step = {0: 0}
     for step in steps:
         last_step[step["round"] + 1] = step["step"]
     several = len({row["grader"] for row in rows}) > 1
-    values = [
+    return [
         {"step": last_step.get(row["rounds"], 0), "percent": 100 * row["accuracy"], "answers": row["answers"],
          "low": 100 * row["low"], "high": 100 * row["high"], "rounds": row["rounds"],
          "line": f"{row['benchmark']}, {row['grader']}" if several else row["benchmark"]}
         for row in rows
     ]  # fmt: skip
-    lines = sorted({value["line"] for value in values})
-    palette = ["var(--accent)", "var(--second)", "var(--third)", "var(--earlier)"]
+
+
+def _accuracy(values: list[Row], lines: list[str], title: str = "Accuracy") -> dict[str, Any]:
     base = alt.Chart(alt.Data(values=values)).encode(
-        x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickMinStep=1, format="d")),
-        color=alt.Color("line:N", scale=alt.Scale(domain=lines, range=[palette[i % 4] for i in range(len(lines))])),
+        x=alt.X("step:Q", title="optimizer step", axis=_whole(value["step"] for value in values)),
+        color=_colours(lines),
         tooltip=[alt.Tooltip("line:N", title="benchmark"), alt.Tooltip("rounds:Q", title="after rounds"),
                  alt.Tooltip("percent:Q", title="Pass@1, %", format=".1~f"),
-                 alt.Tooltip("low:Q", title="95 % from", format=".1~f"),
-                 alt.Tooltip("high:Q", title="to", format=".1~f"),
+                 alt.Tooltip("low:Q", title="95 % from, %", format=".1~f"),
+                 alt.Tooltip("high:Q", title="to, %", format=".1~f"),
                  alt.Tooltip("answers:Q", format=",")],
     )  # fmt: skip
     y = alt.Scale(zero=False)
@@ -139,7 +146,53 @@ def accuracy(rows: list[Row], steps: list[Row]) -> dict[str, Any] | None:
     line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=28)).encode(
         y=alt.Y("percent:Q", title="Pass@1 (%)", scale=y)
     )
-    return _spec(intervals + line, "accuracy", "Accuracy")
+    return _spec(intervals + line, "accuracy", title)
+
+
+def accuracy_of_runs(
+    runs: dict[str, list[Row]], steps: dict[str, list[Row]], benchmark: str, grader: str
+) -> dict[str, Any] | None:
+    """Pass@1 of several runs by one benchmark and grader, a line a run. None: nothing was evaluated."""
+    values = [
+        value | {"line": name}
+        for name, rows in runs.items()
+        for value in _measured(
+            [row for row in rows if (row["benchmark"], row["grader"]) == (benchmark, grader)], steps[name]
+        )
+    ]
+    return _accuracy(values, list(runs), f"Accuracy, {benchmark}") if values else None
+
+
+def of_runs(name: str, runs: dict[str, list[Row]], column: str, title: str, unit: str) -> dict[str, Any] | None:
+    """A training metric of several runs over their optimizer steps, a line a run. None: no values."""
+    values = [{"step": row["step"], "value": row[column], "line": run}
+              for run, steps in runs.items() for row in steps if row[column] is not None]  # fmt: skip
+    if not values:
+        return None
+    chart = alt.Chart(alt.Data(values=values)).mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=20)).encode(
+        x=alt.X("step:Q", title="optimizer step", axis=_whole(value["step"] for value in values)),
+        y=alt.Y("value:Q", title=unit, scale=alt.Scale(zero=False)), color=_colours(list(runs)),
+        tooltip=[alt.Tooltip("line:N", title="run"), alt.Tooltip("step:Q", title="step"),
+                 alt.Tooltip("value:Q", title=f"{title}, {unit}", format=".4~g")],
+    )  # fmt: skip
+    return _spec(chart, name, title)
+
+
+def _colours(lines: list[str]) -> Any:
+    colours = [PALETTE[i % len(PALETTE)] for i in range(len(lines))]
+    # One below the other: names of runs are long.
+    return alt.Color(
+        "line:N", scale=alt.Scale(domain=lines, range=colours), legend=alt.Legend(columns=1, labelLimit=280)
+    )
+
+
+def _whole(values: Iterable[int]) -> Any:
+    """An axis of whole numbers. Vega's own ticks of a short axis are fractions, which as whole numbers come twice."""
+    present = sorted(set(values))
+    low, high = present[0], present[-1]
+    sizes = (size * 10**power for power in range(20) for size in (1, 2, 5))
+    size = next(size for size in sizes if (high - low) / size < _MOST_TICKS)
+    return alt.Axis(values=list(range(-(-low // size) * size, high + 1, size)) or [low], format="d")
 
 
 def _dots(count: int) -> Any:
@@ -154,7 +207,6 @@ def _spec(chart: Any, name: str, title: str) -> dict[str, Any]:
     described = chart.properties(
         width="container",
         height=_HEIGHT,
-        title=title,
         description=title,
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
     ).configure(**CONFIG)

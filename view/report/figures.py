@@ -1,18 +1,23 @@
 """The figures of a report, out of the run's views: small tables of plain values, whatever the size of the run."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 
 from ...eval.results import results_of_run
+from ...store.errors import TableError
 from ...store.layout import RunDir
 from ...store.reader import columns
+from ..status import ANSWERED
 
 Row = dict[str, Any]
 
 BINS = 25
+_MOST_REASONS = 20
 _METRICS = ("chunk_loss", "kl_mean", "audited_nll", "audited_entropy", "mean_weight")
 DECODE_TO_PREFILL = 8.3
 """What an output token costs beside an input token, as the paper's Table 8 counts effort."""
@@ -156,6 +161,15 @@ def accuracy(run: RunDir) -> list[Row]:
     ]  # fmt: skip
 
 
+def main_benchmark(accuracy: list[Row]) -> tuple[str, str]:
+    """The benchmark and grader with the most answers, the first of equals."""
+    answers: dict[tuple[str, str], int] = {}
+    for row in accuracy:
+        key = row["benchmark"], row["grader"]
+        answers[key] = answers.get(key, 0) + row["answers"]
+    return max(sorted(answers), key=lambda key: (answers[key], key[1] != "dapo_regex"))
+
+
 @dataclass(frozen=True)
 class Cost:
     """Teacher tokens of an average trajectory, by the paper's formula and as billed (Table 8)."""
@@ -209,6 +223,35 @@ def extreme_chunks(db: duckdb.DuckDBPyConnection, count: int, *, best: bool) -> 
         db,
         "SELECT * FROM chunks_scored WHERE pi_teacher IS NOT NULL"
         f" ORDER BY round(pi_teacher, 2) {order}, anchor_entropy DESC, chunk_id LIMIT {count}",
+    )
+
+
+def newest_chunks(run: RunDir, db: duckdb.DuckDBPyConnection, count: int) -> list[Row]:
+    """The chunks of the rollouts that were stored last."""
+    for round_ in reversed(run.rounds()):
+        parts: list[Path] = []
+        with contextlib.suppress(TableError):  # damaged, as the page says
+            parts = round_.rollouts.files()
+        if parts:
+            # A part's name begins with the time of its writing.
+            ids = pq.read_table(max(parts, key=lambda part: part.name), columns=["chunk_id"])["chunk_id"].to_pylist()
+            newest = list(dict.fromkeys(reversed(ids)))[:count]
+            found = rows(db, "SELECT * FROM chunks_scored WHERE list_contains(?, chunk_id)", [newest])
+            return sorted(found, key=lambda row: newest.index(row["chunk_id"]))
+    return []
+
+
+def failures(db: duckdb.DuckDBPyConnection) -> list[Row]:
+    """Rollouts without an answer by status and reason, the most frequent first, with their share of all rollouts."""
+    return rows(
+        db,
+        f"""
+        SELECT
+            status, finish_reason AS reason, count(*) AS rollouts,
+            count(*) / (SELECT count(*) FROM rollouts) AS share, max(chunks.round) AS last_round
+        FROM rollouts LEFT JOIN (SELECT chunk_id, round FROM chunks) AS chunks USING (chunk_id)
+        WHERE status NOT IN {ANSWERED} GROUP BY ALL ORDER BY rollouts DESC, status, reason LIMIT {_MOST_REASONS}
+        """,
     )
 
 

@@ -31,8 +31,49 @@
 
   // `ast` has expressions interpreted: the page's security policy forbids code made from strings.
   const options = { ast: true, actions: false, renderer: "svg", defaultStyle: false, tooltip: { disableDefaultStyle: true } };
-  const specs = JSON.parse(byId("specs").textContent);
-  const charts = Promise.all(specs.map((spec) => window.vegaEmbed(byId(`chart-${spec.name}`), spec, options)));
+  const drawn = new Map();
+
+  // Draws what has changed; a chart that stays in its place and is the same is left alone.
+  function drawCharts(specs) {
+    return Promise.all(
+      specs.map(async (spec) => {
+        const text = JSON.stringify(spec);
+        const before = drawn.get(spec.name);
+        const place = byId(`chart-${spec.name}`);
+        if (before && before.text === text && place.childElementCount) return;
+        if (before) before.view.finalize();
+        drawn.set(spec.name, { text, view: await window.vegaEmbed(place, spec, options) });
+      }),
+    );
+  }
+
+  // -- terms of the glossary, explained where they stand
+
+  const bubble = byId("meaning");
+
+  let term = null;
+
+  function explain(event) {
+    term = event.target.closest ? event.target.closest(".term") : null;
+    put();
+  }
+
+  function put() {
+    bubble.hidden = !term;
+    if (!term) return;
+    bubble.textContent = term.getAttribute("aria-description");
+    const place = term.getBoundingClientRect();
+    const below = place.bottom + 6 + bubble.offsetHeight < innerHeight;
+    bubble.style.left = `${Math.max(8, Math.min(place.left, innerWidth - bubble.offsetWidth - 8))}px`;
+    bubble.style.top = `${below ? place.bottom + 6 : Math.max(8, place.top - 6 - bubble.offsetHeight)}px`;
+  }
+
+  // A finger's tap is a mouseover and a focus, too.
+  for (const kind of ["mouseover", "focusin"]) document.addEventListener(kind, explain);
+  document.addEventListener("focusout", explain.bind(null, { target: document }));
+  document.addEventListener("keydown", (event) => event.key === "Escape" && explain({ target: document }));
+  // Focus may scroll a term into view.
+  document.addEventListener("scroll", put, true);
 
   // -- trajectories
 
@@ -57,6 +98,12 @@
   }
 
   function filter() {
+    page = 0;
+    select();
+    draw();
+  }
+
+  function select() {
     const [q, round, finish, max, sort, desc] = controls.map((c) => (c.type === "checkbox" ? c.checked : c.value));
     const wanted = q.toLowerCase();
     const sign = desc ? -1 : 1;
@@ -69,8 +116,6 @@
     );
     // Without a figure: at the end, whichever way.
     shown.sort((a, b) => (a[sort] === null) - (b[sort] === null) || sign * (a[sort] - b[sort]));
-    page = 0;
-    draw();
   }
 
   function draw() {
@@ -80,12 +125,14 @@
     byId("previous").disabled = page === 0;
     byId("next").disabled = page === pages - 1;
     byId("list").replaceChildren(...shown.slice(page * PAGE, (page + 1) * PAGE).map(card));
+    byId("pages").hidden = pages === 1;
   }
 
   const number = (value, digits) => (value === null ? "–" : value.toFixed(digits));
 
   function card(row) {
     const details = element("details", "trajectory");
+    details.dataset.id = row.id;
     const summary = element("summary");
     summary.append(element("span", "text", row.question.replace(/\s+/g, " ")));
     summary.append(
@@ -163,28 +210,65 @@
     draw();
   }
 
-  const list = unpack(byId("trajectories").textContent).then((rows) => {
-    all = rows;
-    // An address such as #q=bisector&round=2&open=1 shows the same to everybody.
+  // The choices are what there is; what was chosen stays chosen.
+  function choices(control, values) {
+    const present = new Set([...control.options].map((option) => option.value));
+    for (const value of [...new Set(values)].sort((a, b) => (a > b) - (a < b))) {
+      if (!present.has(String(value))) control.append(new Option(value));
+    }
+  }
+
+  async function showTrajectories(data) {
+    all = await unpack(data);
+    choices(byId("round"), all.map((row) => row.round));
+    choices(byId("finish"), all.map((row) => row.finish));
+    const open = new Set([...document.querySelectorAll(".trajectory[open]")].map((node) => node.dataset.id));
+    select();
+    page = Math.min(page, Math.max(Math.ceil(shown.length / PAGE) - 1, 0));
+    draw();
+    document.querySelectorAll(".trajectory").forEach((node) => (node.open = open.has(node.dataset.id)));
+  }
+
+  // An address such as #q=bisector&round=2&open=1 shows the same to everybody.
+  function followAddress() {
     for (const control of controls) {
       const value = address.get(control.id);
       if (value === null) continue;
       if (control.type === "checkbox") control.checked = value === "1";
       else control.value = value;
     }
+    filter();
+    if (address.get("open")) document.querySelectorAll(".trajectory").forEach((node, i) => (node.open = i < Number(address.get("open"))));
+  }
+
+  if (byId("filters")) {
     controls.forEach((control) => control.addEventListener("input", filter));
     byId("filters").addEventListener("submit", (event) => event.preventDefault());
     byId("previous").addEventListener("click", () => turn(-1));
     byId("next").addEventListener("click", () => turn(1));
-    filter();
-    if (address.get("open")) document.querySelectorAll(".trajectory").forEach((node, i) => (node.open = i < Number(address.get("open"))));
-  });
+  }
 
-  Promise.all([charts, list]).then(
-    () => (document.documentElement.dataset.ready = "yes"),
-    (error) => {
-      document.documentElement.dataset.ready = "failed";
-      console.error(error);
-    },
-  );
+  let followed = false;
+
+  // Parts of a page: { specs, data }, whose markup is in its place already.
+  async function fill(part) {
+    await drawCharts(part.specs);
+    if (!part.data) return;
+    await showTrajectories(part.data);
+    if (!followed) followAddress();
+    followed = true;
+  }
+
+  function ready(filled) {
+    return filled.then(
+      () => (document.documentElement.dataset.ready = "yes"),
+      (error) => {
+        document.documentElement.dataset.ready = "failed";
+        console.error(error);
+      },
+    );
+  }
+
+  if (document.documentElement.dataset.live) window.omniopd = { fill, ready };
+  else ready(fill({ specs: JSON.parse(byId("specs").textContent), data: byId("trajectories").textContent }));
 })();

@@ -1,0 +1,1 @@
+"""`omniopd view`: the page about runs, served while they go on."""
