@@ -24,11 +24,14 @@ def in_a_cell(call):
     async def cell():
         return call()
 
+    # Not ignored, as a shell's `&` and nohup have it for all that they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(cell())
     finally:
         loop.close()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_audit_is_the_same_in_a_notebook(run):

@@ -1,16 +1,16 @@
 """A model hub on loopback: what the Hugging Face hub's own client needs to upload a folder."""
 
-import asyncio
 import base64
 import json
-import threading
 from types import TracebackType
 from typing import Any
 
 from aiohttp import web
 
+from .loopback import Loopback
 
-class Hub:
+
+class Hub(Loopback):
     """`with Hub() as hub`: repositories that were made, and the files of the last commit."""
 
     def __init__(self, refuse: int | None = None) -> None:
@@ -18,43 +18,23 @@ class Hub:
         self.files: dict[str, bytes] = {}
         self.tokens: set[str] = set()
         self._refuse = refuse
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
+        super().__init__(
+            [
+                web.post("/api/repos/create", self._create),
+                web.post("/api/{kind}/{owner}/{name}/preupload/{revision}", self._preupload),
+                web.post("/api/{kind}/{owner}/{name}/commit/{revision}", self._commit),
+                web.post("/api/validate-yaml", self._validate),
+            ],
+            longest_body=1 << 26,
+        )
 
     def __enter__(self) -> "Hub":
-        self._thread.start()
-        assert self._ready.wait(10)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        runner = self._loop.run_until_complete(self._start())
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
-
-    async def _start(self) -> web.AppRunner:
-        app = web.Application(client_max_size=1 << 26)
-        app.add_routes([
-            web.post("/api/repos/create", self._create),
-            web.post("/api/{kind}/{owner}/{name}/preupload/{revision}", self._preupload),
-            web.post("/api/{kind}/{owner}/{name}/commit/{revision}", self._commit),
-            web.post("/api/validate-yaml", self._validate),
-        ])  # fmt: skip
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        self._ready.set()
-        return runner
+        self.stop()
 
     async def _create(self, request: web.Request) -> web.Response:
         self.tokens.add(request.headers.get("Authorization", ""))

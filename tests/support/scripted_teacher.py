@@ -1,17 +1,18 @@
 """A teacher whose behavior a test scripts."""
 
 import asyncio
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
+from .loopback import Loopback
+
 Behaviour = Callable[[dict[str, Any], int], Any]
 """(body, which request this is, from 0) -> None for a good answer, a web.Response, "hang up", or a handler."""
 
 
-class ScriptedTeacher:
+class ScriptedTeacher(Loopback):
     """An OpenAI-compatible server in a thread, which counts, and misbehaves as told."""
 
     def __init__(self) -> None:
@@ -26,44 +27,18 @@ class ScriptedTeacher:
         self.answered_at: list[int] = []
         self.in_flight = 0
         self.answered = 0
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    @property
-    def requests(self) -> int:
-        return len(self.bodies)
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        runner = self._loop.run_until_complete(self._start())
-        self._loop.run_forever()
-        # A suite has hundreds of these, and each has sockets.
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
-
-    async def _start(self) -> web.AppRunner:
-        app = web.Application()
-        app.add_routes(
+        super().__init__(
             [
                 web.get("/v1/models", self._list),
                 web.post("/v1/completions", self._complete),
                 web.post("/v1/chat/completions", self._complete),
             ]
         )
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.base_url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/v1"
-        self._ready.set()
-        return runner
+        self.base_url = f"{self.url}/v1"
+
+    @property
+    def requests(self) -> int:
+        return len(self.bodies)
 
     async def _list(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": model, **self.model_facts} for model in self.models]})
