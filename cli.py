@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -15,6 +15,8 @@ from .store.errors import Interrupted, OmniopdError, UsageError
 from .store.layout import RunDir, Stage
 from .store.storage import storage_error
 from .study.cli import study
+from .view import cli as reading
+from .view.cli import Json, Run, as_json
 
 if TYPE_CHECKING:
     from .store.config import Config
@@ -41,11 +43,8 @@ app = typer.Typer(
 
 app.add_typer(study, name="study")
 
-Run = Annotated[Path, typer.Argument(help="The run directory.", show_default=False)]
 Set = Annotated[list[str], typer.Option("--set", help="Override a config key: --set train.lr=1e-5. Repeatable.")]
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not look at the set-up first (omniopd check).")]
-Format = Literal["table", "csv", "json", "jsonl", "parquet"]
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 Round = Annotated[
     int | None, typer.Option("--round", min=0, help="Which round; the first unfinished one if not given.")
 ]
@@ -115,7 +114,7 @@ def plan(run: Run, json_: Json = False, set_: Set = []) -> None:
              "forecasts": forecasts(one, of_round)}
             for first, (of_round, one) in zip(config.first_rounds, plans, strict=True)
         ]  # fmt: skip
-        _say(_as_json({"rounds": config.run.rounds, "plans": told, "findings": found}))
+        _say(as_json({"rounds": config.run.rounds, "plans": told, "findings": found}))
         return
     for first, (of_round, one) in zip(config.first_rounds, plans, strict=True):
         if config.run.schedule:
@@ -256,7 +255,7 @@ def pull(
     mirror: Annotated[str, typer.Argument(help="What run.mirror says: s3://..., gs://..., az://... or a folder.")],
     run: Annotated[Path, typer.Argument(help="The run directory; must not exist.")],
 ) -> None:
-    """Restore a run from its mirror ([run] mirror), and compare every file with its hash.
+    """Restore a run from its mirror (run.mirror), and compare every file with its hash.
 
     Example: omniopd pull s3://bucket/first runs/first
     """
@@ -296,166 +295,16 @@ def reset(
         _say(carry_out(wanted))
 
 
-@app.command()
-def status(
-    run: Run,
-    json_: Annotated[bool, typer.Option("--json", help="For programs; docs/reading-a-run.md has the fields.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until all rounds are done.")] = False,
-) -> None:
-    """Show rounds x stages: what is done, missing and failed, what was spent, and how long it will take.
-
-    Example: omniopd status runs/first --watch
-    """
-    from .view.status import read_status
-    from .view.status_text import show
-
-    config = _config(run, [])
-    if json_:
-        _say(read_status(RunDir(run), config).model_dump_json(indent=1))
-    else:
-        show(RunDir(run), config, watch=watch)
-
-
-@app.command()
-def inspect(
-    run: Run,
-    table: Annotated[str, typer.Argument(help="trajectories, chunks, rollouts, or any view of sql.")] = "trajectories",
-    where: Annotated[str, typer.Option(help="A SQL condition over the columns (omniopd sql RUN --schema).")] = "true",
-    sort: Annotated[str, typer.Option(help='SQL order, such as "pi_teacher DESC".')] = "",
-    limit: Annotated[int, typer.Option(min=1, help="Rows shown.")] = 3,
-    offset: Annotated[int, typer.Option(min=0, help="Rows left out before them.")] = 0,
-    sample: Annotated[int | None, typer.Option(min=1, help="Draw this many rows at random first.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
-    json_: Json = False,
-) -> None:
-    """Read rows: a trajectory with its chunks marked and the teacher's rollouts under them; chunks as case studies.
-
-    Example: omniopd inspect runs/first chunks --where "round = 0 AND n >= 8" --sort pi_teacher --limit 10
-    """
-    from rich.console import Console
-
-    from .view.inspect import Selection, find, inspect
-
-    selection = Selection(where, sort, limit, offset, sample, seed)
-    if json_:
-        _say(_as_json(find(RunDir(run), table, selection)))
-        return
-    console = Console(highlight=False)
-    for block in inspect(RunDir(run), _config(run, []), table, selection):
-        console.print(block)
-
-
-@app.command()
-def sql(
-    run: Run,
-    query: Annotated[str | None, typer.Argument(help="Statements; a shell if not given.", show_default=False)] = None,
-    format_: Annotated[Format | None, typer.Option("--format", help="How to write the answer.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Into this file; its name tells the format.")] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Show views and columns with docs and units.")] = False,
-    allow_files: Annotated[bool, typer.Option(help="Let SQL open files and load extensions.")] = False,
-) -> None:
-    """Ask DuckDB about all tables of the run; it cannot change them.
-
-    Example: omniopd sql runs/first "SELECT round, avg(prior) FROM chunks GROUP BY round" --out priors.csv
-    """
-    from .view.shell import run_sql
-
-    _config(run, [])
-    run_sql(RunDir(run), query, format_, out, schema=schema, allow_files=allow_files)
-
-
-@app.command()
-def report(
-    run: Run,
-    out: Annotated[Path | None, typer.Option(help="The file; unset: RUN/report.html.", show_default=False)] = None,
-    trajectories: Annotated[int, typer.Option(min=1, help="Searchable trajectories; drawn if there are more.")] = 1000,
-) -> None:
-    """Write one self-contained HTML file: training dynamics, distributions, cost, chunks, searchable trajectories.
-
-    Example: omniopd report runs/first --out first.html
-    """
-    from .view.report.build import write_report
-
-    _say(write_report(RunDir(run), _config(run, []), out or RunDir(run).report, trajectories))
-
-
-@app.command()
-def view(
-    runs: Annotated[list[Path], typer.Argument(help="One run directory or several.", show_default=False)],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0: any free port.")] = 8787,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. What is no loopback address needs the token in the link.")
-    ] = "127.0.0.1",
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the link.")] = False,
-) -> None:
-    """Serve the report's page of a run while its stages go on; of several runs, side by side. Ctrl-C ends it.
-
-    Example: omniopd view runs/first runs/second
-    """
-    from .view.live.server import view
-
-    view([RunDir(run) for run in runs], host, port, browser=not no_browser, say=_say)
-
-
-@app.command()
-def export(
-    run: Run,
-    folder: Annotated[Path, typer.Argument(help="Where to; must not exist.", show_default=False)],
-    after: Annotated[
-        int | None, typer.Option(min=1, help="After this many rounds; unset: all that are trained.")
-    ] = None,
-    dtype: Annotated[
-        Literal["keep", "float32", "bfloat16", "float16"], typer.Option(help="Precision of the weights.")
-    ] = "keep",
-    adapter: Annotated[
-        bool, typer.Option("--adapter", help="The adapters of train.lora alone, in PEFT's format.")
-    ] = False,
-    dataset: Annotated[
-        bool, typer.Option("--dataset", help="Trajectories, chunks and rollouts of all rounds, in place of the policy.")
-    ] = False,
-    push_to_hub: Annotated[
-        str, typer.Option(help="Upload the folder to this repository too: name/repository.", show_default=False)
-    ] = "",
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
-) -> None:
-    """Copy a trained policy into a Hugging Face folder, in the precision that it will be served in, with its card; or
-    trajectories, chunks and rollouts as a data set.
-
-    Example: omniopd export runs/first student-distilled --dtype bfloat16
-
-    Example: omniopd export runs/first student-distilled --push-to-hub my-name/student-distilled
-    """
-    from .view import handover
-
-    if push_to_hub:
-        handover.check_hub()
-    if dataset:
-        _say(handover.export_dataset(RunDir(run), _config(run, []), folder))
-    else:
-        _say(handover.export_policy(RunDir(run), _config(run, []), after, folder, dtype, adapter=adapter))
-    if push_to_hub:
-        _say(handover.push(folder, push_to_hub, "dataset" if dataset else "model", public=public))
-
-
-@app.command()
-def card(
-    run: Run,
-    after: Annotated[
-        int | None, typer.Option(min=1, help="After this many rounds; unset: all that are trained.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The file; unset: RUN/card.md.", show_default=False)] = None,
-    json_: Json = False,
-) -> None:
-    """Write a page about the policy: student, teacher, data, rounds, accuracy, cost, settings, and how to load it.
-
-    Example: omniopd card runs/first
-    """
-    from .view.card import read_card, write_card
-
-    if json_:
-        _say(read_card(RunDir(run), _config(run, []), after).model_dump_json(indent=1))
-    else:
-        _say(write_card(RunDir(run), _config(run, []), out, after))
+for _command in (
+    reading.status,
+    reading.inspect,
+    reading.sql,
+    reading.report,
+    reading.view,
+    reading.export,
+    reading.card,
+):
+    app.command()(_command)
 
 
 @app.command("eval")
@@ -506,7 +355,7 @@ def eval_(
         from .store.evals import EvalDir
 
         difference = compare_(EvalDir(compare[0]), EvalDir(compare[1]))
-        _say(_as_json(difference) if json_ else describe_comparison(difference))
+        _say(as_json(difference) if json_ else describe_comparison(difference))
         return
     if model is None:
         raise UsageError("MODEL is needed.", "Example: omniopd eval runs/first --benchmark math500.")
@@ -520,7 +369,7 @@ def eval_(
     share = which_worker(shard, os.environ)
     folder, whole = evaluate(target, eval_config(target, overrides), out, share)
     if whole:
-        _say(_as_json(result(folder)) if json_ else describe(result(folder)))
+        _say(as_json(result(folder)) if json_ else describe(result(folder)))
     else:
         _say(f"share {share} is answered; the last worker to finish grades them all")
 
@@ -571,13 +420,6 @@ def _fail(error: OmniopdError) -> None:
 
 def _say(line: Any) -> None:
     typer.echo(str(line))
-
-
-def _as_json(value: Any) -> str:
-    """Dataclasses and paths too; what is not a number is null."""
-    import orjson
-
-    return orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
 
 
 def _config(run: Path, overrides: list[str]) -> "Config":
