@@ -107,16 +107,17 @@ def plan(run: Run, json_: Json = False, set_: Set = []) -> None:
 
     config = _config(run, set_)
     found = [finding for finding in offline(RunDir(run), config) if finding.verdict != "ok"]
-    plans = [(config.of_round(first), plan(RunDir(run), config.of_round(first))) for first in config.first_rounds]
+    phases = [(first, config.of_round(first)) for first in config.first_rounds]
+    plans = [(first, of_round, plan(RunDir(run), of_round)) for first, of_round in phases]
     if json_:
         told = [
             {"from_round": first, "objective": of_round.train.objective, "plan": one,
              "forecasts": forecasts(one, of_round)}
-            for first, (of_round, one) in zip(config.first_rounds, plans, strict=True)
+            for first, of_round, one in plans
         ]  # fmt: skip
         _say(as_json({"rounds": config.run.rounds, "plans": told, "findings": found}))
         return
-    for first, (of_round, one) in zip(config.first_rounds, plans, strict=True):
+    for first, of_round, one in plans:
         if config.run.schedule:
             _say(f"From round {first} on, {of_round.train.objective}:")
         _say(describe(one, of_round))

@@ -144,8 +144,9 @@ class Run:
 
         overrides = self._overrides if rounds is None else [*self._overrides, f"run.rounds={rounds}"]
         config = Run(self.folder.path, overrides)._recorded()
-        run_rounds(self.folder, config, overrides, say, check)
-        say(write_card(self.folder, config))
+        with mirrored(self.folder, config):
+            run_rounds(self.folder, config, overrides, say, check)
+            say(write_card(self.folder, config))
         return self.folder.round(config.run.rounds - 1).policy
 
     def eval(self, benchmark: str = "", after: int | None = None) -> "EvalResult":
@@ -230,9 +231,8 @@ def run_rounds(
     Raises:
         BudgetReached: after the round that it interrupted was scored and trained with the rollouts that were paid for.
     """
-    with mirrored(run, config):
-        for index in range(config.run.rounds):
-            run_round(run, index, config, overrides, say, check)
+    for index in range(config.run.rounds):
+        run_round(run, index, config, overrides, say, check)
 
 
 def run_round(

@@ -1,8 +1,9 @@
 """Read evaluations back: verdicts as a matrix, and the figures that are reported of them."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from ..store.errors import InputError, TableError
 from ..store.evals import EvalDir, evals_of_run
 from ..store.layout import RunDir
 from .estimate import Interval, pass_at_1, pass_at_k, repeat_error
+
+T = TypeVar("T")
 
 REPETITIVE = 0.5
 """A response is called repetitive when more than this share of it is its longest repeated sequence."""
@@ -75,22 +78,27 @@ class Accuracy:
 
 def accuracy_of_run(run: RunDir) -> list[Accuracy]:
     """Pass@1 of a run's whole evaluations, by rounds and benchmark; those with a damaged file are left out."""
-    out: list[Accuracy] = []
-    for folder in evals_of_run(run):
-        with contextlib.suppress(TableError):
-            if folder.rounds is not None and is_whole(folder):
-                grader = min(folder.graders, key=_rank)
-                verdicts_QS = matrix(folder, grader).verdicts_QS
-                out.append(Accuracy(folder.path.name, folder.rounds, grader, verdicts_QS.size, pass_at_1(verdicts_QS)))
-    return out
+    return _of_whole_ones(run, _accuracy)
+
+
+def _accuracy(folder: EvalDir) -> Accuracy:
+    assert folder.rounds is not None  # it is in a run
+    grader = min(folder.graders, key=_rank)
+    verdicts_QS = matrix(folder, grader).verdicts_QS
+    return Accuracy(folder.path.name, folder.rounds, grader, verdicts_QS.size, pass_at_1(verdicts_QS))
 
 
 def results_of_run(run: RunDir) -> list[EvalResult]:
     """The evaluations of a run that are whole, by rounds and benchmark; those with a damaged file are left out."""
-    out: list[EvalResult] = []
+    return _of_whole_ones(run, result)
+
+
+def _of_whole_ones(run: RunDir, read: Callable[[EvalDir], T]) -> list[T]:
+    out: list[T] = []
     for folder in evals_of_run(run):
         with contextlib.suppress(TableError):
-            out += [result(folder)] if is_whole(folder) else []
+            if is_whole(folder):
+                out.append(read(folder))
     return out
 
 

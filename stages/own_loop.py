@@ -18,7 +18,7 @@ class Interruption:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._asked = False
-        self._end: Callable[[], None] | None = None
+        self._end: Callable[[], object] | None = None
 
     def ask(self) -> None:
         """Ask the loop to end, now or as soon as it can."""
@@ -27,7 +27,7 @@ class Interruption:
             if self._end is not None:
                 self._end()
 
-    def calls(self, end: Callable[[], None]) -> None:
+    def calls(self, end: Callable[[], object]) -> None:
         """What ends the loop; it is called in the thread that asks."""
         with self._lock:
             self._end = end

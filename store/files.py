@@ -7,13 +7,14 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import BusyError, StorageError
+from .errors import BusyError, StorageError, UsageError
 from .storage import storing
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
@@ -58,6 +59,24 @@ def write_text(path: Path, text: str) -> None:
     with storing(path):
         temporary.write_text(text, encoding="utf-8")
         replace_durably(temporary, path)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Generator[Path]:
+    """A folder to be filled under a temporary name, which gets its own, durably, when the block ends well.
+
+    Raises:
+        UsageError: it exists.
+    """
+    if folder.exists():
+        raise UsageError(f"{folder} exists.", "Choose another folder.")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    sync_files(temporary)
+    temporary.rename(folder)
+    sync_folder(folder.parent)
 
 
 def create(path: Path, content: bytes) -> bool:

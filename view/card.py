@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 
 from ..store import files
 from ..store.config import Config, determining_keys, toml_value
-from ..store.errors import InputError
 from ..store.layout import RoundDir, RunDir
-from ..store.model import weights_hash
+from ..store.model import load_tokenizer, weights_hash
+from ..train.export import last_round
 from .status import Evaluation, RoundStatus, Spend, read_status
 from .status_text import duration
 
@@ -80,23 +80,18 @@ def read_card(run: RunDir, config: Config, after: int | None = None) -> Card:
     Raises:
         InputError: there is no such policy.
     """
-    status = read_status(run, config)
-    trained = [round_.round for round_ in status.rounds if run.round(round_.round).policy.is_dir()]
-    if not trained or (after is not None and after - 1 not in trained):
-        which = "no trained policy yet" if not trained else f"no policy after {after} rounds"
-        raise InputError(f"{run.path} has {which}.", f"Train one with `omniopd run {run.path}`.")
-    last = max(trained) if after is None else after - 1
+    last, status = last_round(run, after), read_status(run, config)
     made = _made_with(run.round(last), config)
     return Card(
         name=run.path.resolve().name,
         student=_named(_made_with(run.round(0), config)["student.model"]),
-        teacher=_teacher(run, last, config),
+        teacher=_teacher(run, last),
         data=_named(made["data.prompts"]),
         policy=weights_hash(run.round(last).policy),
-        rounds=[_card_round(run.round(r.round), r, config) for r in status.rounds if r.round <= last],
+        rounds=[_card_round(run.round(r.round), r) for r in status.rounds if r.round <= last],
         evaluations=[one for one in status.evaluations if one.rounds <= last + 1],
         spend=status.spend,
-        settings=_settings(made, config), chat=_has_chat_template(run.round(last).policy),
+        settings=_settings(made), chat=bool(load_tokenizer(run.round(last).policy).chat_template),
         engine=_engine(run.round(last)),
     )  # fmt: skip
 
@@ -142,24 +137,17 @@ def markdown(card: Card, *, adapter: bool = False) -> str:
         data, template_str=_TEMPLATE.read_text(encoding="utf-8"), card=card, adapter=adapter, rows=rows,
         settings=settings, paper=PAPER, drafts=any(one.accepted is not None for one in card.rounds),
         interval=_interval, duration=duration,
-        usd=functools.partial(_usd, priced=card.spend.prices not in ([], ["unknown"])),
+        usd=functools.partial(_usd, priced=card.spend.priced),
     )  # fmt: skip
     return str(text)
 
 
 def _interval(one: Evaluation | None) -> str:
-    return "-" if one is None else f"{100 * one.pass_at_1:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+    return "-" if one is None else one.percent
 
 
 def _usd(amount: float, *, priced: bool) -> str:
     return f"${amount:,.2f}" if priced else "no known price"
-
-
-def _has_chat_template(policy: Path) -> bool:
-    told = policy / "tokenizer_config.json"
-    return (policy / "chat_template.jinja").is_file() or (
-        told.is_file() and "chat_template" in json.loads(told.read_text(encoding="utf-8"))
-    )
 
 
 def _made_with(round_: RoundDir, config: Config) -> dict[str, Any]:
@@ -172,7 +160,7 @@ def _made_with(round_: RoundDir, config: Config) -> dict[str, Any]:
     return flat | {key: value for key, value in made.items() if key in flat}
 
 
-def _settings(made: dict[str, Any], config: Config) -> dict[str, Any]:
+def _settings(made: dict[str, Any]) -> dict[str, Any]:
     """What determines a table, and differs from the defaults, without what only this machine knows."""
     defaults = Config().model_dump(mode="json")
     out: dict[str, Any] = {}
@@ -189,7 +177,7 @@ def _named(model_or_file: str) -> str:
     return PurePath(model_or_file).name if Path(model_or_file).exists() or model_or_file[:1] in "/.~" else model_or_file
 
 
-def _teacher(run: RunDir, last: int, config: Config) -> str:
+def _teacher(run: RunDir, last: int) -> str:
     """The models that answered, the one of the latest rollouts first."""
     made = [run.round(index).rollouts.manifest.made_with.get("teacher.model") for index in range(last, -1, -1)]
     names = list(dict.fromkeys(_named(name) for name in made if name))
@@ -201,7 +189,7 @@ def _engine(round_: RoundDir) -> str:
     return ", ".join(sorted(source for source in sources if source)) or "none"
 
 
-def _card_round(round_: RoundDir, status: RoundStatus, config: Config) -> CardRound:
+def _card_round(round_: RoundDir, status: RoundStatus) -> CardRound:
     made = round_.rollouts.manifest.made_with
     took = [stage.seconds for stage in status.stages]
     return CardRound(

@@ -146,7 +146,7 @@ def export(
     if push_to_hub:
         handover.check_hub()
     if dataset:
-        typer.echo(handover.export_dataset(RunDir(run), RunDir(run).config(), folder))
+        typer.echo(handover.export_dataset(RunDir(run), folder))
     else:
         typer.echo(handover.export_policy(RunDir(run), RunDir(run).config(), after, folder, dtype, adapter=adapter))
     if push_to_hub:

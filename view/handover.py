@@ -1,14 +1,13 @@
 """`omniopd export`: a policy with its card, or a run's tables as a data set, into a folder and onto a model hub."""
 
 import contextlib
-import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
 
 from ..store import files
 from ..store.config import Config
-from ..store.errors import InputError, UsageError
+from ..store.errors import InputError
 from ..store.layout import RunDir
 from ..train.export import Dtype, export
 from .card import markdown, read_card
@@ -22,14 +21,11 @@ def export_policy(
     run: RunDir, config: Config, after: int | None, folder: Path, dtype: Dtype, *, adapter: bool = False
 ) -> str:
     """Copy a policy, and write its card as README.md. Returns a line about it; arguments and errors as `export`'s."""
-    card = read_card(run, config, after)
-    said = export(run, after, folder, dtype, adapter=adapter)
-    name = folder.resolve().name
-    files.write_text(folder / "README.md", markdown(card.model_copy(update={"name": name}), adapter=adapter))
-    return said
+    card = read_card(run, config, after).model_copy(update={"name": folder.resolve().name})
+    return export(run, after, folder, dtype, adapter=adapter, readme=markdown(card, adapter=adapter))
 
 
-def export_dataset(run: RunDir, config: Config, folder: Path) -> str:
+def export_dataset(run: RunDir, folder: Path) -> str:
     """Write trajectories, chunks and rollouts of all rounds as a data set of three configurations, with its card.
     Returns a line about it.
 
@@ -41,27 +37,21 @@ def export_dataset(run: RunDir, config: Config, folder: Path) -> str:
     import pyarrow.dataset as ds
     import pyarrow.parquet as pq
 
-    if folder.exists():
-        raise UsageError(f"{folder} exists.", "Choose another folder.")
     if not any(round_.trajectories.manifest.rows for round_ in run.rounds()):
         raise InputError(f"{run.path} has no trajectory yet.", f"Run `omniopd generate {run.path}` first.")
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     rows: dict[str, int] = dict.fromkeys(_TABLES, 0)
-    for round_ in run.rounds():
-        for table in (table for table in round_.tables if table.spec.name in _TABLES and table.manifest.rows):
-            path = temporary / table.spec.name / f"round-{round_.index:03d}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # By the schema: what an older version has left out is null.
-            source = ds.dataset(table.files(), schema=table.spec.schema, format="parquet")
-            with pq.ParquetWriter(path, table.spec.schema, compression="zstd") as writer:
-                for batch in source.to_batches(batch_size=_ROWS):
-                    writer.write_batch(batch)
-            rows[table.spec.name] += table.manifest.rows
-    files.write_text(temporary / "README.md", _dataset_card(run, config, folder.resolve().name, rows))
-    files.sync_files(temporary)
-    temporary.rename(folder)
-    files.sync_folder(folder.parent)
+    with files.new_folder(folder) as new:
+        for round_ in run.rounds():
+            for table in (table for table in round_.tables if table.spec.name in _TABLES and table.manifest.rows):
+                path = new / table.spec.name / f"round-{round_.index:03d}.parquet"
+                path.parent.mkdir(exist_ok=True)
+                # By the schema: what an older version has left out is null.
+                source = ds.dataset(table.files(), schema=table.spec.schema, format="parquet")
+                with pq.ParquetWriter(path, table.spec.schema, compression="zstd") as writer:
+                    for batch in source.to_batches(batch_size=_ROWS):
+                        writer.write_batch(batch)
+                rows[table.spec.name] += table.manifest.rows
+        (new / "README.md").write_text(_dataset_card(run, folder.resolve().name, rows), encoding="utf-8")
     return f"{', '.join(f'{count:,} {name}' for name, count in rows.items())}: {folder}"
 
 
@@ -113,7 +103,7 @@ def _hub(repo: str) -> Generator[None]:
         raise InputError(problem, "Check the network, or HF_ENDPOINT.") from error
 
 
-def _dataset_card(run: RunDir, config: Config, name: str, rows: dict[str, int]) -> str:
+def _dataset_card(run: RunDir, name: str, rows: dict[str, int]) -> str:
     from huggingface_hub import DatasetCard, DatasetCardData
 
     from ..store.schema import TABLES

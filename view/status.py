@@ -92,6 +92,11 @@ class Spend(_Model):
     prices: list[str]
     """Whose prices the dollars are; "unknown" counts as free."""
 
+    @property
+    def priced(self) -> bool:
+        """Whether the dollars say anything."""
+        return self.prices not in ([], ["unknown"])
+
 
 class RoundStatus(_Model):
     """One round."""
@@ -126,6 +131,11 @@ class Evaluation(_Model):
     pass_at_1: float
     low: float
     high: float
+
+    @property
+    def percent(self) -> str:
+        """Pass@1 and its interval as people read them."""
+        return f"{100 * self.pass_at_1:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
 class Status(_Model):

@@ -169,11 +169,7 @@ def _accuracy(evaluations: list[Evaluation]) -> list[str]:
     for benchmark in dict.fromkeys(one.benchmark for one in evaluations):
         own = [one for one in evaluations if one.benchmark == benchmark]
         ends = [own[0], own[-1]] if len(own) > 1 else own
-        shown = (
-            f"{100 * one.pass_at_1:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
-            f" {f'after {one.rounds} rounds' if one.rounds else 'before'}"
-            for one in ends
-        )
+        shown = (f"{one.percent} {f'after {one.rounds} rounds' if one.rounds else 'before'}" for one in ends)
         out.append(one_line(f"{benchmark}: Pass@1 {', '.join(shown)}"))
     return out
 

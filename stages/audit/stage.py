@@ -253,10 +253,9 @@ def _interruptible(flow: Flow | BatchFlow, said: str) -> Iterator[None]:
     """The first Ctrl-C lets the flow end; the second leaves at once. SIGTERM and SIGHUP too: so a scheduler and a
     closed terminal stop what is paid for."""
     loop = asyncio.get_running_loop()
-    # nohup ignores SIGHUP, and so do we then.
-    heard = [number for number in _INTERRUPTS if signal.getsignal(number) is not signal.SIG_IGN]
-    if (asked := own_loop.interruption()) is not None:
-        heard = []  # signals reach another thread
+    asked = own_loop.interruption()
+    # nohup ignores SIGHUP, and so do we then. Where somebody asks for us, signals reach another thread.
+    heard = [number for number in _INTERRUPTS if asked is None and signal.getsignal(number) is not signal.SIG_IGN]
 
     def release() -> None:
         for number in heard:
@@ -270,7 +269,7 @@ def _interruptible(flow: Flow | BatchFlow, said: str) -> Iterator[None]:
         flow.interrupt()
 
     if asked is not None:
-        asked.calls(lambda: loop.call_soon_threadsafe(interrupt) and None)
+        asked.calls(lambda: loop.call_soon_threadsafe(interrupt))
     for number in heard:
         loop.add_signal_handler(number, interrupt)
     try:

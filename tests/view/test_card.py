@@ -76,7 +76,7 @@ def test_the_data_set_is_loaded_by_its_card(trained_run, tmp_path):
     from datasets import load_dataset
 
     folder = tmp_path / "data"
-    said = export_dataset(trained_run, trained_run.config(), folder)
+    said = export_dataset(trained_run, folder)
     assert said.startswith("2 trajectories, 4 chunks, 12 rollouts")
     for name in ("trajectories", "chunks", "rollouts"):
         table = getattr(trained_run.round(0), name).read()
@@ -86,7 +86,7 @@ def test_the_data_set_is_loaded_by_its_card(trained_run, tmp_path):
     assert [config["config_name"] for config in card.data.configs] == ["trajectories", "chunks", "rollouts"]
     assert "| `anchor_entropy` | entropy at the anchor [nats] |" in card.text
     with pytest.raises(UsageError, match="exists"):
-        export_dataset(trained_run, trained_run.config(), folder)
+        export_dataset(trained_run, folder)
 
 
 # -- the hub

@@ -269,6 +269,11 @@ def test_a_damaged_table_is_named_and_the_others_are_shown(written_run, tmp_path
     assert "question 0" in json.dumps(unpacked(write(written_run, tmp_path)))
 
 
+def test_a_report_that_is_handed_on_does_not_say_where_the_policy_lies(written_run, tmp_path):
+    written_run.round(0).policy.mkdir()
+    assert str(written_run.round(0).policy) not in Page(write(written_run, tmp_path)).text
+
+
 def test_a_run_whose_only_table_is_damaged_has_a_page_that_says_so(written_run, tmp_path):
     newest(written_run.round(0).trajectories.folder).write_text("{")
     assert "damaged or missing" in " ".join(Page(write(written_run, tmp_path)).text.split())

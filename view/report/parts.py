@@ -31,6 +31,8 @@ _CONTEXT = 160
 """Characters before a chunk that its card shows."""
 _ANSWERS = 4
 _NOTHING = ["Nothing yet."]
+_OF_THIS_MACHINE = ("policy", "next", "failed")
+"""Lines that say where the run lies: a report is handed on."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,13 @@ def progress(run: RunDir, config: Config, *, live: bool) -> Part:
     """Rounds x stages, and spend against budget and prediction. Cheap: nothing here reads a text.
 
     Args:
-        live: With what to do next and what went wrong, which say where the run lies on this machine.
+        live: With the policy's folder, what to do next and what went wrong.
     """
     status = read_status(run, config)
-    shown = [line for line in lines(status) if live or line[0] not in ("next", "failed")]
+    shown = [line for line in lines(status) if live or line[0] not in _OF_THIS_MACHINE]
     predicted = [round_.predicted for round_ in status.rounds if round_.predicted is not None]
     template = environment().get_template("progress.html.j2")
-    html = template.render(status=status, stages=STAGES, lines=shown, predicted=predicted, priced=_priced(status))
+    html = template.render(status=status, stages=STAGES, lines=shown, predicted=predicted, priced=status.spend.priced)
     return Part(html)
 
 
@@ -93,7 +95,7 @@ def findings(run: RunDir, config: Config, *, newest: bool) -> Part:
         left_out=[one_line(error.problem) for error in left_out],
         tiles=_tiles(status, students, audits, accuracy), settings=objective_of(config).shown(config),
         sections=sections, costs=figures.costs(students, audits, config.teacher.most_rollouts),
-        priced=_priced(status), decode_to_prefill=figures.DECODE_TO_PREFILL, failures=failures,
+        priced=status.spend.priced, decode_to_prefill=figures.DECODE_TO_PREFILL, failures=failures,
         unknown_requests=status.spend.unknown_requests, cards=[card for card in cards if card[1]],
     )  # fmt: skip
     return Part(html, [chart for section in sections for chart in section["charts"] if not isinstance(chart, str)])
@@ -215,7 +217,7 @@ def _tiles(
     spend = status.spend
     cached = "" if spend.cache_share is None else f"{spend.cache_share:.0%} of the prompts cached"
     out.append(("Teacher tokens", _large(spend.tokens), cached, "ledger"))
-    priced = _priced(status)
+    priced = status.spend.priced
     budget = "no budget set" if spend.budget_usd is None else f"of ${spend.budget_usd:,.2f}"
     out.append(("Spent", f"${spend.usd:,.2f}" if priced else "–", budget if priced else "no price known", "ledger"))
     weights = [row for row in audits if row["weight"] is not None]
@@ -228,10 +230,6 @@ def _tiles(
         note = f"{same[0]['accuracy']:.1%} after {same[0]['rounds']} rounds" if len(same) > 1 else same[0]["grader"]
         out.append((f"Pass@1, {same[0]['benchmark']}", f"{same[-1]['accuracy']:.1%}", note, "Pass@1"))
     return [{"label": label, "value": value, "note": note, "term": term} for label, value, note, term in out]
-
-
-def _priced(status: Status) -> bool:
-    return status.spend.prices not in ([], ["unknown"])
 
 
 def _large(count: int) -> str:
