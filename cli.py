@@ -363,12 +363,15 @@ def eval_(
     from .eval.results import result
     from .eval.settings import eval_config, find_target
     from .eval.stage import evaluate
+    from .run import tracked
     from .stages.generate.workers import which_worker
 
     target = find_target(model, after)
     overrides = [*set_, f"eval.benchmark={json.dumps(benchmark)}"] if benchmark else set_
     share = which_worker(shard, os.environ)
-    folder, whole = evaluate(target, eval_config(target, overrides), out, share)
+    config = eval_config(target, overrides)
+    with tracked(target.run, config) if target.run is not None else contextlib.nullcontext():
+        folder, whole = evaluate(target, config, out, share)
     if whole:
         _say(as_json(result(folder)) if json_ else describe(result(folder)))
     else:

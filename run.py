@@ -101,7 +101,7 @@ class Run:
         index, config = self._begin(round_, record=worker.index == 0)
         before = self._looking(config, "generate", check and worker.index == 0)
         # One worker pushes, what the others have written so far too; the next stage pushes the rest.
-        with mirrored(self.folder, config) if worker.index == 0 else contextlib.nullcontext():
+        with self._watched(config) if worker.index == 0 else contextlib.nullcontext():
             return generate(self.folder, index, config, worker, before)
 
     def audit(
@@ -116,7 +116,7 @@ class Run:
         from .stages.audit.stage import audit
 
         index, config = self._begin(round_)
-        with mirrored(self.folder, config):
+        with self._watched(config):
             return audit(self.folder, index, config, follow, retry_failed, self._looking(config, "audit", check))
 
     def score(self, round_: int | None = None) -> str:
@@ -124,13 +124,13 @@ class Run:
         from .stages.score.stage import score
 
         index, config = self._begin(round_)
-        with mirrored(self.folder, config):
+        with self._watched(config):
             return score(self.folder, index, config)
 
     def train(self, round_: int | None = None) -> str:
         """Stage 4: train the policy, in processes of their own. Returns a line about it."""
         index, config = self._begin(round_)
-        with mirrored(self.folder, config):
+        with self._watched(config):
             return train_stage(self.folder, index, config, self._overrides)
 
     def run(self, rounds: int | None = None, *, check: bool = True, say: Callable[[str], None] = print) -> Path:
@@ -144,7 +144,7 @@ class Run:
 
         overrides = self._overrides if rounds is None else [*self._overrides, f"run.rounds={rounds}"]
         config = Run(self.folder.path, overrides)._recorded()
-        with mirrored(self.folder, config):
+        with self._watched(config):
             run_rounds(self.folder, config, overrides, say, check)
             say(write_card(self.folder, config))
         return self.folder.round(config.run.rounds - 1).policy
@@ -162,7 +162,9 @@ class Run:
 
         target = find_target(str(self.folder.path), after)
         chosen = [f"eval.benchmark={toml_value(benchmark)}"] if benchmark else []
-        folder, _ = evaluate(target, eval_config(target, [*read_by_eval(self._overrides), *chosen]))
+        config = eval_config(target, [*read_by_eval(self._overrides), *chosen])
+        with tracked(self.folder, config):
+            folder, _ = evaluate(target, config)
         return result(folder)
 
     def status(self) -> "Status":
@@ -213,6 +215,13 @@ class Run:
         config = self._recorded() if record else self.config
         index = self.next_round if round_ is None else round_
         return index, config.of_round(index)
+
+    @contextlib.contextmanager
+    def _watched(self, config: Config) -> Generator[None]:
+        """A stage, with the run's trackers and its mirror told."""
+        # The mirror last: what the trackers were told is in the run too.
+        with mirrored(self.folder, config), tracked(self.folder, config):
+            yield
 
     def _looking(self, config: Config, stage: Literal["generate", "audit"], check: bool) -> Callable[[], None]:
         from .check import require
@@ -270,6 +279,22 @@ def run_round(
         say(f"round {index} train:    {train_stage(run, index, config, overrides)}")
     if reached is not None:
         raise reached
+
+
+@contextlib.contextmanager
+def tracked(run: RunDir, config: Config) -> Generator[None]:
+    """Around a command: tell run.trackers what comes about.
+
+    Raises:
+        InputError: a tracker is not installed, cannot be reached or wants a login.
+    """
+    if not config.run.trackers:
+        yield
+        return
+    from .view.trackers.tracked import tracked
+
+    with tracked(run, config):
+        yield
 
 
 @contextlib.contextmanager

@@ -214,6 +214,10 @@ class RunDir:
         """Folder of the table that these lines become once the round is trained."""
         return self.metrics / f"train-round={index:03d}"
 
+    def tracked(self, tracker: str) -> Path:
+        """What a tracker (run.trackers) was told already."""
+        return self.metrics / "trackers" / f"{tracker}.json"
+
     @property
     def logs(self) -> Path:
         return self.path / "logs"

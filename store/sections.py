@@ -367,8 +367,6 @@ class TrainConfig(Section):
     """Steps between checkpoints inside a round."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Newest checkpoints of a round that are kept."""
-    wandb: bool = False
-    """Log to Weights & Biases too (package wandb); TensorBoard's files are always in metrics/tensorboard."""
     processes: int = Field(default=1, gt=0)
     """Trainer processes that `omniopd train` starts on this machine; under torchrun, torchrun decides."""
     seed: int = 0
@@ -442,6 +440,9 @@ class RunConfig(Section):
     mirror: str | None = Field(default=None, min_length=1)
     """Where a copy of the run is kept, pushed after each stage and while audit runs: s3://bucket/path, gs://..., az://...
     or the absolute path of a folder. `omniopd pull` restores it."""
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Who is told of spend, similarity, steps, failures and accuracy while the stages work (docs/metrics.md); their own
+    variables, such as WANDB_PROJECT and MLFLOW_TRACKING_URI, say where. TensorBoard's files are always written."""
     overlap: bool = False
     """Audit what generate has committed while it still writes. Only live and without a budget: otherwise which chunks
     are worth it is known only once all are there, and audit waits."""

@@ -59,7 +59,7 @@ from .policy_folder import publish, write_policy
 from .result import Progress, TrainResult, count_steps, result_of
 from .step import Learner
 from .stop import on_sigterm
-from .trackers import Trackers, check_wandb
+from .tensorboard import TensorBoard
 from .trajectory_facts import TrajectoryFacts, trajectory_facts
 from .weights import batch_facts
 
@@ -221,8 +221,6 @@ def _previous(run: RunDir, index: int) -> Checkpoints:
 def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
     """Check that the shards are there, and find and check the student and the round's starting policy."""
     run.round(index).shards.require(f"omniopd score {run.path} --round {index}")
-    if config.train.wandb:
-        check_wandb()
     check_reference(run, index, config)
     initial = resolve_model(config.student.model)
     if index > 0 and not run.round(index - 1).policy.is_dir():
@@ -317,12 +315,12 @@ def _reporter(
     """What rank 0 does with the metrics of each step."""
     log = MetricsLog(run, index)
     log.rewind(start.step)
-    trackers = Trackers(run, index, start.step, wandb=train.wandb)
-    stack.callback(trackers.close)
+    board = TensorBoard(run, index, start.step)
+    stack.callback(board.close)
 
     def report(position: Position, metrics: StepMetrics, total: int) -> None:
         log.append(metrics)
-        trackers.log(metrics)
+        board.log(metrics)
         if progress is not None:
             progress(position.step, total, asdict(metrics))
 

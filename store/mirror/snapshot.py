@@ -22,6 +22,8 @@ STATE = ".mirror"
 
 _LEFT_OUT = {STATE, ".spill", ".reset", ".ledger.json"}
 """Of the machine, or made again: the ledger says by itself what .ledger.json does."""
+_OF_TRACKERS = {"wandb", "mlflow"}
+"""What trackers store on this machine changes while it is copied, and they have ways of their own to send it."""
 _LEFT_OUT_ENDS = (".tmp", ".lock", ".spare", ".pull")
 _SMALL = 8 << 20
 _MOST_TRIES = 20
@@ -144,6 +146,8 @@ class Snapshots:
 def _walk(run: Path) -> Iterator[tuple[Path, list[str]]]:
     for folder, folders, names in os.walk(run):
         folders[:] = sorted(name for name in folders if not _left_out(name))
+        if Path(folder) == run / "metrics":
+            folders[:] = [name for name in folders if name not in _OF_TRACKERS]
         yield Path(folder), sorted(name for name in names if not _left_out(name))
 
 

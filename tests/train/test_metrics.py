@@ -1,15 +1,11 @@
 """What a step reports, and where it can be watched."""
 
-import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from omniopd.store.errors import InputError
 from omniopd.store.layout import RunDir
 from omniopd.train.metrics import TRAIN_METRICS, MetricsLog
 from omniopd.train.trainer import train_round
@@ -69,25 +65,3 @@ def test_every_metric_is_documented() -> None:
     for field in TRAIN_METRICS.schema:
         unit = field.metadata.get(b"unit", b"").decode()
         assert f"| `{field.name}` | {unit} | {field.metadata[b'doc'].decode()} |" in text
-
-
-def test_weights_and_biases_gets_the_same_values_where_it_is_asked_for(
-    run: RunDir, students: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = kit.make_config(students("qwen3"), wandb=True)
-    kit.write_round(run, 0, config, kit.shard_rows(8))
-    with pytest.raises(InputError, match=r"train.wandb needs the package wandb. Run `pip install wandb`"):
-        train_round(run, 0, config)
-    calls: list[Any] = []
-    fake = types.ModuleType("wandb")
-    fake.__spec__ = types.SimpleNamespace()  # pyright: ignore[reportAttributeAccessIssue]
-    started = types.SimpleNamespace(
-        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finish")
-    )
-    fake.init = lambda **options: calls.append(options) or started  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    train_round(run, 0, config)
-    options, *steps, end = calls
-    assert (options["project"], options["resume"], end) == ("omniopd", "allow", "finish")
-    assert [step for step, _ in steps] == [0, 1]
-    assert steps[1][1]["train/loss"] == MetricsLog(run, 0).rows()[1]["loss"]
