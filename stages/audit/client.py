@@ -65,6 +65,8 @@ class Outcome:
     status: int = 0
     reason: str = ""
     retry_after_s: float | None = None
+    timed_out: bool = False
+    """Whether no whole answer came within teacher.timeout_s."""
     out_of_files: bool = False
     """Whether this process could open no connection because it has too many files open."""
 
@@ -129,8 +131,11 @@ async def post(session: aiohttp.ClientSession, base_url: str, request: HttpReque
             status, headers = response.status, response.headers
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         kind = "unsent" if isinstance(error, aiohttp.ClientConnectorError) else "unknown"
-        reason = without_secrets(f"{type(error).__name__}: {error}".rstrip(": "), session.headers)
-        return Outcome(kind, reason=reason, out_of_files=getattr(error, "errno", None) in (EMFILE, ENFILE))
+        late = isinstance(error, TimeoutError)
+        said = f"no answer in {session.timeout.total:g} s" if late else f"{type(error).__name__}: {error}".rstrip(": ")
+        reason = without_secrets(said, session.headers)
+        no_files = getattr(error, "errno", None) in (EMFILE, ENFILE)
+        return Outcome(kind, reason=reason, timed_out=late, out_of_files=no_files)
     if status != 200:
         return _not_answered(status, raw, headers, _sent_secrets(session.headers, base_url))
     try:

@@ -33,8 +33,8 @@ class AimdWindow:
             self._size = min(self._most, self._size + (1 if self._slow_start else 1 / self._size))
 
     def throttled(self, sent: float, now: float) -> None:
-        """The server said 429 or 529 to a request of the time `sent`. All that were sent before the last cut tell
-        the same story, and count once."""
+        """The server said 429 or 529 to a request of the time `sent`, or nothing in time. All that were sent before the
+        last cut tell the same story, and count once."""
         if sent >= self._cut_at:
             self._size = max(1.0, self._size / 2)
             self._slow_start = False

@@ -136,7 +136,8 @@ class Sender:
                 self._gate.answered()
                 self._watch.saw(result.model)
                 used = used if result.usage is None else result.usage.tokens
-            elif result.throttled:
+            elif result.throttled or result.timed_out:
+                # A server that queues says nothing: it answers too late, and goes on working for nobody.
                 self._gate.throttled(sent, result.retry_after_s)
             return result, Receipt(work.chunk_id, request_id, latency_s, attempt, continuation), form, sent
         finally:

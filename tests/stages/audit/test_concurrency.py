@@ -6,9 +6,12 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from aiohttp import web
 
 from omniopd.stages.audit.client import retry_after_s
 from omniopd.stages.audit.concurrency import AimdWindow, Gate, RateLimiter
+from omniopd.stages.audit.stage import audit
+from omniopd.store.ledger import read_totals
 
 
 def turn(window):
@@ -102,3 +105,29 @@ def test_a_pause_holds_for_everyone_and_places_are_given_in_order():
 def test_all_ways_to_ask_for_a_pause_are_understood(headers, seconds):
     found = retry_after_s(headers)
     assert found == (None if seconds is None else pytest.approx(seconds, abs=0.01))
+
+
+def test_a_server_that_is_overrun_without_a_word_is_asked_less(make_run, generated, teacher):
+    """`transformers serve` queues what it cannot do at once, and answers too late."""
+    inside, most = 0, 4
+
+    def behave(body, number):
+        async def answer(request):
+            nonlocal inside
+            inside += 1
+            try:
+                await asyncio.sleep(0.01 if inside <= most else 2)  # a second longer than anybody waits
+            finally:
+                inside -= 1
+            return web.json_response(teacher.answer(body))
+
+        return answer
+
+    teacher.behave = behave
+    settings = {"base_url": teacher.base_url, "timeout_s": 1, "max_attempts": 20, "budget_usd": None}
+    run = generated(make_run(teacher=settings))
+    audit(run, 0, run.config())
+    totals = read_totals(run.ledger)
+    answered = totals.requests - totals.unknown
+    assert answered == run.round(0).chunks.manifest.rows == 36
+    assert totals.unknown <= 30, "they are charged in full, and a window that never shrinks has 48"
