@@ -7,7 +7,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # A file's tests stay together, because they share what its fixtures make.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: demo study test test-slow test-all test-vllm lint bench gpu-check clean
+.PHONY: demo study test test-slow test-all test-vllm lint docs bench gpu-check clean
 
 demo: .venv/.installed-demo
 	$(BIN)/omniopd demo
@@ -38,6 +38,11 @@ lint: .venv/.installed-dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# The documentation as a site, in site/. Every warning is an error.
+docs: .venv/.installed-dev
+	$(BIN)/mkdocs build --config-file docs/site/mkdocs.yml
+	@echo "open site/index.html, or: $(BIN)/mkdocs serve --config-file docs/site/mkdocs.yml"
+
 bench: .venv/.installed-dev
 	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
@@ -46,7 +51,7 @@ gpu-check: .venv/.installed-dev
 	PYTHONPATH=benchmarks:tests $(BIN)/python -m gpu_check --out gpu-check.json
 
 clean:
-	rm -rf .venv .venv-vllm runs
+	rm -rf .venv .venv-vllm runs site
 
 .venv/.installed-demo: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo "installing into .venv; the first time takes a few minutes"

@@ -70,8 +70,10 @@ class Run:
         values = recipes.recipe(recipe) if recipe else {}
         for key, value in (settings or {}).items():
             section, _, name = key.partition(".")
-            if key == "data.prompts" and isinstance(value, str) and is_local(value):
-                value = str(Path(value).absolute())  # commands are given from any folder
+            # Commands are given from any folder.
+            local = {"data.prompts": is_local, "student.model": os.path.isdir}.get(key)
+            if local is not None and isinstance(value, str) and local(value):
+                value = str(Path(value).absolute())
             values.setdefault(section, {})[name] = value
         run.folder.path.mkdir(parents=True, exist_ok=True)
         run.folder.config_toml.write_text(commented_toml(values), encoding="utf-8")
