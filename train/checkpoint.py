@@ -30,6 +30,7 @@ from ..store.storage import storing
 from . import mcore
 from .lora import sharded_adapters
 from .mcore import parallel_state as mpu
+from .parallel import patient_group, wait_for_all
 from .split_state import after_loading, split_part, split_state
 from .step import Learner
 
@@ -138,7 +139,7 @@ class Checkpoints:
         target = self.folder / name
         if dist.get_rank() == 0:
             target.mkdir()
-        dist.barrier()
+        wait_for_all()
         with storing(target):
             state = _state(learner, position, loading=False)
             mcore.dist_checkpointing.save(state, str(target), _TensorByTensor("torch_dist", 1))
@@ -146,7 +147,7 @@ class Checkpoints:
             files.sync_files(target)
             files.write_text(self.folder / "latest", name + "\n")
             self._prune()
-        dist.barrier()
+        wait_for_all()
 
     @torch.no_grad()
     def load(self, learner: Learner, name: str) -> Position:
@@ -182,6 +183,7 @@ class _TensorByTensor(mcore.checkpoint_strategies.TorchDistSaveShardedStrategy):
             strategies.mcore_to_pyt_state_dict(state),
             storage_writer=FileSystemWriter(checkpoint_dir),
             planner=strategies.MCoreSavePlanner(flatten_state_dict=False),
+            process_group=patient_group(),  # a slow disk is no reason to give up
         )
 
 
