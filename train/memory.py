@@ -82,7 +82,7 @@ def training_need(
     layers = arch.layers // pipeline
     parameters = _stage_parameters(arch, train)
     shared = processes // (tensor * pipeline) if train.distributed_optimizer else 1
-    tokens = train.micro_batch * -(-longest // context)
+    tokens = _longest_micro_batch(train, -(-longest // context), processes)
     if train.lora is None:
         trained, twin = parameters, 0 if frozen is None else _stage_parameters(frozen, train)
     else:
@@ -98,6 +98,15 @@ def training_need(
             trained_head=train.lora is None,
         ),
     )  # fmt: skip
+
+
+def _longest_micro_batch(train: TrainConfig, longest: int, processes: int) -> int:
+    """Tokens of a micro-batch of the longest sequences on a rank, whose pieces of them have `longest` tokens."""
+    if train.micro_tokens is None:
+        return train.micro_batch * longest
+    ranks = processes // (train.tensor_parallel * train.pipeline_parallel * train.context_parallel)
+    of_a_rank = -(-train.global_batch // max(1, ranks))
+    return longest * max(1, min(train.micro_tokens // longest, of_a_rank))
 
 
 def adapter_parameters(arch: Architecture, lora: LoraConfig) -> int:
@@ -158,7 +167,8 @@ def check_memory(need: Need, available: int) -> None:
     if need.total <= available:
         return
     hints = {
-        "activations": "Set train.micro_batch = 1 or train.recompute = true, or train.context_parallel higher",
+        "activations": "Set train.micro_batch = 1 (or train.micro_tokens lower) or train.recompute = true, or"
+        " train.context_parallel higher",
         "loss": "Set train.loss_rows lower or train.tensor_parallel higher",
         "optimizer": "Set train.tensor_parallel or train.pipeline_parallel higher, or"
         " train.distributed_optimizer = true where there are several data-parallel ranks",

@@ -15,8 +15,8 @@ from ..store.errors import OmniopdError
 from ..store.sections import TrainConfig
 from . import mcore
 from .cpu import cuda_means_cpu
-from .data import Share
 from .mcore import parallel_state as mpu
+from .share import Share
 
 T = TypeVar("T")
 

@@ -26,7 +26,7 @@ from ..store.model import weights_hash
 from ..store.sections import TrainConfig
 from .checkpoint import Checkpoints, Position
 from .columns import can_compile
-from .data import COLUMNS, Sequences, lay_out, map_sequences, micro_batches, padding_share, plan_steps
+from .data import COLUMNS, Sequences, lay_out, map_sequences, micro_batches, plan_steps
 from .export import ADAPTERS
 from .hf_model import load_weights
 from .hf_weights import WeightFiles
@@ -50,6 +50,7 @@ from .parallel import (
 )
 from .policy_folder import publish, write_policy
 from .result import Progress, TrainResult, count_steps, result_of
+from .share import padding_share
 from .step import Learner
 from .stop import on_sigterm
 from .trackers import Trackers
@@ -295,8 +296,9 @@ def _steps(
         )  # fmt: skip
         mine = share(train)
         batches = micro_batches(
-            shards, plan[step], facts, mine, micro_batch=train.micro_batch, anchored=objective.anchored
-        )
+            shards, plan[step], facts, mine, micro_batch=train.micro_batch, micro_tokens=train.micro_tokens,
+            anchored=objective.anchored,
+        )  # fmt: skip
         if train.lora is not None and train.lora.dropout:
             # Of the step alone, so that a round that resumes here draws the same.
             torch.manual_seed(train.seed << 32 | step)
@@ -310,7 +312,9 @@ def _steps(
             reward=float(data.trajectories.reward[plan[step]].mean()),
             repetition=float(data.trajectories.repetition[plan[step]].mean()),
             response_tokens=float(shards.response[tokens].sum() / len(plan[step])),
-            padding=padding_share(shards.lengths, plan[step], ranks=mine.ranks, micro_batch=train.micro_batch),
+            padding=padding_share(
+                shards.lengths, plan[step], mine, micro_batch=train.micro_batch, micro_tokens=train.micro_tokens
+            ),
             seconds=time.perf_counter() - start,
             tokens=len(tokens),
         )
