@@ -17,11 +17,12 @@ import torch
 
 from omniopd.store.architecture import Architecture
 from omniopd.store.sections import TrainConfig
-from omniopd.train.data import Sequences, Share, micro_batches
+from omniopd.train.data import Sequences, micro_batches
 from omniopd.train.memory import training_need
 from omniopd.train.model import build
 from omniopd.train.objective import loss_terms
 from omniopd.train.parallel import model_parallel, world
+from omniopd.train.share import Share
 from omniopd.train.step import Learner
 from omniopd.train.weights import batch_facts
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,12 @@ tokenizer_config.json's tokenizer_class without "Fast" at its end."""
 _MESSAGE = "message"
 
 
-def resolve_model(model: str) -> Path:
+def resolve_model(model: str, revision: str | None = None) -> Path:
     """Folder of a model: a local folder as it is, a hub id through the hub's cache.
+
+    Args:
+        model: folder or hub id.
+        revision: commit of a hub id; None: the newest.
 
     Raises:
         InputError: neither a folder nor a model that the hub has or that can be reached.
@@ -47,12 +52,31 @@ def resolve_model(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
+        ignored = ["*.bin", "*.pth", "*.gguf", "original/*"]
+        return Path(snapshot_download(model, revision=revision, ignore_patterns=ignored))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"The model {model} is no folder here, and the hub did not give it ({type(error).__name__}).",
             "Check the id and HF_TOKEN, or download it and set student.model to the folder.",
         ) from error
+
+
+def found_here(model: str, folder: Path) -> Path:
+    """A model's folder on this machine, where another machine resolved it to `folder`.
+
+    A snapshot of the hub is taken from this machine's cache, or downloaded to it, at the same commit.
+
+    Raises:
+        InputError: this machine does not have the folder, or does not get the snapshot.
+    """
+    if folder != Path(model):
+        return resolve_model(model, revision=folder.name)
+    if not folder.is_dir():
+        raise InputError(
+            f"The model folder {model} is on the first node, and {platform.node()} does not have it.",
+            "Put it where all nodes see it under this path, or set student.model to a hub id.",
+        )
+    return folder
 
 
 def weight_files(folder: Path) -> list[Path]:

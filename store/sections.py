@@ -332,7 +332,10 @@ class TrainConfig(Section):
     global_batch: int = Field(default=64, gt=0)
     """Trajectories in one optimizer step."""
     micro_batch: int = Field(default=2, gt=0)
-    """Trajectories in one forward pass of one rank."""
+    """Trajectories in one forward pass of one rank, if train.micro_tokens is not set."""
+    micro_tokens: int | None = Field(default=None, gt=0)
+    """Tokens in one forward pass of one rank, padding included, in place of train.micro_batch: one long trajectory, or
+    many short ones. A longer one is alone. Loss and gradient are the same."""
     normalise: Literal["audited_tokens", "sum"] = "audited_tokens"
     """Divide both terms of Eq. 8 by the audited tokens of the global batch, or by nothing."""
     importance_cap: float = Field(default=2.0, ge=1)

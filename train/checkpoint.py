@@ -11,7 +11,6 @@ between two runs, but not whether the optimizer is distributed: Megatron's forma
 The last one of a round outlives it: the next round takes the optimizer's state from it.
 """
 
-import queue
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from typing import Any
 import orjson
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from ..store import files
 from ..store.errors import ConfigChangedError, InputError
@@ -29,7 +30,8 @@ from ..store.storage import storing
 from . import mcore
 from .lora import sharded_adapters
 from .mcore import parallel_state as mpu
-from .optimizer import prepare_to_load
+from .parallel import patient_group, wait_for_all
+from .split_state import after_loading, split_part, split_state
 from .step import Learner
 
 
@@ -137,51 +139,74 @@ class Checkpoints:
         target = self.folder / name
         if dist.get_rank() == 0:
             target.mkdir()
-        dist.barrier()
-        # Megatron's writer passes results through a queue of a spawned manager process, which a killed trainer would
-        # leave behind; for a synchronous save a queue of this process does.
-        mcore.filesystem_async._results_queue = queue.Queue()
+        wait_for_all()
         with storing(target):
-            mcore.dist_checkpointing.save(_state(learner, position, loading=False), str(target))
+            state = _state(learner, position, loading=False)
+            mcore.dist_checkpointing.save(state, str(target), _TensorByTensor("torch_dist", 1))
         if dist.get_rank() == 0:
             files.sync_files(target)
             files.write_text(self.folder / "latest", name + "\n")
             self._prune()
-        dist.barrier()
+        wait_for_all()
 
     @torch.no_grad()
     def load(self, learner: Learner, name: str) -> Position:
         """Put a checkpoint's weights, optimizer state and random state in place. Collective."""
         state = self._load(learner, name, {"model", "optimizer", "rng", "step", "skipped"})
         learner.policy.load_state_dict(state["model"], strict=learner.config.lora is None)
-        learner.optimizer.load_state_dict(state["optimizer"])
+        _give_optimizer(learner, state["optimizer"])
         torch.set_rng_state(state["rng"])
         return Position(state["step"], state["skipped"])
 
     @torch.no_grad()
     def load_optimizer(self, learner: Learner, name: str) -> None:
         """Put a checkpoint's optimizer state in place, and keep the policy's weights. Collective."""
-        learner.optimizer.load_state_dict(self._load(learner, name, {"optimizer"})["optimizer"])
+        _give_optimizer(learner, self._load(learner, name, {"optimizer"})["optimizer"])
 
     def _load(self, learner: Learner, name: str, keys: set[str]) -> dict[str, Any]:
-        prepare_to_load(learner.optimizer)
         wanted = _state(learner, Position(), loading=True)
         wanted = {key: value for key, value in wanted.items() if key in keys}
         state: Any = mcore.dist_checkpointing.load(wanted, str(self.folder / name))
         return state
 
 
+class _TensorByTensor(mcore.checkpoint_strategies.TorchDistSaveShardedStrategy):
+    """Megatron's checkpoint written by torch's own writer: what is on a GPU comes to the host a tensor at a time.
+
+    Megatron's copies all of a rank's tensors first, for processes that it forks to write them.
+    """
+
+    def save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> None:
+        strategies = mcore.checkpoint_strategies
+        state, _, _ = strategies._replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+        save(
+            strategies.mcore_to_pyt_state_dict(state),
+            storage_writer=FileSystemWriter(checkpoint_dir),
+            planner=strategies.MCoreSavePlanner(flatten_state_dict=False),
+            process_group=patient_group(),  # a slow disk is no reason to give up
+        )
+
+
 def _state(learner: Learner, position: Position, *, loading: bool) -> dict[str, Any]:
     metadata: dict[str, Any] = {"dp_cp_group": mpu.get_data_parallel_group(with_context_parallel=True)}
-    if learner.config.distributed_optimizer:
-        # The one format that another layout can load.
-        metadata["distrib_optim_sharding_type"] = "fully_reshardable"
-    policy = learner.policy
+    policy, optimizer = learner.policy, learner.optimizer
     model = sharded_adapters(policy) if learner.config.lora else policy.sharded_state_dict(metadata=metadata)
+    part = split_part(optimizer)
     return {
         "model": model,
-        "optimizer": learner.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata),
+        "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
+        if part is None
+        else split_state(part, model, loading=loading),
         "rng": torch.get_rng_state(),
         "step": position.step,
         "skipped": position.skipped,
     }
+
+
+def _give_optimizer(learner: Learner, state: dict[str, Any]) -> None:
+    """Give the optimizer what was loaded; tensors of a split one are in their places already."""
+    part = split_part(learner.optimizer)
+    if part is None:
+        learner.optimizer.load_state_dict(state)
+    else:
+        after_loading(part, state["settings"])

@@ -6,7 +6,6 @@ position * B + sequence.
 """
 
 import contextlib
-import math
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from torch import Tensor
 from ..method.objectives.record import Anchored
 from ..store.errors import InputError
 from .loss import LossRows
+from .share import Share, context_pieces, deal
 from .weights import BatchFacts
 
 _REMAKE = "Delete the round's shards and run `omniopd score` again."
@@ -142,30 +142,6 @@ def plan_steps(
     return plan[:steps]
 
 
-def context_pieces(rank: int, ranks: int) -> tuple[int, int]:
-    """Which two of a sequence's 2 * `ranks` equal pieces a rank of context parallelism has, as in Megatron.
-
-    One early and one late: causal attention then costs all ranks the same.
-    """
-    return rank, 2 * ranks - 1 - rank
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one rank takes of a global batch."""
-
-    rank: int = 0
-    """Data-parallel rank."""
-    ranks: int = 1
-    context_rank: int = 0
-    context_ranks: int = 1
-    multiple: int = 1
-    """A rank's piece of a sequence is padded to a multiple of this (sequence parallelism splits it)."""
-    bucket: int = 1
-    """And a whole sequence to a multiple of this: on a GPU, attention makes a plan for each length, which takes longer
-    than the attention itself."""
-
-
 @dataclass(frozen=True)
 class MicroBatch:
     """The sequences of one forward pass: B sequences padded on the right to S tokens, or a rank's pieces of them."""
@@ -183,50 +159,6 @@ class MicroBatch:
         return replace(self, rows=self.rows._replace(anchored_U=self.rows.anchored_U[:0]))
 
 
-def deal(
-    lengths: npt.NDArray[np.int64], sequences: npt.NDArray[np.int64], *, ranks: int, micro_batch: int
-) -> list[list[list[int | None]]]:
-    """The micro-batches of every data-parallel rank, as lists of sequences.
-
-    Sequences next to each other in order of length share a micro-batch, so that there is little padding; longest first,
-    each goes to the rank that has least work so far. Every rank gets the same number of micro-batches; where there are
-    fewer sequences, some hold an empty one, None.
-
-    Args:
-        lengths: of all sequences, tokens.
-        sequences: the global batch.
-        ranks: data-parallel ranks.
-        micro_batch: most sequences in a micro-batch.
-    """
-    by_length = sequences[np.argsort(-lengths[sequences], kind="stable")].tolist()
-    turns = -(-len(sequences) // (ranks * micro_batch))
-    ends = np.arange(1, turns * ranks + 1) * len(sequences) // (turns * ranks)
-    dealt: list[list[list[int | None]]] = [[] for _ in range(ranks)]
-    work = [0] * ranks
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        batch: list[int | None] = [*by_length[start:end]] or [None]
-        rank = min((r for r in range(ranks) if len(dealt[r]) < turns), key=lambda r: work[r])
-        dealt[rank].append(batch)
-        work[rank] += len(batch) * _longest(lengths, batch)
-    return dealt
-
-
-def _longest(lengths: npt.NDArray[np.int64], batch: Sequence[int | None]) -> int:
-    """Length that a micro-batch is padded to; an empty sequence is one position."""
-    return max(1 if n is None else int(lengths[n]) for n in batch)
-
-
-def padding_share(
-    lengths: npt.NDArray[np.int64], sequences: npt.NDArray[np.int64], *, ranks: int, micro_batch: int
-) -> float:
-    """Share of the positions of a global batch's micro-batches that are padding."""
-    computed = 0
-    for part in deal(lengths, sequences, ranks=ranks, micro_batch=micro_batch):
-        for batch in part:
-            computed += len(batch) * _longest(lengths, batch)
-    return 1 - int(lengths[sequences].sum()) / computed
-
-
 def micro_batches(
     shards: Sequences,
     sequences: npt.NDArray[np.int64],
@@ -234,6 +166,7 @@ def micro_batches(
     share: Share,
     *,
     micro_batch: int,
+    micro_tokens: int | None = None,
     anchored: Anchored = "unaudited",
 ) -> list[MicroBatch]:
     """One rank's share of a global batch.
@@ -243,10 +176,11 @@ def micro_batches(
         sequences: the global batch.
         facts: its `batch_facts`.
         share: which rank this is.
-        micro_batch: sequences in a micro-batch.
+        micro_batch: most sequences in a micro-batch.
+        micro_tokens: most positions in one, in place of `micro_batch`.
         anchored: which tokens of the response are held to the frozen model.
     """
-    dealt = deal(shards.lengths, sequences, ranks=share.ranks, micro_batch=micro_batch)
+    dealt = deal(shards.lengths, sequences, share, micro_batch=micro_batch, micro_tokens=micro_tokens)
     return [_pad(shards, part, facts.baseline, share, anchored) for part in dealt[share.rank]]
 
 
@@ -285,13 +219,11 @@ def _pad(
 
 def _rows_of_positions(longest: int, share: Share) -> npt.NDArray[np.int64]:
     """For each position of the padded sequences, its number on this rank of context parallelism, or -1."""
-    pieces = 2 * share.context_ranks if share.context_ranks > 1 else 1
-    multiple = math.lcm(pieces * share.multiple, share.bucket)
-    length = -(-longest // multiple) * multiple
-    if pieces == 1:
+    length = share.padded(longest)
+    if share.context_ranks == 1:
         return np.arange(length)
     row_of = np.full(length, -1)
     for i, piece in enumerate(context_pieces(share.context_rank, share.context_ranks)):
-        size = length // pieces
+        size = length // (2 * share.context_ranks)
         row_of[piece * size : (piece + 1) * size] = np.arange(i * size, (i + 1) * size)
     return row_of

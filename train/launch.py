@@ -43,7 +43,7 @@ def launch(
         InputError: Megatron-Core is not installed.
         OmniopdError: as `trainer.train_round`, or a process died without saying why.
     """
-    # psutil too: Megatron does not declare it, and without it a checkpoint is written for ever.
+    # psutil too: Megatron does not declare it, and a CPU is asked for its free memory through it.
     missing = [name for name in ("megatron", "psutil", "tensorboard") if importlib.util.find_spec(name) is None]
     if missing:
         raise errors.InputError(

@@ -8,7 +8,8 @@ import warnings
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from megatron.core import dist_checkpointing, parallel_state
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+    from megatron.core.dist_checkpointing.strategies import torch as checkpoint_strategies
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
@@ -41,11 +42,13 @@ __all__ = [
     "MegatronModule",
     "MegatronOptimizer",
     "OptimizerConfig",
+    "ShardedTensor",
+    "ShardedTensorFactory",
     "TransformerBlockSubmodules",
     "TransformerConfig",
+    "checkpoint_strategies",
     "copy_to_tensor_model_parallel_region",
     "dist_checkpointing",
-    "filesystem_async",
     "finalize_model_grads",
     "gather_from_sequence_parallel_region",
     "get_forward_backward_func",

@@ -18,12 +18,20 @@ LOSS_BLOCK = 16384
 
 
 def loss_bytes(
-    tokens: int, vocabulary: int, hidden: int, *, rows: int, parameter_bytes: int, trained_head: bool = True
+    tokens: int,
+    vocabulary: int,
+    hidden: int,
+    *,
+    rows: int,
+    parameter_bytes: int,
+    trained_head: bool = True,
+    fused: bool = False,
 ) -> int:
     """What the fused loss (forward and backward) takes above its inputs, with a reference.
 
-    Two buffers of logits and two blocks of them in float32, the gradient of the head in float32 and of the hidden
-    states in the parameters' precision; below float32 also rounded copies of the logits' gradient and the head's.
+    The gradient of the head in float32 and of the hidden states in the parameters' precision; with them, first two
+    buffers of logits and two blocks of them in float32, below float32 also the logits' rounded gradient, and then the
+    head's rounded gradient.
 
     Args:
         tokens: rows of hidden states, weighted or not.
@@ -32,14 +40,14 @@ def loss_bytes(
         rows: train.loss_rows.
         parameter_bytes: bytes of a parameter.
         trained_head: the head gets a gradient.
+        fused: the lines over logits are one kernel each, as on CUDA, and take no blocks.
     """
     rows = min(rows, tokens)
     head = vocabulary * hidden if trained_head else 0
-    total = 4 * (2 * rows * (vocabulary + min(vocabulary, LOSS_BLOCK)) + head)
-    total += parameter_bytes * tokens * hidden
-    if parameter_bytes < 4:
-        total += parameter_bytes * (vocabulary * rows + head)
-    return total
+    block = 0 if fused else min(vocabulary, LOSS_BLOCK)
+    rounded = parameter_bytes if parameter_bytes < 4 else 0
+    logits = 4 * 2 * rows * (vocabulary + block) + rounded * vocabulary * rows
+    return 4 * head + parameter_bytes * tokens * hidden + max(logits, rounded * head)
 
 
 @dataclass(frozen=True)
@@ -75,29 +83,39 @@ def training_need(
         train: the [train] section, `on` the device.
         processes: trainer processes.
         longest: tokens of the longest sequence.
-        fused: SwiGLU is one kernel, as on CUDA, and keeps its input alone.
+        fused: SwiGLU is one kernel, as on CUDA, and keeps its input alone; so are the loss's lines over logits.
     """
     tensor, pipeline, context = train.tensor_parallel, train.pipeline_parallel, train.context_parallel
     size = 2 if train.precision == "bf16" else 4
     layers = arch.layers // pipeline
     parameters = _stage_parameters(arch, train)
     shared = processes // (tensor * pipeline) if train.distributed_optimizer else 1
-    tokens = train.micro_batch * -(-longest // context)
+    tokens = _longest_micro_batch(train, -(-longest // context), processes)
     if train.lora is None:
         trained, twin = parameters, 0 if frozen is None else _stage_parameters(frozen, train)
     else:
         trained, twin = adapter_parameters(arch, train.lora) // pipeline // tensor, 0
     # The last stage, which has the loss, is done with a micro-batch before it takes the next.
+    loss = loss_bytes(
+        tokens, arch.vocabulary // tensor, arch.hidden, rows=train.loss_rows, parameter_bytes=size,
+        trained_head=train.lora is None, fused=fused,
+    )  # fmt: skip
     return Need(
         weights=(parameters + twin) * size,
         gradients=trained * 4,
         optimizer=trained * (8 if size == 4 else 12) // shared,
-        activations=_activations(arch, train, tokens, layers, size, 3 if fused else 5),
-        loss=loss_bytes(
-            tokens, arch.vocabulary // tensor, arch.hidden, rows=train.loss_rows, parameter_bytes=size,
-            trained_head=train.lora is None,
-        ),
-    )  # fmt: skip
+        activations=_activations(arch, train, tokens, layers, size, 3 if fused else 5, loss),
+        loss=loss,
+    )
+
+
+def _longest_micro_batch(train: TrainConfig, longest: int, processes: int) -> int:
+    """Tokens of a micro-batch of the longest sequences on a rank, whose pieces of them have `longest` tokens."""
+    if train.micro_tokens is None:
+        return train.micro_batch * longest
+    ranks = processes // (train.tensor_parallel * train.pipeline_parallel * train.context_parallel)
+    of_a_rank = -(-train.global_batch // max(1, ranks))
+    return longest * max(1, min(train.micro_tokens // longest, of_a_rank))
 
 
 def adapter_parameters(arch: Architecture, lora: LoraConfig) -> int:
@@ -114,16 +132,24 @@ def _stage_parameters(arch: Architecture, train: TrainConfig) -> int:
     return layers // pipeline // tensor + embedding * (1 if arch.tied or pipeline > 1 else 2)
 
 
-def _activations(arch: Architecture, train: TrainConfig, tokens: int, layers: int, size: int, ffn: int) -> int:
-    """What the backward pass keeps of the forward pass. `ffn`: activations of the feed-forward's width."""
+def _activations(
+    arch: Architecture, train: TrainConfig, tokens: int, layers: int, size: int, ffn: int, loss: int
+) -> int:
+    """What the backward pass keeps of the forward pass.
+
+    Args:
+        ffn: activations of the feed-forward's width.
+        loss: bytes of the loss, where a layer is recomputed once these are free.
+    """
     query, key = arch.heads * arch.head_dim, arch.groups * arch.head_dim
     split = train.tensor_parallel
     whole = split if train.sequence_parallel else 1  # what tensor parallelism alone does not split
     # Inputs of the norms and of the projections; queries, keys and values before and after rotation, the attention's
     # output; gate and up projection and their product, and where it is not fused the activation and its input.
-    layer = 4 * arch.hidden // whole + (3 * query + 4 * key + ffn * arch.ffn) // split
-    kept = arch.hidden // whole * layers + layer if train.recompute else layer * layers
-    return tokens * size * kept
+    layer = tokens * size * (4 * arch.hidden // whole + (3 * query + 4 * key + ffn * arch.ffn) // split)
+    if not train.recompute:
+        return layer * layers
+    return tokens * size * (arch.hidden // whole) * layers + max(0, layer - loss)
 
 
 def checkpoint_bytes(arch: Architecture, train: TrainConfig) -> int:
@@ -158,7 +184,8 @@ def check_memory(need: Need, available: int) -> None:
     if need.total <= available:
         return
     hints = {
-        "activations": "Set train.micro_batch = 1 or train.recompute = true, or train.context_parallel higher",
+        "activations": "Set train.micro_batch = 1 (or train.micro_tokens lower) or train.recompute = true, or"
+        " train.context_parallel higher",
         "loss": "Set train.loss_rows lower or train.tensor_parallel higher",
         "optimizer": "Set train.tensor_parallel or train.pipeline_parallel higher, or"
         " train.distributed_optimizer = true where there are several data-parallel ranks",

@@ -1,14 +1,13 @@
 """AdamW through Megatron, its state whole on every data-parallel rank or split over them.
 
 Megatron's distributed optimizer expects the fused Adam of Transformer Engine or Apex, whose step count belongs to a
-group of parameters. torch's AdamW stands in where neither is installed, and counts for each parameter;
-`prepare_to_load` repairs the places where the loader trips over that.
+group of parameters. torch's AdamW stands in where neither is installed, and counts for each parameter, and has no state
+before its first step: `prepare_to_load` makes it one.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..store.sections import TrainConfig
 from . import mcore
@@ -60,13 +59,3 @@ def _prepare(part: Any, adam: torch.optim.AdamW) -> None:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
-    load = part._set_main_param_and_optimizer_states
-
-    def load_one(model_parameter: torch.nn.Parameter, tensors: dict[str, Tensor]) -> None:
-        group, place = part.model_param_group_index_map[model_parameter]
-        state = adam.state[adam.param_groups[group]["params"][place]]
-        # By now the loader has given all parameters the same counter, which each would advance.
-        state["step"] = state["step"].clone()
-        load(model_parameter, {**tensors, "step": state["step"]})
-
-    part._set_main_param_and_optimizer_states = load_one

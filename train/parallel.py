@@ -3,8 +3,10 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Generator
-from typing import TypeVar
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -13,8 +15,8 @@ from ..store.errors import OmniopdError
 from ..store.sections import TrainConfig
 from . import mcore
 from .cpu import cuda_means_cpu
-from .data import Share
 from .mcore import parallel_state as mpu
+from .share import Share
 
 T = TypeVar("T")
 
@@ -22,8 +24,22 @@ _LENGTH_BUCKET = 256
 """Tokens. A plan of cuDNN's for a length that was not seen before took 150 ms on an H100, and attention over 4,096
 tokens one (docs/experiments.md)."""
 
+_PATIENCE = timedelta(days=1)
+"""How long ranks wait for one that downloads, hashes, or writes files. NCCL's groups give up after 10 minutes, gloo's
+after 30."""
+
 _SMALL = 20_000_000
 """Parameters below which more than one CPU thread costs more than it gains."""
+
+
+_patient: dist.ProcessGroup | None = None
+"""All ranks, on the CPU, for work of one rank that takes long."""
+
+
+def patient_group() -> dist.ProcessGroup:
+    """All ranks of `world`, in a group of gloo that waits for a day. For objects, not for tensors of a GPU."""
+    assert _patient is not None
+    return _patient
 
 
 def processes() -> int:
@@ -59,9 +75,12 @@ def world() -> Generator[torch.device]:
             dist.init_process_group(backend, store=alone, rank=0, world_size=1)
         else:
             dist.init_process_group(backend)
+        global _patient
+        _patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_PATIENCE))
         try:
             yield device
         finally:
+            _patient = None
             dist.destroy_process_group()
 
 
@@ -161,16 +180,53 @@ def few_threads(parameters: int) -> Generator[None]:
 def on_first_rank(work: Callable[[], T]) -> T:
     """Run `work` on rank 0 and give every rank its result, or raise its error on every rank. Collective.
 
-    The result is pickled. Errors that a user cannot fix end rank 0 alone, and torchrun then ends the others.
+    It may take long: the others wait in `patient_group`. The result is pickled. Errors that a user cannot fix end
+    rank 0 alone, and torchrun then ends the others.
     """
-    outcome: list[object] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = work()
-        except OmniopdError as error:
-            outcome[1] = (type(error), error.problem, error.hint)
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        kind, problem, hint = outcome[1]  # pyright: ignore[reportGeneralTypeIssues]
-        raise kind(problem, hint)
-    return outcome[0]  # pyright: ignore[reportReturnType]
+    outcome = [_try(work) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(outcome, src=0, group=patient_group())
+    return _result_of(outcome, 0)
+
+
+def on_each_node(work: Callable[[], T]) -> T:
+    """Run `work` on the first rank of each machine and give the machine's ranks its result. Collective.
+
+    Raises:
+        OmniopdError: on every rank, what it raised on any machine.
+    """
+    first = dist.get_rank() - int(os.environ.get("LOCAL_RANK", "0"))
+    outcomes: list[_Outcome[T] | None] = [None] * dist.get_world_size()
+    mine = _try(work) if dist.get_rank() == first else None
+    dist.all_gather_object(outcomes, mine, group=patient_group())
+    return _result_of(outcomes, first)
+
+
+@dataclass(frozen=True)
+class _Outcome(Generic[T]):
+    """What work of one rank came to."""
+
+    result: T | None
+    error: tuple[type[OmniopdError], str, str] | None
+
+
+def _try(work: Callable[[], T]) -> _Outcome[T]:
+    try:
+        return _Outcome(work(), None)
+    except OmniopdError as error:
+        return _Outcome(None, (type(error), error.problem, error.hint))
+
+
+def _result_of(outcomes: Sequence[_Outcome[T] | None], rank: int) -> T:
+    """The result of a rank, if none of the ranks failed."""
+    for outcome in outcomes:
+        if outcome is not None and outcome.error is not None:
+            kind, problem, hint = outcome.error
+            raise kind(problem, hint)
+    found = outcomes[rank]
+    assert found is not None
+    return cast(T, found.result)
+
+
+def wait_for_all() -> None:
+    """A barrier at which ranks may be late: one of them writes files. Collective."""
+    dist.barrier(group=patient_group())

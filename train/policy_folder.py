@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-import torch.distributed as dist
-
 from ..store import files
 from ..store.model import say_precision
 from ..store.sections import TrainConfig
@@ -12,7 +10,7 @@ from .export import ADAPTERS
 from .hf_model import write_weights
 from .lora import merge, write_adapters
 from .model import Student
-from .parallel import on_first_rank
+from .parallel import on_first_rank, wait_for_all
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".lock"}
 
@@ -51,7 +49,7 @@ def write_policy(model: Student, train: TrainConfig, student: Path, policy: Path
         write_adapters(model, train.lora, student, folder / ADAPTERS)
         merge(model)
     write_weights(model, folder)
-    dist.barrier()
+    wait_for_all()
 
 
 def publish(policy: Path) -> None:

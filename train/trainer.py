@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +18,20 @@ import torch
 import torch.distributed as dist
 
 from ..method.objectives.registry import objective_of
-from ..store.architecture import (
-    Architecture,
-    check_layout,
-    check_same_tokens,
-    check_student,
-    check_tokenizer,
-    check_weights,
-    weight_shapes,
-)
+from ..store.architecture import Architecture, check_layout
 from ..store.config import Config, made_with
-from ..store.errors import ConfigError, InputError, Interrupted
+from ..store.errors import InputError, Interrupted
 from ..store.layout import RoundDir, RunDir
-from ..store.model import load_tokenizer, resolve_model, weights_hash
-from ..store.reference import check_reference
+from ..store.model import weights_hash
 from ..store.sections import TrainConfig
 from .checkpoint import Checkpoints, Position
 from .columns import can_compile
-from .data import COLUMNS, Sequences, lay_out, map_sequences, micro_batches, padding_share, plan_steps
+from .data import COLUMNS, Sequences, lay_out, map_sequences, micro_batches, plan_steps
 from .export import ADAPTERS
 from .hf_model import load_weights
 from .hf_weights import WeightFiles
-from .lora import add_adapters, check_adapters, load_adapters
+from .inputs import Inputs, find_inputs, on_this_node
+from .lora import add_adapters, load_adapters
 from .memory import check_disk, check_memory, checkpoint_bytes, training_need
 from .metrics import BatchReport, MetricsLog, StepMetrics, step_metrics
 from .model import Student, build
@@ -50,6 +42,7 @@ from .parallel import (
     least_memory,
     model_parallel,
     on_device,
+    on_each_node,
     on_first_rank,
     repeatable,
     share,
@@ -57,6 +50,7 @@ from .parallel import (
 )
 from .policy_folder import publish, write_policy
 from .result import Progress, TrainResult, count_steps, result_of
+from .share import padding_share
 from .step import Learner
 from .stop import on_sigterm
 from .tensorboard import TensorBoard
@@ -68,30 +62,10 @@ _ROWS_AT_A_TIME = 1024
 
 
 @dataclass(frozen=True)
-class _Frozen:
-    """A model that is not trained."""
-
-    folder: Path
-    arch: Architecture
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """The models that a round starts from."""
-
-    policy: Path
-    initial: Path
-    """The initial student: model of the files beside the weights."""
-    arch: Architecture
-    frozen: _Frozen | None
-    """What the objective holds the policy to: the initial student in every round (Eq. 8), or the teacher (opd)."""
-
-
-@dataclass(frozen=True)
 class _Prepared:
     """What rank 0 found out and got ready, for all ranks."""
 
-    inputs: _Inputs
+    inputs: Inputs
     facts: TrajectoryFacts
     carried: str | None
     """Checkpoint of the round before whose optimizer state is carried over."""
@@ -136,6 +110,8 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
         prepared = on_first_rank(lambda: _prepare(stack, run, index, config, available, device))
         if prepared is None:
             return result_of(run, index, trained=False)
+        found = prepared.inputs
+        prepared = replace(prepared, inputs=on_each_node(lambda: on_this_node(found, run, index, config)))
         stack.enter_context(model_parallel(config.train))
         data = _Data(map_sequences(_laid_out(run.round(index))), prepared.facts)
         _train(run, index, config, prepared, data, device, progress)
@@ -156,7 +132,7 @@ def _prepare(
     if round_.policy.is_dir():
         _forget(run, index - 1)
         return None
-    inputs = _inputs(run, index, config)
+    inputs = find_inputs(run, index, config)
     ranks = dist.get_world_size()
     check_layout(inputs.arch, train, ranks)
     frozen = None if inputs.frozen is None else inputs.frozen.arch
@@ -216,44 +192,6 @@ def _checkpoints(round_: RoundDir, train: TrainConfig) -> Checkpoints:
 
 def _previous(run: RunDir, index: int) -> Checkpoints:
     return Checkpoints(run.round(index - 1).checkpoint)
-
-
-def _inputs(run: RunDir, index: int, config: Config) -> _Inputs:
-    """Check that the shards are there, and find and check the student and the round's starting policy."""
-    run.round(index).shards.require(f"omniopd score {run.path} --round {index}")
-    check_reference(run, index, config)
-    initial = resolve_model(config.student.model)
-    if index > 0 and not run.round(index - 1).policy.is_dir():
-        raise InputError(
-            f"Round {index - 1} has no policy yet, and round {index} starts from it.",
-            f"Run `omniopd train {run.path} --round {index - 1}` first.",
-        )
-    policy = resolve_model(run.policy_for(index, config))
-    arch = check_student(initial)
-    check_tokenizer(arch, load_tokenizer(initial), initial)
-    if policy != initial:
-        check_weights(arch, weight_shapes(policy), policy)
-    which = objective_of(config).frozen_model(config.train)
-    if which == "teacher" and config.train.lora is not None:
-        raise ConfigError(
-            f"train.objective = {config.train.objective} holds the policy to a teacher's weights, and train.lora to its"
-            " own without the adapters.",
-            "Unset train.lora, or choose another objective.",
-        )
-    if index > 0 and config.train.lora is not None:
-        check_adapters(run.round(index - 1).policy / ADAPTERS, config.train.lora, initial)
-    if which == "teacher":
-        teacher = resolve_model(config.train.teacher)
-        teacher_arch = check_student(teacher, "teacher")
-        check_same_tokens(initial, teacher)
-        if teacher_arch.vocabulary != arch.vocabulary:
-            raise InputError(
-                f"The teacher {teacher} has {teacher_arch.vocabulary} rows in its head, and the student"
-                f" {arch.vocabulary}.",
-                "Choose a teacher of the student's family.",
-            )
-        return _Inputs(policy, initial, arch, _Frozen(teacher, teacher_arch))
-    return _Inputs(policy, initial, arch, _Frozen(initial, arch) if which else None)
 
 
 def _train(
@@ -358,8 +296,9 @@ def _steps(
         )  # fmt: skip
         mine = share(train)
         batches = micro_batches(
-            shards, plan[step], facts, mine, micro_batch=train.micro_batch, anchored=objective.anchored
-        )
+            shards, plan[step], facts, mine, micro_batch=train.micro_batch, micro_tokens=train.micro_tokens,
+            anchored=objective.anchored,
+        )  # fmt: skip
         if train.lora is not None and train.lora.dropout:
             # Of the step alone, so that a round that resumes here draws the same.
             torch.manual_seed(train.seed << 32 | step)
@@ -373,7 +312,9 @@ def _steps(
             reward=float(data.trajectories.reward[plan[step]].mean()),
             repetition=float(data.trajectories.repetition[plan[step]].mean()),
             response_tokens=float(shards.response[tokens].sum() / len(plan[step])),
-            padding=padding_share(shards.lengths, plan[step], ranks=mine.ranks, micro_batch=train.micro_batch),
+            padding=padding_share(
+                shards.lengths, plan[step], mine, micro_batch=train.micro_batch, micro_tokens=train.micro_tokens
+            ),
             seconds=time.perf_counter() - start,
             tokens=len(tokens),
         )
@@ -383,7 +324,7 @@ def _steps(
         yield position, metrics, len(plan)
 
 
-def _made_with(round_: RoundDir, config: Config, inputs: _Inputs, carried: str | None) -> dict[str, Any]:
+def _made_with(round_: RoundDir, config: Config, inputs: Inputs, carried: str | None) -> dict[str, Any]:
     """All that determines the new policy's bits, but for the layout.
 
     Raises:

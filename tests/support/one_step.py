@@ -68,7 +68,13 @@ def one_step(job: dict[str, Any], train: TrainConfig, device: torch.device, writ
     )  # fmt: skip
     everything = torch.arange(len(shards)).numpy()
     batches = micro_batches(
-        shards, everything, facts, share(train), micro_batch=train.micro_batch, anchored=objective.anchored
+        shards,
+        everything,
+        facts,
+        share(train),
+        micro_batch=train.micro_batch,
+        micro_tokens=train.micro_tokens,
+        anchored=objective.anchored,
     )
     sums = learner.gradients(batches, facts, loss_terms(train, facts, on_policy=False))
     stages: list[Any] = [None] * train.pipeline_parallel

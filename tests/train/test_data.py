@@ -16,13 +16,12 @@ from omniopd.store.schema import SHARDS
 from omniopd.train.data import (
     COLUMNS,
     Sequences,
-    Share,
     lay_out,
     map_sequences,
     micro_batches,
-    padding_share,
     plan_steps,
 )
+from omniopd.train.share import Share, padding_share
 from omniopd.train.weights import BatchFacts, batch_facts
 from support import training as kit
 
@@ -127,10 +126,10 @@ def test_sequences_of_like_length_share_a_micro_batch() -> None:
     order = np.random.default_rng(1).permutation(64)
     padded = lengths[order].reshape(-1, 4).max(1).sum() * 4
     assert 1 - lengths.sum() / padded > 0.3, "in the order of the data"
-    assert padding_share(lengths, order, ranks=2, micro_batch=4) < 0.06
-    assert padding_share(lengths, order, ranks=2, micro_batch=1) == 0
+    assert padding_share(lengths, order, Share(ranks=2), micro_batch=4) < 0.06
+    assert padding_share(lengths, order, Share(ranks=2), micro_batch=1) == 0
     # The second rank's empty sequence is one position.
-    assert padding_share(np.array([5]), np.array([0]), ranks=2, micro_batch=1) == pytest.approx(1 / 6)
+    assert padding_share(np.array([5]), np.array([0]), Share(ranks=2), micro_batch=1) == pytest.approx(1 / 6)
 
 
 def test_centring_makes_the_batch_s_audited_weights_sum_to_zero() -> None:

@@ -15,11 +15,14 @@ from support.processes import run_ranks
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "data": {},
+    "data, by tokens": {"micro_tokens": 40},
     "tensor": {"tensor_parallel": 2},
     "sequence": {"tensor_parallel": 2, "sequence_parallel": True, "recompute": True},
     "pipeline": {"pipeline_parallel": 2},
     "context": {"context_parallel": 2},
 }
+SINGLE: dict[str, dict[str, Any]] = {"one": {}, "alone": {"micro_batch": 1}, "tokens": {"micro_tokens": 70}}
+"""Of one process."""
 KINDS = ("qwen3", "llama", "qwen2")
 TRAIN = {"beta": 0.3, "micro_batch": 2, "loss_rows": 7, "importance_cap": 1.5}
 BASELINES: dict[str, dict[str, Any]] = {
@@ -98,7 +101,7 @@ def steps(jobs: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFact
     @functools.cache
     def by(layout: str) -> dict[str, dict[str, Any]]:
         own = BASELINES | ADAPTED
-        sections = {kind: {layout: TRAIN | own.get(kind, {}) | LAYOUTS.get(layout, {})} for kind in jobs}
+        sections = {kind: {layout: TRAIN | own.get(kind, {}) | (LAYOUTS | SINGLE)[layout]} for kind in jobs}
         torch.save({kind: job | {"layouts": sections[kind]} for kind, job in jobs.items()}, folder / f"{layout}.pt")
         ranks, out = 2 if layout in LAYOUTS else 1, folder / f"{layout}-out.pt"
         run_ranks(ranks, "support.one_step", folder / f"{layout}.pt", out)
@@ -176,6 +179,16 @@ def test_two_processes_form_the_gradient_of_one(steps: Steps, kind: str, layout:
         assert two["sums"][name] == pytest.approx(value, rel=5e-6)
     assert two["norm"] == pytest.approx(one["norm"], rel=2e-6)
     assert worst(two["gradients"], one["gradients"]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *BASELINES, *ADAPTED])
+def test_micro_batches_by_tokens_form_the_gradient_of_single_sequences(steps: Steps, kind: str) -> None:
+    alone, tokens = steps(kind, "alone"), steps(kind, "tokens")
+    for name, value in alone["sums"].items():
+        assert tokens["sums"][name] == pytest.approx(value, rel=2e-6)
+    assert tokens["normaliser"] == alone["normaliser"]
+    assert tokens["norm"] == pytest.approx(alone["norm"], rel=1e-6)
+    assert worst(tokens["gradients"], alone["gradients"]) < 2e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
