@@ -23,11 +23,12 @@ def test_every_kind_of_error_has_a_section_about_what_to_do():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_site_builds_without_a_warning_and_says_what_the_code_says(tmp_path):
     site = tmp_path / "site"
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--config-file", DOCS / "site" / "mkdocs.yml", "--site-dir", site],
-        capture_output=True, text=True, cwd=ROOT, timeout=280,
+        capture_output=True, text=True, cwd=ROOT, timeout=590,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     assert "WARNING -" not in built.stderr
