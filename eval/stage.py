@@ -15,7 +15,7 @@ from ..stages.generate.engine import Request, Response, Sampling
 from ..stages.generate.engines.registry import make_engine
 from ..stages.generate.prompts import Prompt, render
 from ..stages.generate.repetition import repetition
-from ..stages.generate.shown import sampled
+from ..stages.generate.shown import Shown, sampled
 from ..stages.generate.stage import claim_gpus
 from ..stages.progress import progress
 from ..store.config import Config
@@ -100,7 +100,7 @@ def _respond(table: Table, benchmark: Benchmark, config: Config, folder: Path, p
             rows: list[dict[str, Any]] = []
             committed = time.monotonic()
             decode = response_decoder(tokenizer)
-            for response in sampled(engine, missing, sampling, advance):
+            for response in sampled(engine, missing, sampling, Shown(advance)):
                 row = _row(response, *wanted[response.trajectory_id], decode, sampling)
                 rows.append(row | {"policy": policy, "engine": engine.name})
                 if len(rows) == generate.part_rows or time.monotonic() - committed > _SECONDS_A_PART:

@@ -226,6 +226,10 @@ class RunDir:
         """What the trainer processes of a round print."""
         return self.logs / f"train-round={index:03d}.log"
 
+    def generate_log(self, index: int) -> Path:
+        """What the processes that sample a round print, where there are several."""
+        return self.logs / f"generate-round={index:03d}.log"
+
     @property
     def spill(self) -> Path:
         """Where DuckDB puts what does not fit into memory."""

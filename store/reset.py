@@ -121,7 +121,7 @@ def _written(run: RunDir, round_: RoundDir, stage: Stage) -> tuple[Path, ...]:
         return round_.path / "study", *folders
     if stage == "audit":
         return round_.chunks.folder, round_.rollouts.folder
-    return (round_.trajectories.folder,)
+    return round_.trajectories.folder, run.generate_log(index)
 
 
 def _quoted(run: RunDir) -> str:

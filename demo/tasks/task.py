@@ -59,6 +59,7 @@ class Task:
             # A model of a megabyte is done before vLLM has started.
             "student": {"model": str(self.student), "engine": "transformers", "dtype": "float32"},
             "data": {"prompts": str(prompts), "template": self.prompt_template, "per_round": per_round},
+            "generate": {"processes": 1},  # and before a second process has
             "teacher": {"model": TeacherServer.model},
         }
         for section, keys in self.settings.items():

@@ -19,13 +19,13 @@ from ...store.reference import check_reference
 from ...store.table import Table
 from ...store.tokens import Decode, response_decoder
 from ...store.worker import ALONE, Worker
-from ..progress import progress
 from .engine import Engine, Request, Response, Sampling
 from .engines.registry import make_engine
+from .processes import sample_in_processes
 from .prompts import Prompt, asked, questions_of_round, read_problems, render, say_once
 from .repetition import repetition
-from .shown import sampled
-from .workers import claim_devices
+from .shown import Show, bar, sampled
+from .workers import claim_devices, processes_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,26 +35,39 @@ _SHOWN = 60
 
 
 def generate(
-    run: RunDir, index: int, config: Config, worker: Worker = ALONE, before: Callable[[], None] = lambda: None
+    run: RunDir,
+    index: int,
+    config: Config,
+    worker: Worker = ALONE,
+    before: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = say_once,
+    show: Show = bar,
 ) -> str:
     """Sample the trajectories of a round that are not there yet. Returns a line about the table.
 
     Where the objective does not sample the student (sft), a trajectory is a prompt, which the teacher is to answer.
+    The only worker starts others on the machine's GPUs, by generate.processes.
 
     Args:
         worker: The share that this worker fills. Prompts are dealt out in turn, so that the samples of a prompt stay
             together and share its prefix.
         before: Called where there is something to sample, may refuse. The model is loaded then.
+        say: Hears of what the user should know about data and engine.
+        show: Shows how the responses grow.
 
     Raises:
         InputError: the prompts or the model cannot be used, or a prompt has too few samples or nothing to grade
             them against (grpo).
+        ConfigError: generate.processes is more than there are GPUs for.
+        UsageError: it is more than one, for one of several workers.
         ConfigChangedError: the table was begun with other settings.
+        OmniopdError: one of the processes failed.
     """
     round_ = run.round(index)
-    # One worker says what there is to say about the data.
-    problems = read_problems(config.data, run.path, say_once if worker.index == 0 else lambda _: None)
     objective = objective_of(config)
+    processes = _processes(config, worker) if objective.samples_student else 1
+    # One worker says what there is to say about the data.
+    problems = read_problems(config.data, run.path, say if worker.index == 0 else lambda _: None)
     check_samples(objective, config)
     if objective.graded:
         check_gradable(problems, config)
@@ -70,8 +83,10 @@ def generate(
         for sample in range(samples_of(config))
     }
     table = round_.trajectories_of(worker)
-    with round_.lock("generate", worker):
-        round_.expect("generate", len(wanted), worker)
+    # Processes hold the locks of their shards, and it is they that are recorded.
+    with round_.lock("generate", worker) if processes == 1 else round_.idle("generate"):
+        if processes == 1:
+            round_.expect("generate", len(wanted), worker)
         content = {"questions": _hash("\n".join(question.identity for question in questions)), "policy": policy}
         if config.data.answer is not None:
             content["answers"] = _hash("\n".join(problems[question] for question in questions))
@@ -87,12 +102,12 @@ def generate(
             for start in range(0, len(missing), config.generate.part_rows):
                 part = missing[start : start + config.generate.part_rows]
                 table.append([rows.prompt_alone(request.trajectory_id) for request in part])
-        elif missing:
+        elif missing and processes == 1:
             stops = stop_ids(folder, tokenizer, config)
             if config.data.chat_template != "off" and tokenizer.chat_template and worker.index == 0:
-                _say_end_of_turn(tokenizer, stops)
+                _say_end_of_turn(tokenizer, stops, say)
             claim_gpus(config.generate.tensor_parallel)
-            engine = make_engine(str(folder), config, max(len(prompt.ids) for prompt in prompts))
+            engine = make_engine(str(folder), config, max(len(prompt.ids) for prompt in prompts), say=say)
             sampling = Sampling(
                 config.generate.max_new_tokens, config.generate.temperature, config.generate.top_p,
                 stops,
@@ -100,15 +115,29 @@ def generate(
             writer = Writer(table, rows, response_decoder(tokenizer), sampling)
             with contextlib.closing(engine):
                 before()
-                writer.fill(engine, missing, config.generate.part_rows)
-        table.finish()
+                writer.fill(engine, missing, config.generate.part_rows, show)
+        if processes == 1 or not missing:
+            table.finish()
+    if processes > 1 and missing:
+        rows_there = len(wanted), len(wanted) - len(missing)
+        sample_in_processes(run, index, config, processes, rows_there, before, say)
     return summary(run, index)
 
 
-def _say_end_of_turn(tokenizer: "PreTrainedTokenizerBase", stops: frozenset[int]) -> None:
+def _processes(config: Config, worker: Worker) -> int:
+    def devices() -> int:
+        import torch  # seconds, which a single engine need not take before the data is read
+
+        return torch.cuda.device_count()
+
+    asked = config.generate.processes
+    return processes_of(asked, config.generate.tensor_parallel, worker, devices, os.environ)
+
+
+def _say_end_of_turn(tokenizer: "PreTrainedTokenizerBase", stops: frozenset[int], say: Callable[[str], None]) -> None:
     if (found := unheard_end_of_turn(tokenizer, stops)) is not None:
         token, id_ = found
-        say_once(
+        say(
             f"the chat template ends a turn with {token!r}, which is no stop token: responses may run on. Set"
             f" generate.stop_token_ids = [{id_}]."
         )
@@ -214,12 +243,12 @@ class Writer:
     """Text of response tokens."""
     sampling: Sampling
 
-    def fill(self, engine: Engine, missing: Sequence[Request], part_rows: int) -> None:
+    def fill(self, engine: Engine, missing: Sequence[Request], part_rows: int, show: Show = bar) -> None:
         """Sample, and commit every `part_rows` trajectories as they finish, with progress."""
         rows: list[dict[str, Any]] = []
         total = len(self.rows.wanted)
-        with progress("generate", total, total - len(missing)) as advance:
-            for response in sampled(engine, missing, self.sampling, advance):
+        with show(total, total - len(missing)) as tell:
+            for response in sampled(engine, missing, self.sampling, tell):
                 rows.append(self._row(response) | {"entropy_source": engine.entropy_source})
                 if len(rows) == part_rows:
                     self.table.append(rows)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from omniopd.stages.generate.engine import Request, Response, Sampling
-from omniopd.stages.generate.shown import sampled
+from omniopd.stages.generate.shown import Shown, sampled
 from omniopd.stages.progress import progress
 
 
@@ -71,7 +71,7 @@ def test_the_note_has_tokens_before_the_first_response_is_done():
     responses = list(
         sampled(
             TwoSteps(), [Request("a", (5,)), Request("b", (5,))], Sampling(2, 1.0, 1.0, frozenset()),
-            lambda count, note: notes.append((count, note)),
+            Shown(lambda count, note: notes.append((count, note))),
         )
     )  # fmt: skip
     assert len(responses) == 1

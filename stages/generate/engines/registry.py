@@ -1,20 +1,29 @@
 """Which engine a config means."""
 
 import importlib.util
-import sys
+from collections.abc import Callable
 
 from ....method.objectives.registry import objective_of
 from ....store.config import Config
 from ..engine import Engine
+from ..prompts import say_once
 
 
-def make_engine(folder: str, config: Config, longest_prompt: int, *, entropies: bool = True) -> Engine:
+def make_engine(
+    folder: str,
+    config: Config,
+    longest_prompt: int,
+    *,
+    entropies: bool = True,
+    say: Callable[[str], None] = say_once,
+) -> Engine:
     """The engine that the config names, with the model of `folder` loaded.
 
     Args:
         longest_prompt: Tokens of the longest prompt that it will be given.
         entropies: False for a caller that wants texts alone: log-probs and entropies may then be NaN, and no second
             pass computes them.
+        say: Hears of an engine whose entropies cannot be used.
 
     Raises:
         InputError: the engine is not installed, or cannot load the model.
@@ -40,7 +49,7 @@ def make_engine(folder: str, config: Config, longest_prompt: int, *, entropies: 
         if not problem:
             return engine
         engine.close()
-        sys.stderr.write(f"{problem}: falling back to generate.entropy = rescore\n")
+        say(f"{problem}: falling back to generate.entropy = rescore")
     engine = VllmEngine(folder, config, longest_prompt, decode_entropies=False)
     return Rescored(engine, Student(folder, precision))
 
