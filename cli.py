@@ -149,7 +149,9 @@ def generate(
 ) -> None:
     """Stage 1: sample the student's trajectories, with the entropy of every token.
 
-    Example: omniopd generate runs/first --shard 0/4
+    With an engine for each GPU of this machine (generate.processes); --shard spreads a round over machines.
+
+    Example: omniopd generate runs/first --set generate.processes=4
     """
     from . import run as api
     from .stages.generate.workers import which_worker

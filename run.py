@@ -94,7 +94,7 @@ class Run:
 
         Args:
             round_: Which round; None: `next_round`.
-            worker: The share that this process fills.
+            worker: The share that this process fills. The only worker starts others, by generate.processes.
             check: Look at the teacher first (`omniopd check`), which may refuse.
         """
         from .stages.generate.stage import generate

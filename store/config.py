@@ -169,11 +169,18 @@ def _may_be_unset(section: str, key: str) -> bool:
 
 
 def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
+    problem, *others = error.errors()
     where = ".".join(str(part) for part in problem["loc"]) or "config"
     if problem["type"] == "extra_forbidden":
         return f"Unknown config key {where}{_suggestion(problem['loc'])}."
-    return f"{where}: {problem['msg'].removeprefix('Value error, ')}."
+    said = problem["msg"].removeprefix("Value error, ")
+    *key, kind = problem["loc"] or ("",)
+    if not (isinstance(kind, int) or kind.isidentifier()):
+        # The key may be of several kinds, and there is an error for each, with the kind behind the key's name.
+        where = ".".join(str(part) for part in key)
+        wanted = [other["msg"].removeprefix("Input should be ") for other in others if list(other["loc"][:-1]) == key]
+        said = " or ".join([said, *wanted])
+    return f"{where}: {said}."
 
 
 def _suggestion(loc: tuple[int | str, ...]) -> str:

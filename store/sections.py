@@ -108,10 +108,10 @@ class GenerateConfig(Section):
     """Sequences decoded together; unset: 64 for transformers, and what vLLM chooses for vLLM."""
     tensor_parallel: int = Field(default=1, gt=0)
     """GPUs that share the model (vLLM)."""
-    processes: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    processes: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
     """Engines that `omniopd generate` and `omniopd run` start on this machine, each in a process with tensor_parallel
     GPUs of its own. auto: as many as there are GPUs for, of those that CUDA_VISIBLE_DEVICES leaves, and 1 without a
-    GPU or under --shard, torchrun and srun, which spread a round over machines."""
+    GPU. A shard (--shard, torchrun, srun) has one engine."""
     vllm: dict[str, Any] = {}
     """More arguments of vLLM's LLM, such as gpu_memory_utilization or max_num_batched_tokens."""
     part_rows: int = Field(default=512, gt=0)

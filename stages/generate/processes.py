@@ -47,6 +47,9 @@ CRASH = "crash"
 GRACE_S = 15.0
 """How long a process that is to stop may finish a step of its engine, and give back its GPU. Then it is killed."""
 
+_LEFT_BEHIND_S = 2.0
+"""How long what a process has started may outlive it."""
+
 
 def sample_in_processes(
     run: RunDir,
@@ -141,8 +144,11 @@ class _Process:
 
     def _watch(self) -> None:
         self.popen.wait()
-        # What an engine has started on its own is of no use without it, and may hold its pipes.
-        self._kill()
+        # What an engine has started on its own ends with it or is killed: it may hold the GPU, and the pipes.
+        until = time.monotonic() + _LEFT_BEHIND_S
+        while self._signal(0) and time.monotonic() < until:
+            time.sleep(0.02)
+        self._signal(signal.SIGKILL)
         self._reader.join()
         self._lines.put((self._number, b""))
 
@@ -163,12 +169,16 @@ class _Process:
     def kill(self) -> None:
         """End it now, with what it has started."""
         if self._watcher.is_alive():
-            self._kill()
+            self._signal(signal.SIGKILL)
         self._watcher.join()
 
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left
-            os.killpg(self.popen.pid, signal.SIGKILL)
+    def _signal(self, number: int) -> bool:
+        """To it and to what it has started. Returns whether anybody is left."""
+        try:
+            os.killpg(self.popen.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
 
 
 _Lines = queue.SimpleQueue[tuple[int, bytes]]

@@ -73,8 +73,8 @@ def test_more_processes_than_gpus_are_refused_before_anything_is_read_or_written
     ("words", "code", "line"),
     [
         (["--shard", "0/2", "--set", "generate.processes=2"], 2, "generate.processes is 2, and this process is shard"),
-        (["--set", "generate.processes=0"], 3, "generate.processes"),
-        (["--set", "generate.processes=many"], 3, "generate.processes"),
+        (["--set", "generate.processes=0"], 3, "generate.processes: Input should be 'auto' or greater than 0. "),
+        (["--set", "generate.processes=many"], 3, "generate.processes: Input should be 'auto' or a valid integer"),
     ],
 )
 def test_bad_input_is_one_line(make_run, words, code, line):
