@@ -304,7 +304,7 @@ def workers_of(run):
     return {Worker.of_file(path.name) for path in run.round(0).trajectories.folder.glob("part*")}
 
 
-def test_two_processes_give_the_table_of_one_also_in_a_notebook(make_both):
+def test_two_processes_give_the_table_of_one_also_in_a_notebook(make_both, monkeypatch):
     alone, several = make_both(questions=24)
 
     async def cell():
@@ -319,9 +319,8 @@ def test_two_processes_give_the_table_of_one_also_in_a_notebook(make_both):
     # A second call finds nothing to do, in any number of processes, and starts none.
     recorded = several.round(0).stage_runs("generate")
     manifest = several.round(0).trajectories.manifest
-    started = time.monotonic()
+    monkeypatch.setattr(processes, "_command", None)
     assert Run(several.path, {"generate.processes": 3}).generate(check=False) == line
-    assert time.monotonic() - started < 3
     assert several.round(0).trajectories.manifest == manifest
     assert several.round(0).stage_runs("generate") == recorded
 
