@@ -247,16 +247,22 @@ def test_without_gpus_processes_share_the_cores(sample, monkeypatch):
     assert sample("tell('ready'); wait(); tell('say', os.environ['OMP_NUM_THREADS'])") == ["4", "4"]
 
 
-def test_the_bar_shows_the_sum_over_the_processes(sample, monkeypatch):
-    shown = []
+@pytest.fixture
+def shown(monkeypatch):
+    """What progress bars get: title, total and how many are there; then how many are newly done, and a note."""
+    told = []
 
     @contextlib.contextmanager
     def progress(title, total, done):
-        shown.append((title, total, done))
-        yield lambda count, note: shown.append((count, note))
+        told.append((title, total, done))
+        yield lambda count, note: told.append((count, note))
 
     monkeypatch.setattr("omniopd.stages.generate.shown.progress", progress)
-    sample("tell('ready'); wait()\ntime.sleep(number / 5)\ntell('growth', 3 + number, 100, 2 + number, 20, number)")
+    return told
+
+
+def test_the_bar_shows_the_sum_over_the_processes(sample, shown):
+    sample("tell('ready'); wait()\ntime.sleep(number / 2)\ntell('growth', 3 + number, 100, 2 + number, 20, number)")
     assert [count for count, *_ in shown[1:]] == [2, 3]
     assert shown[0] == ("generate", 12, 2)
     assert shown[1][1].endswith(" tokens/s, 3 running, mean length 10, 0.0% cut off")
@@ -304,13 +310,18 @@ def workers_of(run):
     return {Worker.of_file(path.name) for path in run.round(0).trajectories.folder.glob("part*")}
 
 
-def test_two_processes_give_the_table_of_one_also_in_a_notebook(make_both, monkeypatch):
+def test_two_processes_give_the_table_of_one_also_in_a_notebook(make_both, shown, monkeypatch):
     alone, several = make_both(questions=24)
+    shown.clear()
 
     async def cell():
         return Run(several.path, {"generate.processes": 2}).generate(check=False)
 
     line = asyncio.run(cell())  # a notebook's cells run inside a loop
+    start, *growths = shown
+    assert start == ("generate", 24, 0), "one bar"
+    assert sum(count for count, _ in growths) == 24
+    assert " tokens/s, 0 running, mean length " in growths[-1][1]
     assert line == generate(alone, 0, alone.config())
     assert content_hash(several) == content_hash(alone)
     assert workers_of(several) == {Worker(0, 2), Worker(1, 2)}
