@@ -47,8 +47,8 @@ CRASH = "crash"
 GRACE_S = 15.0
 """How long a process that is to stop may finish a step of its engine, and give back its GPU. Then it is killed."""
 
-_LEFT_BEHIND_S = 2.0
-"""How long what a process has started may outlive it."""
+_LEFT_BEHIND_S = 5.0
+"""How long what a process has started may outlive it: vLLM's notice, and clean up shared memory. Then it is killed."""
 
 
 def sample_in_processes(
@@ -144,7 +144,7 @@ class _Process:
 
     def _watch(self) -> None:
         self.popen.wait()
-        # What an engine has started on its own ends with it or is killed: it may hold the GPU, and the pipes.
+        # What an engine has started may hold its GPU, and the pipes.
         until = time.monotonic() + _LEFT_BEHIND_S
         while self._signal(0) and time.monotonic() < until:
             time.sleep(0.02)
@@ -167,13 +167,15 @@ class _Process:
         self._watcher.join(max(until - time.monotonic(), 0))
 
     def kill(self) -> None:
-        """End it now, with what it has started."""
-        if self._watcher.is_alive():
-            self._signal(signal.SIGKILL)
+        """End it now, and what it has started soon after."""
+        self.popen.kill()
+
+    def join(self) -> None:
+        """Until nothing is left of it."""
         self._watcher.join()
 
     def _signal(self, number: int) -> bool:
-        """To it and to what it has started. Returns whether anybody is left."""
+        """To what is left of it. Returns whether there is anything."""
         try:
             os.killpg(self.popen.pid, number)
         except (ProcessLookupError, PermissionError):
@@ -257,3 +259,5 @@ class _Processes:
         finally:  # after another Ctrl-C too
             for process in self._all:
                 process.kill()
+            for process in self._all:
+                process.join()
