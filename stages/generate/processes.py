@@ -48,7 +48,7 @@ GRACE_S = 15.0
 """How long a process that is to stop may finish a step of its engine, and give back its GPU. Then it is killed."""
 
 _LEFT_BEHIND_S = 5.0
-"""How long what a process has started may outlive it: vLLM's notice, and clean up shared memory. Then it is killed."""
+"""How long what a process has started may outlive it, to clean up shared memory. Then it is killed."""
 
 
 def sample_in_processes(
@@ -145,6 +145,7 @@ class _Process:
     def _watch(self) -> None:
         self.popen.wait()
         # What an engine has started may hold its GPU, and the pipes.
+        self._signal(signal.SIGTERM)
         until = time.monotonic() + _LEFT_BEHIND_S
         while self._signal(0) and time.monotonic() < until:
             time.sleep(0.02)

@@ -195,7 +195,9 @@ def test_a_process_that_dies_without_a_word_ends_the_others_too(sample, tmp_path
 
 def test_a_process_that_does_not_listen_is_killed_with_what_it_has_started(sample, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "GRACE_S", 0.2)
+    monkeypatch.setattr(processes, "_LEFT_BEHIND_S", 0.2)
     deaf = (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"  # which a child inherits
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "open(os.path.join(folder, f'child-{number}'), 'w').write(str(child.pid))\n"
         "tell('ready'); wait()\n"
