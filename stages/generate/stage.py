@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...method.objectives.record import Objective
@@ -34,9 +35,19 @@ _SHOWN = 60
 """Characters of a question in an error."""
 
 
+EngineMaker = Callable[[str, Config, int], contextlib.AbstractContextManager[Engine]]
+"""The arguments of `make_engine`."""
+
+
+def closed_after(folder: str, config: Config, longest_prompt: int) -> contextlib.AbstractContextManager[Engine]:
+    """An engine for the length of a `with`."""
+    return contextlib.closing(make_engine(folder, config, longest_prompt))
+
+
 def generate(
-    run: RunDir, index: int, config: Config, worker: Worker = ALONE, before: Callable[[], None] = lambda: None
-) -> str:
+    run: RunDir, index: int, config: Config, worker: Worker = ALONE, before: Callable[[], None] = lambda: None,
+    engine_of: EngineMaker = closed_after, patience_s: float = 0.0,
+) -> str:  # fmt: skip
     """Sample the trajectories of a round that are not there yet. Returns a line about the table.
 
     Where the objective does not sample the student (sft), a trajectory is a prompt, which the teacher is to answer.
@@ -45,24 +56,19 @@ def generate(
         worker: The share that this worker fills. Prompts are dealt out in turn, so that the samples of a prompt stay
             together and share its prefix.
         before: Called where there is something to sample, may refuse. The model is loaded then.
+        engine_of: Gives the engine, where there is something to sample.
+        patience_s: How long to wait for a process that is at the same share.
 
     Raises:
         InputError: the prompts or the model cannot be used, or a prompt has too few samples or nothing to grade
             them against (grpo).
         ConfigChangedError: the table was begun with other settings.
     """
-    round_ = run.round(index)
+    round_, objective = run.round(index), objective_of(config)
     # One worker says what there is to say about the data.
-    problems = read_problems(config.data, run.path, say_once if worker.index == 0 else lambda _: None)
-    objective = objective_of(config)
-    check_samples(objective, config)
-    if objective.graded:
-        check_gradable(problems, config)
-    questions = questions_of_round(list(problems), config.data, index)
-    check_reference(run, index, config)
-    folder = resolve_model(run.policy_for(index, config))
-    tokenizer = load_tokenizer(folder)
-    prompts = render(questions, config.data, tokenizer)
+    found = inputs(run, index, config, say_once if worker.index == 0 else lambda _: None)
+    problems, questions, prompts = found.problems, found.questions, found.prompts
+    folder, tokenizer = found.folder, found.tokenizer
     policy = weights_hash(folder)
     wanted = {
         trajectory_id(policy, prompt, sample, config.generate.seed): (prompt, sample)
@@ -70,8 +76,8 @@ def generate(
         for sample in range(samples_of(config))
     }
     table = round_.trajectories_of(worker)
-    with round_.lock("generate", worker):
-        round_.expect("generate", len(wanted), worker)
+    with round_.lock("generate", worker, patience_s):
+        round_.expect("generate", found.rows, worker)
         content = {"questions": _hash("\n".join(question.identity for question in questions)), "policy": policy}
         if config.data.answer is not None:
             content["answers"] = _hash("\n".join(problems[question] for question in questions))
@@ -92,17 +98,54 @@ def generate(
             if config.data.chat_template != "off" and tokenizer.chat_template and worker.index == 0:
                 _say_end_of_turn(tokenizer, stops)
             claim_gpus(config.generate.tensor_parallel)
-            engine = make_engine(str(folder), config, max(len(prompt.ids) for prompt in prompts))
             sampling = Sampling(
                 config.generate.max_new_tokens, config.generate.temperature, config.generate.top_p,
                 stops,
             )  # fmt: skip
             writer = Writer(table, rows, response_decoder(tokenizer), sampling)
-            with contextlib.closing(engine):
+            with engine_of(str(folder), config, max(len(prompt.ids) for prompt in prompts)) as engine:
                 before()
                 writer.fill(engine, missing, config.generate.part_rows)
         table.finish()
     return summary(run, index)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a round is sampled from."""
+
+    problems: Mapping[Conversation, str]
+    """Reference answer of each question of the data set; "" for none."""
+    questions: Sequence[Conversation]
+    """Those of the round."""
+    prompts: Sequence[Prompt]
+    folder: Path
+    """Of the policy."""
+    tokenizer: "PreTrainedTokenizerBase"
+    rows: int
+    """Trajectories that the round comes to in all."""
+
+
+def inputs(run: RunDir, index: int, config: Config, say: Callable[[str], None] = say_once) -> Inputs:
+    """Read and check what a round is sampled from.
+
+    Args:
+        say: Told what is remarkable about the data.
+
+    Raises:
+        InputError: as `generate`.
+    """
+    problems = read_problems(config.data, run.path, say)
+    objective = objective_of(config)
+    check_samples(objective, config)
+    if objective.graded:
+        check_gradable(problems, config)
+    questions = questions_of_round(list(problems), config.data, index)
+    check_reference(run, index, config)
+    folder = resolve_model(run.policy_for(index, config))
+    tokenizer = load_tokenizer(folder)
+    prompts = render(questions, config.data, tokenizer)
+    return Inputs(problems, questions, prompts, folder, tokenizer, len(prompts) * samples_of(config))
 
 
 def _say_end_of_turn(tokenizer: "PreTrainedTokenizerBase", stops: frozenset[int]) -> None:

@@ -20,9 +20,9 @@ from .index import Blob
 STATE = ".mirror"
 """Folder in a run directory: what is known of its mirror. Not mirrored itself."""
 
-_LEFT_OUT = {STATE, ".spill", ".reset", ".ledger.json"}
+_LEFT_OUT = {STATE, ".ray", ".spill", ".reset", ".ledger.json"}
 """Of the machine, or made again: the ledger says by itself what .ledger.json does."""
-_LEFT_OUT_ENDS = (".tmp", ".lock", ".spare", ".pull")
+_LEFT_OUT_ENDS = (".tmp", ".lock", ".spare", ".pull", ".waiting.json")
 _SMALL = 8 << 20
 _MOST_TRIES = 20
 

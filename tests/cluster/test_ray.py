@@ -1,0 +1,138 @@
+"""Rounds on a Ray cluster of two nodes with a slot each: what comes out where nodes and drivers die, what is said."""
+
+import hashlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from omniopd.store.layout import RunDir
+from omniopd.store.model import weights_hash
+from support import training as kit
+from support.processes import Command, finish
+from support.ray_cluster import Nodes, ray_cluster, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+# One response at a time: its floats then do not depend on what else is in the batch.
+SETTINGS = {"generate": {"max_new_tokens": 56, "batch_size": 1, "part_rows": 1}, "teacher": {"rollouts": 2}}
+
+
+@pytest.fixture(scope="module")
+def module_nodes() -> Iterator[Nodes]:
+    with ray_cluster(2) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def nodes(module_nodes: Nodes) -> Nodes:
+    module_nodes.restore()
+    return module_nodes
+
+
+def table_hash(run: RunDir) -> str:
+    """Of all columns, the floats included."""
+    rows = run.round(0).trajectories.read().sort_by("trajectory_id").to_pylist()
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def twins(make_run, questions: int, **settings) -> tuple[RunDir, RunDir]:
+    """Two runs on the same prompts."""
+    plain, shared = make_run("plain", questions, **settings), make_run("shared", questions, **settings)
+    shared.config_toml.write_text(plain.config_toml.read_text())
+    return plain, shared
+
+
+def half_done_unit(run: RunDir) -> StageRun | None:
+    """The record of a unit that has committed a part and is still at it."""
+    round_ = run.round(0)
+    for path in round_.path.glob(".generate.shard*run.json"):
+        record = read_stage_run(path)
+        parts = round_.trajectories.folder.glob(f"part-*{Worker.of_file(path.name).suffix}.parquet")
+        if record is not None and record.state == "running" and list(parts):
+            return record
+    return None
+
+
+def test_a_node_that_dies_inside_a_unit_changes_nothing_in_the_table(make_run, nodes):
+    plain, shared = twins(make_run, 40, **SETTINGS)
+    finish("generate", plain.path, "--no-check")
+    command = Command("generate", shared.path, "--no-check", *nodes.words)
+    nodes.kill(nodes.node_of(until(lambda: half_done_unit(shared))))
+    rows = shared.round(0).trajectories.manifest.rows
+    assert 0 < rows < 40
+    ended = command.wait()
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("40 trajectories")
+    assert shared.round(0).trajectories.complete
+    assert table_hash(shared) == table_hash(plain)
+
+
+def test_a_round_survives_its_driver_and_the_node_of_the_first_rank(make_run, nodes, teacher):
+    settings = {"teacher.base_url": teacher.base_url, "train.processes": 2, "train.epochs": 6}
+    words = ["--no-check", *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
+    plain, shared = twins(make_run, 24, **SETTINGS)
+    finish("run", plain.path, *words)
+    round_ = shared.round(0)
+
+    driver = Command("run", shared.path, *words, *nodes.words)
+    until(lambda: round_.trajectories.manifest.rows > 2)
+    driver.send_signal(signal.SIGKILL)
+    assert driver.wait().returncode == -signal.SIGKILL
+    assert not round_.trajectories.complete
+
+    driver = Command("run", shared.path, *words, *nodes.words)
+    until(lambda: (round_.checkpoint / "latest").is_file())
+    (rank,) = round_.stage_runs("train")
+    nodes.kill(nodes.node_of(rank))
+    assert not round_.policy.exists()
+    until(lambda: round_.waiting("train"))
+    nodes.add()
+    ended = driver.wait(180)
+    assert ended.returncode == 0, ended.stderr
+    assert "train: waiting for 1 of 2 slots" in ended.stderr
+    assert table_hash(shared) == table_hash(plain)
+    assert weights_hash(round_.policy) == weights_hash(plain.round(0).policy)
+    assert not round_.waiting("train")
+    assert not [path for path in (shared.path / ".ray").iterdir() if path.name.startswith("train")]
+
+
+def scored(path: Path, **train) -> RunDir:
+    """A run whose first round is ready to be trained."""
+    config = kit.make_config(kit.save_student(path / "student", "qwen3"), **train)
+    run = RunDir(path / "run")
+    kit.write_toml(run, config)
+    kit.write_round(run, 0, config, kit.shard_rows(16))
+    return run
+
+
+def test_fewer_slots_than_ranks_are_waited_for_and_said(tmp_path, nodes):
+    run = scored(tmp_path, processes=3)
+    command = Command("train", run.path, *nodes.words)
+    until(lambda: run.round(0).waiting("train"))
+    status = json.loads(finish("status", run.path, "--json").stdout)
+    train = status["rounds"][0]["stages"][3]
+    assert (train["state"], train["waiting"]) == ("running", "waiting for 1 of 3 slots")
+    assert "round 0 train: 0 steps, waiting for 1 of 3 slots" in finish("status", run.path).stdout
+    command.send_signal(signal.SIGINT)
+    ended = command.wait()
+    assert ended.returncode == 130
+    assert ended.stderr.splitlines() == [
+        "train: waiting for 1 of 3 slots",
+        "omniopd: Interrupted. Run the same command again to resume.",
+    ]
+    assert run.round(0).waiting("train") is None
+
+
+def test_an_error_in_a_worker_is_the_line_that_it_is_on_this_machine(tmp_path, make_run, nodes):
+    run = make_run()
+    words = "generate", run.path, "--no-check", "--set", "student.engine=vllm"
+    alone, ended = Command(*words).wait(), Command(*words, *nodes.words).wait()
+    assert (ended.returncode, ended.stderr) == (alone.returncode, alone.stderr)
+    assert ended.returncode == 3
+    run = scored(tmp_path, processes=2, tensor_parallel=3)
+    alone, ended = Command("train", run.path).wait(), Command("train", run.path, *nodes.words).wait()
+    assert (ended.returncode, ended.stderr) == (alone.returncode, alone.stderr)
+    assert ended.returncode == 3
