@@ -99,7 +99,7 @@ class Run:
         index, config = self._begin(round_, record=worker.index == 0)
         if config.cluster.on == "ray" and worker.count > 1:
             raise UsageError(
-                "--shard and cluster.on = ray exclude each other.", "Ray deals out the shares: leave --shard."
+                "--shard and cluster.on = ray exclude each other.", "Leave out --shard: Ray deals out the shares."
             )
         before = self._looking(config, "generate", check and worker.index == 0)
         # One worker pushes, what the others have written so far too; the next stage pushes the rest.

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import TypeVar
 
 from ..store.errors import InputError, OmniopdError
@@ -14,11 +15,17 @@ T = TypeVar("T")
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
-def watched(work: Callable[[], T], look: Callable[[], None]) -> T:
+def watched(work: Callable[[], T], look: Callable[[], None], log: Path) -> T:
     """Do `work` in a thread of its own, and `look` around meanwhile.
 
     Ctrl-C is heard at once: the thread is left behind, and what it has started on other machines ends with the
     connection to the cluster.
+
+    Args:
+        log: Where that goes which Ray prints about machines and workers: many lines for one that is gone.
+
+    Raises:
+        OmniopdError: as `told`.
     """
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -28,11 +35,13 @@ def watched(work: Callable[[], T], look: Callable[[], None]) -> T:
         except BaseException as error:  # noqa: BLE001  raised again by result()
             future.set_exception(error)
 
-    threading.Thread(target=run, name="ray", daemon=True).start()
-    while True:
-        look()
-        with contextlib.suppress(TimeoutError):
-            return future.result(_SECONDS_BETWEEN_LOOKS)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as prints, contextlib.redirect_stdout(prints), told():
+        threading.Thread(target=run, name="ray", daemon=True).start()
+        while True:
+            look()
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                return future.result(_SECONDS_BETWEEN_LOOKS)
 
 
 @contextlib.contextmanager

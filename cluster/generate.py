@@ -18,7 +18,7 @@ from ..store.config import Config
 from ..store.layout import RunDir
 from ..store.worker import Worker
 from .connection import connected, quiet
-from .driver import told, watched
+from .driver import watched
 from .place import PATIENCE_S, Place, shared
 from .slots import Slots, Watch, slots_of
 
@@ -54,8 +54,7 @@ def generate(run: RunDir, index: int, config: Config, before: Callable[[], None]
                 watch.look()
 
             try:
-                with told():
-                    watched(lambda: _fill(place, index, config, slots, engines, units), look)
+                watched(lambda: _fill(place, index, config, slots, engines, units), look, run.ray_log)
             finally:
                 watch.over()
     return stage.summary(run, index)

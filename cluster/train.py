@@ -9,7 +9,7 @@ from ..store.layout import RunDir
 from ..train.launch import Steps, launch, rank_environment
 from ..train.result import Progress, TrainResult, result_of
 from .connection import connected
-from .driver import told, watched
+from .driver import watched
 from .place import Place, shared
 from .slots import Slots, Watch, slots_of
 
@@ -43,8 +43,7 @@ def train(
             watch.look()
 
         try:
-            with told():
-                watched(lambda: _fit(place, index, config, slots), look)
+            watched(lambda: _fit(place, index, config, slots), look, run.ray_log)
         finally:
             watch.over()
             shutil.rmtree(run.ray / _name(index), ignore_errors=True)

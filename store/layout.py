@@ -250,6 +250,11 @@ class RunDir:
         return self.path / ".ray"
 
     @property
+    def ray_log(self) -> Path:
+        """What Ray prints while it works on the run."""
+        return self.logs / "ray.log"
+
+    @property
     def spill(self) -> Path:
         """Where DuckDB puts what does not fit into memory."""
         return self.path / ".spill"

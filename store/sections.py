@@ -406,8 +406,8 @@ class ClusterConfig(Section):
     address: str = Field(default="auto", min_length=1)
     """HOST:PORT of the cluster's head; auto: RAY_ADDRESS, or the cluster that this machine belongs to."""
     engines: int = Field(default=0, ge=0)
-    """Engines that generate runs at a time, each with generate.tensor_parallel GPUs of one machine, or with one slot; 0:
-    as many as there are slots when it begins."""
+    """Engines that generate runs at a time, each with generate.tensor_parallel GPUs of one machine, or with one slot.
+    0: as many as there are slots when it begins."""
     units_per_engine: int = Field(default=4, gt=0)
     """Shares of a round that an engine fills one after the other. After a machine is lost, what others do again is what
     its engine had not committed (generate.part_rows) of one of them."""

@@ -3,18 +3,28 @@
 import hashlib
 import json
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from omniopd.cluster.connection import connected
+from omniopd.cluster.driver import told
+from omniopd.cluster.generate import _fill
+from omniopd.cluster.place import Place
+from omniopd.cluster.slots import slots_of
+from omniopd.store.errors import InputError
+from omniopd.store.journal import StageRun, read_stage_run
 from omniopd.store.layout import RunDir
 from omniopd.store.model import weights_hash
+from omniopd.store.sections import ClusterConfig
+from omniopd.store.worker import Worker
 from support import training as kit
 from support.processes import Command, finish
 from support.ray_cluster import Nodes, ray_cluster, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # One response at a time: its floats then do not depend on what else is in the batch.
 SETTINGS = {"generate": {"max_new_tokens": 56, "batch_size": 1, "part_rows": 1}, "teacher": {"rollouts": 2}}
@@ -63,7 +73,7 @@ def test_a_node_that_dies_inside_a_unit_changes_nothing_in_the_table(make_run, n
     nodes.kill(nodes.node_of(until(lambda: half_done_unit(shared))))
     rows = shared.round(0).trajectories.manifest.rows
     assert 0 < rows < 40
-    ended = command.wait()
+    ended = command.wait(300)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("40 trajectories")
     assert shared.round(0).trajectories.complete
@@ -90,7 +100,7 @@ def test_a_round_survives_its_driver_and_the_node_of_the_first_rank(make_run, no
     assert not round_.policy.exists()
     until(lambda: round_.waiting("train"))
     nodes.add()
-    ended = driver.wait(180)
+    ended = driver.wait(300)
     assert ended.returncode == 0, ended.stderr
     assert "train: waiting for 1 of 2 slots" in ended.stderr
     assert table_hash(shared) == table_hash(plain)
@@ -117,7 +127,7 @@ def test_fewer_slots_than_ranks_are_waited_for_and_said(tmp_path, nodes):
     assert (train["state"], train["waiting"]) == ("running", "waiting for 1 of 3 slots")
     assert "round 0 train: 0 steps, waiting for 1 of 3 slots" in finish("status", run.path).stdout
     command.send_signal(signal.SIGINT)
-    ended = command.wait()
+    ended = command.wait(300)
     assert ended.returncode == 130
     assert ended.stderr.splitlines() == [
         "train: waiting for 1 of 3 slots",
@@ -129,10 +139,22 @@ def test_fewer_slots_than_ranks_are_waited_for_and_said(tmp_path, nodes):
 def test_an_error_in_a_worker_is_the_line_that_it_is_on_this_machine(tmp_path, make_run, nodes):
     run = make_run()
     words = "generate", run.path, "--no-check", "--set", "student.engine=vllm"
-    alone, ended = Command(*words).wait(), Command(*words, *nodes.words).wait()
+    alone, ended = Command(*words).wait(), Command(*words, *nodes.words).wait(300)
     assert (ended.returncode, ended.stderr) == (alone.returncode, alone.stderr)
     assert ended.returncode == 3
     run = scored(tmp_path, processes=2, tensor_parallel=3)
-    alone, ended = Command("train", run.path).wait(), Command("train", run.path, *nodes.words).wait()
+    alone, ended = Command("train", run.path).wait(), Command("train", run.path, *nodes.words).wait(300)
     assert (ended.returncode, ended.stderr) == (alone.returncode, alone.stderr)
     assert ended.returncode == 3
+
+
+def test_a_worker_that_does_not_see_the_run_says_which_path_on_which_node(make_run, nodes):
+    run = make_run()
+    with connected(ClusterConfig(on="ray", address=nodes.address)):
+        slots = slots_of(1)
+        for path, state in ((run.path, "is another folder"), (run.path / "gone", "is missing")):
+            place = Place(path, Path.cwd(), "driver-elsewhere")
+            with pytest.raises(InputError) as caught, told():
+                _fill(place, 0, run.config(), slots, 1, 1)
+            assert type(caught.value) is InputError
+            assert caught.value.problem.startswith(f"{path} {state} on the node {socket.gethostname()} (")

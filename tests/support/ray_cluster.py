@@ -64,7 +64,7 @@ def ray_cluster(count: int) -> Iterator[Nodes]:
         cluster.shutdown()
 
 
-def until(condition: Callable[[], Any], deadline_s: float = 90) -> Any:
+def until(condition: Callable[[], Any], deadline_s: float = 200) -> Any:
     """What a condition comes to once it is met."""
     deadline = time.monotonic() + deadline_s
     while not (met := condition()):
