@@ -118,6 +118,24 @@ def scored(path: Path, **train) -> RunDir:
     return run
 
 
+def test_a_node_that_is_about_to_be_taken_away_is_a_reason_for_a_checkpoint(tmp_path, nodes):
+    run = scored(tmp_path, processes=2, epochs=40, checkpoint_every=100_000)
+    round_ = run.round(0)
+    command = Command("train", run.path, *nodes.words, env={"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"})
+    until(lambda: run.train_steps(0).is_file() and run.train_steps(0).read_text().count("\n") > 2)
+    (rank,) = round_.stage_runs("train")
+    node = nodes.node_of(rank)
+    nodes.announce_loss(node, seconds=60)
+    until(lambda: (round_.checkpoint / "latest").is_file())
+    nodes.kill(node)
+    nodes.add()
+    ended = command.wait(300)
+    assert ended.returncode == 0, ended.stderr
+    last = round_.checkpoint / "latest"
+    assert last.read_text() == f"step={160:06d}\n"
+    assert [json.loads(line)["step"] for line in run.train_steps(0).read_text().splitlines()] == list(range(160))
+
+
 def test_fewer_slots_than_ranks_are_waited_for_and_said(tmp_path, nodes):
     run = scored(tmp_path, processes=3)
     command = Command("train", run.path, *nodes.words)

@@ -1,5 +1,7 @@
 """A Ray cluster of several nodes on this machine: a head without slots, and nodes with one slot each."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +46,12 @@ class Nodes:
         """The node on which a stage runs: its worker is a child of the node's raylet."""
         parent = psutil.Process(run.pid).ppid()
         return next(node for node in self._nodes if node.all_processes["raylet"][0].process.pid == parent)
+
+    def announce_loss(self, node: Any, seconds: int) -> None:
+        """What an autoscaler does that hears from the provider that a spot machine goes away."""
+        reason = "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"
+        words = "--address", self.address, "--node-id", node.node_id, *reason, "--deadline-remaining-seconds", seconds
+        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *map(str, words)], check=True)
 
     def kill(self, node: Any) -> None:
         """All its processes at once, as when a machine is gone."""
