@@ -119,7 +119,7 @@ def scored(path: Path, **train) -> RunDir:
 
 
 def test_a_node_that_is_about_to_be_taken_away_is_a_reason_for_a_checkpoint(tmp_path, nodes):
-    run = scored(tmp_path, processes=2, epochs=40, checkpoint_every=100_000)
+    run = scored(tmp_path, processes=2, epochs=100, checkpoint_every=100_000)
     round_ = run.round(0)
     command = Command("train", run.path, *nodes.words, env={"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"})
     until(lambda: run.train_steps(0).is_file() and run.train_steps(0).read_text().count("\n") > 2)
@@ -132,8 +132,8 @@ def test_a_node_that_is_about_to_be_taken_away_is_a_reason_for_a_checkpoint(tmp_
     ended = command.wait(300)
     assert ended.returncode == 0, ended.stderr
     last = round_.checkpoint / "latest"
-    assert last.read_text() == f"step={160:06d}\n"
-    assert [json.loads(line)["step"] for line in run.train_steps(0).read_text().splitlines()] == list(range(160))
+    assert last.read_text() == f"step={400:06d}\n"
+    assert [json.loads(line)["step"] for line in run.train_steps(0).read_text().splitlines()] == list(range(400))
 
 
 def test_fewer_slots_than_ranks_are_waited_for_and_said(tmp_path, nodes):

@@ -1,14 +1,14 @@
 """A Ray cluster of several nodes on this machine: a head without slots, and nodes with one slot each."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psutil
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 from omniopd.store.journal import StageRun
 
@@ -49,9 +49,10 @@ class Nodes:
 
     def announce_loss(self, node: Any, seconds: int) -> None:
         """What an autoscaler does that hears from the provider that a spot machine goes away."""
-        reason = "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"
-        words = "--address", self.address, "--node-id", node.node_id, *reason, "--deadline-remaining-seconds", seconds
-        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *map(str, words)], check=True)
+        reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+        deadline_ms = int(1000 * (time.time() + seconds))
+        accepted, why = GcsClient(address=self.address).drain_node(node.node_id, reason, "a test", deadline_ms)
+        assert accepted, why
 
     def kill(self, node: Any) -> None:
         """All its processes at once, as when a machine is gone."""
