@@ -16,6 +16,7 @@ RAY = "2.60"
 
 _ANSWERS_WITHIN_S = 5.0
 
+_REFUSED = "Run it on a machine of the cluster, with its version of Ray and its token (RAY_AUTH_MODE): docs/cluster.md."
 _START = "Start one (`ray start --head` on this machine), or set cluster.address to HOST:PORT: docs/cluster.md."
 
 
@@ -28,6 +29,7 @@ def connected(config: ClusterConfig) -> Generator[None]:
     """
     check_ray()
     import ray
+    import ray.exceptions
 
     if ray.is_initialized():
         yield
@@ -37,9 +39,9 @@ def connected(config: ClusterConfig) -> Generator[None]:
     try:
         with _silent():
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         said = " ".join(str(error).split()).rstrip(".")
-        raise InputError(f"The Ray cluster at {address} refuses: {said}.", _START) from error
+        raise InputError(f"The Ray cluster at {address} refuses: {said}.", _REFUSED) from error
     try:
         yield
     finally:
