@@ -36,8 +36,8 @@ def generate(run: RunDir, index: int, config: Config, before: Callable[[], None]
     if round_.trajectories.complete or not objective_of(config).samples_student:
         return stage.generate(run, index, config, before=before)
     rows = stage.inputs(run, index, config).rows
-    before()
     with connected(config.cluster), shared(run) as place:
+        before()
         slots = slots_of(config.generate.tensor_parallel)
         engines = config.cluster.engines or max(1, slots.have())
         units = engines * config.cluster.units_per_engine

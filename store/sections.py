@@ -370,7 +370,8 @@ class TrainConfig(Section):
     wandb: bool = False
     """Log to Weights & Biases too (package wandb); TensorBoard's files are always in metrics/tensorboard."""
     processes: int = Field(default=1, gt=0)
-    """Trainer processes that `omniopd train` starts on this machine; under torchrun, torchrun decides."""
+    """Trainer processes that `omniopd train` starts on this machine, or in all on a cluster; under torchrun, torchrun
+    decides."""
     seed: int = 0
     """Seed of the order of trajectories."""
 

@@ -114,6 +114,14 @@ def test_what_the_system_and_ray_say_comes_to_one_line():
     assert caught.value.exit_code == 3
 
 
+def test_work_that_ends_in_a_timeout_of_its_own_ends(tmp_path):
+    def work():
+        raise TimeoutError("of the file server")
+
+    with pytest.raises(TimeoutError, match="of the file server"):
+        watched(work, lambda: None, tmp_path / "ray.log")
+
+
 def test_a_bug_stays_one():
     with pytest.raises(ZeroDivisionError), told():
         raise task_error(ZeroDivisionError("of ours"))
