@@ -38,10 +38,10 @@ def watched(work: Callable[[], T], look: Callable[[], None], log: Path) -> T:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as prints, contextlib.redirect_stdout(prints), told():
         threading.Thread(target=run, name="ray", daemon=True).start()
-        while not future.done():
+        while True:
             look()
-            concurrent.futures.wait([future], _SECONDS_BETWEEN_LOOKS)
-        return future.result()
+            if concurrent.futures.wait([future], _SECONDS_BETWEEN_LOOKS).done:
+                return future.result()
 
 
 @contextlib.contextmanager
