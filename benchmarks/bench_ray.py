@@ -3,8 +3,9 @@
     python benchmarks/bench_ray.py [REPEATS]
 
 The same round by the same number of processes each time: `generate` with one engine, `train` with two ranks, so what
-differs is Ray's own. Plain and Ray in turn; medians of wall time, and the largest proportional set size (PSS) of all
-processes together that a command and the cluster have. `nothing to do` is the same command on the finished round.
+differs is Ray's own. Plain and Ray in turn. Wall time (median, and least: other programs only add), CPU time of all
+processes of the command and the cluster, and the largest proportional set size (PSS) of them together. `nothing to do`
+is the same command on the finished round.
 """
 
 import json
@@ -33,46 +34,61 @@ QUESTIONS, SEQUENCES = 64, 64
 MB = 1e6
 
 
-def memory() -> float:
-    """PSS of all processes below this one, MB."""
-    total = 0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            total += process.memory_full_info().pss
-        except psutil.Error:
-            continue  # it has ended
-    return total / MB
+class Watch:
+    """What all processes below this one take while a block runs, looked at twice a second."""
 
-
-class Peak:
-    """The largest memory while a block runs."""
-
-    def __enter__(self) -> "Peak":
+    def __enter__(self) -> "Watch":
         self.mb = 0.0
         self._over = threading.Event()
+        self._cpu: dict[tuple[int, float], float] = {}
+        self._before = self._look()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU time; what a process takes between the last look at it and its end is missed."""
+        return sum(self._cpu.values()) - self._before
+
+    def _look(self) -> float:
+        total = 0.0
+        for process in psutil.Process().children(recursive=True):
+            try:
+                times = process.cpu_times()
+                total += process.memory_full_info().pss / MB
+                self._cpu[process.pid, process.create_time()] = times.user + times.system
+            except psutil.Error:
+                continue  # it has ended
+        self.mb = max(self.mb, total)
+        return sum(self._cpu.values())
+
     def _watch(self) -> None:
         while not self._over.wait(0.5):
-            self.mb = max(self.mb, memory())
+            self._look()
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        self._look()
 
 
-def measure(*words: object) -> tuple[float, float]:
-    """Seconds and MB of a command."""
-    with Peak() as peak:
+def memory() -> float:
+    """PSS of all processes below this one, MB."""
+    with Watch() as watch:
+        return watch.mb
+
+
+def measure(*words: object) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds and MB of a command."""
+    with Watch() as watch:
         begun = time.monotonic()
         subprocess.run(
             [sys.executable, "-m", "omniopd", *map(str, words)], check=True, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         seconds = time.monotonic() - begun
-    return seconds, peak.mb
+    return seconds, watch.cpu_s, watch.mb
 
 
 def sampled(folder: Path) -> RunDir:
@@ -89,22 +105,20 @@ def trained(folder: Path) -> RunDir:
 
 def compare(repeats: int, command: str, make: Callable[[Path], RunDir], ray: tuple[str, ...]) -> dict[str, object]:
     extra = ("--no-check",) if command == "generate" else ()
-    seconds: dict[str, list[float]] = {}
-    peaks: dict[str, list[float]] = {}
+    found: dict[str, list[tuple[float, float, float]]] = {}
     for _ in range(repeats):
         for name, words in (("plain", extra), ("ray", (*extra, *ray))):
             with tempfile.TemporaryDirectory() as folder:
                 run = make(Path(folder))
                 for again in ("", ", nothing to do"):
-                    took, peak = measure(command, run.path, *words, "--round", 0)
-                    seconds.setdefault(name + again, []).append(took)
-                    peaks.setdefault(name + again, []).append(peak)
+                    found.setdefault(name + again, []).append(measure(command, run.path, *words, "--round", 0))
                 shutil.rmtree(run.path)
-    return {
-        name: {"seconds": round(median(took), 1), "from_to": [round(min(took), 1), round(max(took), 1)],
-               "MB": round(median(peaks[name]))}
-        for name, took in seconds.items()
-    }  # fmt: skip
+    shown: dict[str, object] = {}
+    for name, measured in found.items():
+        wall, cpu, peak = zip(*measured, strict=True)
+        shown[name] = {"wall_s": round(median(wall), 1), "least_wall_s": round(min(wall), 1),
+                       "cpu_s": round(median(cpu), 1), "MB": round(median(peak))}  # fmt: skip
+    return shown
 
 
 def main() -> None:
