@@ -16,7 +16,7 @@ RAY = "2.60"
 
 _ANSWERS_WITHIN_S = 5.0
 
-_REFUSED = "Run it on a machine of the cluster, with its version of Ray and its token (RAY_AUTH_MODE): docs/cluster.md."
+_REFUSED = "Run it on a machine of the cluster, with its version of Ray and, where it has a token, RAY_AUTH_MODE=token."
 _START = "Start one (`ray start --head` on this machine), or set cluster.address to HOST:PORT: docs/cluster.md."
 
 

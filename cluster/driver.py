@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -13,16 +14,22 @@ from ..store.storage import storage_error
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LOOKS = 1.0
+_MISSING = re.compile(r"No module named '([\w.]+)'")
 
 
-def watched(work: Callable[[], T], look: Callable[[], None], log: Path) -> T:
+@contextlib.contextmanager
+def prints_to(log: Path) -> Generator[None]:
+    """Keep for a file what Ray prints to stdout about machines and workers: many lines for one that is gone."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        yield
+
+
+def watched(work: Callable[[], T], look: Callable[[], None]) -> T:
     """Do `work` in a thread of its own, and `look` around meanwhile.
 
     Ctrl-C is heard at once: the thread is left behind, and what it has started on other machines ends with the
     connection to the cluster.
-
-    Args:
-        log: Where that goes which Ray prints about machines and workers: many lines for one that is gone.
 
     Raises:
         OmniopdError: as `told`.
@@ -35,8 +42,7 @@ def watched(work: Callable[[], T], look: Callable[[], None], log: Path) -> T:
         except BaseException as error:  # noqa: BLE001  raised again by result()
             future.set_exception(error)
 
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as prints, contextlib.redirect_stdout(prints), told():
+    with told():
         threading.Thread(target=run, name="ray", daemon=True).start()
         while True:
             look()
@@ -91,12 +97,14 @@ def _told(error: BaseException) -> BaseException:
         return error
     if (stored := storage_error(error)) is not None:
         return stored
-    if isinstance(error, ModuleNotFoundError):
+    of_ray = isinstance(error, (ray.exceptions.RayError, ray.train.TrainingFailedError))
+    # A worker that cannot import what it is sent has no error to send back, only a text.
+    if (of_ray or isinstance(error, ImportError)) and (missing := _MISSING.search(str(error))):
         return InputError(
-            f"A machine of the cluster has no package {error.name}.",
+            f"A machine of the cluster has no package {missing[1]}.",
             "Install the same omniopd, with the same extras, on all of them: docs/cluster.md.",
         )
-    if isinstance(error, (ray.exceptions.RayError, ray.train.TrainingFailedError)):
+    if of_ray:
         first = str(error).strip().partition("\n")[0].rstrip(".")
         return OmniopdError(
             f"The cluster failed: {first}.", "Run the same command again: it resumes. Ray's logs say more."

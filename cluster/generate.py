@@ -18,7 +18,7 @@ from ..store.config import Config
 from ..store.layout import RunDir
 from ..store.worker import Worker
 from .connection import connected, quiet
-from .driver import watched
+from .driver import prints_to, watched
 from .place import PATIENCE_S, Place, shared
 from .slots import Slots, Watch, slots_of
 
@@ -36,7 +36,8 @@ def generate(run: RunDir, index: int, config: Config, before: Callable[[], None]
     if round_.trajectories.complete or not objective_of(config).samples_student:
         return stage.generate(run, index, config, before=before)
     rows = stage.inputs(run, index, config).rows
-    with connected(config.cluster), shared(run) as place:
+    # Outermost: Ray is still printing when the connection ends.
+    with prints_to(run.ray_log), connected(config.cluster), shared(run) as place:
         before()
         slots = slots_of(config.generate.tensor_parallel)
         engines = config.cluster.engines or max(1, slots.have())
@@ -54,7 +55,7 @@ def generate(run: RunDir, index: int, config: Config, before: Callable[[], None]
                 watch.look()
 
             try:
-                watched(lambda: _fill(place, index, config, slots, engines, units), look, run.ray_log)
+                watched(lambda: _fill(place, index, config, slots, engines, units), look)
             finally:
                 watch.over()
     return stage.summary(run, index)

@@ -9,7 +9,7 @@ from ..store.layout import RunDir
 from ..train.launch import Steps, launch, rank_environment
 from ..train.result import Progress, TrainResult, result_of
 from .connection import connected
-from .driver import watched
+from .driver import prints_to, watched
 from .place import Place, shared
 from .slots import Slots, Watch, slots_of
 
@@ -33,7 +33,8 @@ def train(
     round_, ranks = run.round(index), config.train.processes
     if round_.policy.is_dir():
         return launch(run, index, config)
-    with connected(config.cluster), shared(run) as place:
+    # Outermost: Ray is still printing when the connection ends.
+    with prints_to(run.ray_log), connected(config.cluster), shared(run) as place:
         slots = slots_of(1)
         steps = Steps(run, index, config, progress)
         watch = Watch(round_, "train", slots, ranks, note)
@@ -43,7 +44,7 @@ def train(
             watch.look()
 
         try:
-            watched(lambda: _fit(place, index, config, slots), look, run.ray_log)
+            watched(lambda: _fit(place, index, config, slots), look)
         finally:
             watch.over()
             shutil.rmtree(run.ray / _name(index), ignore_errors=True)

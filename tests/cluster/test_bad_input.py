@@ -12,7 +12,7 @@ import ray.train
 import omniopd
 from omniopd import Run
 from omniopd.cluster.connection import RAY, check_ray, connected
-from omniopd.cluster.driver import told, watched
+from omniopd.cluster.driver import prints_to, told, watched
 from omniopd.store.errors import ConfigError, InputError, OmniopdError, StorageError
 from omniopd.store.sections import ClusterConfig
 from support.processes import Command
@@ -109,17 +109,19 @@ def test_what_the_system_and_ray_say_comes_to_one_line():
         raise task_error(OSError(28, "No space left on device", "/shared/part"))
     with pytest.raises(InputError, match="A machine of the cluster has no package megatron"), told():
         raise task_error(ModuleNotFoundError("No module named 'megatron'", name="megatron"))
+    with pytest.raises(InputError, match=r"has no package omniopd\.cluster\."), told():
+        raise ray.exceptions.RaySystemError("No module named 'omniopd.cluster'", "Traceback ...")
     with pytest.raises(OmniopdError, match=r"^The cluster failed: [^\n]* Run the same command again") as caught, told():
         raise ray.exceptions.RayActorError()
     assert caught.value.exit_code == 3
 
 
-def test_work_that_ends_in_a_timeout_of_its_own_ends(tmp_path):
+def test_work_that_ends_in_a_timeout_of_its_own_ends():
     def work():
         raise TimeoutError("of the file server")
 
     with pytest.raises(TimeoutError, match="of the file server"):
-        watched(work, lambda: None, tmp_path / "ray.log")
+        watched(work, lambda: None)
 
 
 def test_a_bug_stays_one():
@@ -134,7 +136,8 @@ def test_what_is_printed_while_ray_works_goes_to_the_log(tmp_path, capsys):
         print("(raylet) 20 lines")
         return 7
 
-    assert watched(work, lambda: looks.append(1), tmp_path / "logs" / "ray.log") == 7
+    with prints_to(tmp_path / "logs" / "ray.log"):
+        assert watched(work, lambda: looks.append(1)) == 7
     assert (tmp_path / "logs" / "ray.log").read_text() == "(raylet) 20 lines\n"
     assert looks
     assert capsys.readouterr().out == ""

@@ -1,9 +1,13 @@
 """A Ray cluster of several nodes on this machine: a head without slots, and nodes with one slot each."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# Ray asks for a token where the user has one. Said before it is imported, and to every process a test starts.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import psutil
 from ray._raylet import GcsClient
