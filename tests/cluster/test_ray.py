@@ -14,7 +14,8 @@ from omniopd.cluster.driver import told
 from omniopd.cluster.generate import _fill
 from omniopd.cluster.place import Place
 from omniopd.cluster.slots import slots_of
-from omniopd.store.errors import InputError
+from omniopd.store.architecture import check_layout, check_student
+from omniopd.store.errors import ConfigError, InputError
 from omniopd.store.journal import StageRun, read_stage_run
 from omniopd.store.layout import RunDir
 from omniopd.store.model import weights_hash
@@ -58,10 +59,10 @@ def twins(make_run, questions: int, **settings) -> tuple[RunDir, RunDir]:
 def half_done_unit(run: RunDir) -> StageRun | None:
     """The record of a unit that has committed a part and is still at it."""
     round_ = run.round(0)
+    committed = {Worker.of_file(part.name) for part in round_.trajectories.manifest.parts}
     for path in round_.path.glob(".generate.shard*run.json"):
         record = read_stage_run(path)
-        parts = round_.trajectories.folder.glob(f"part-*{Worker.of_file(path.name).suffix}.parquet")
-        if record is not None and record.state == "running" and list(parts):
+        if record is not None and record.state == "running" and Worker.of_file(path.name) in committed:
             return record
     return None
 
@@ -147,23 +148,29 @@ def test_fewer_slots_than_ranks_are_waited_for_and_said(tmp_path, nodes):
     command.send_signal(signal.SIGINT)
     ended = command.wait(300)
     assert ended.returncode == 130
-    assert ended.stderr.splitlines() == [
-        "train: waiting for 1 of 3 slots",
-        "omniopd: Interrupted. Run the same command again to resume.",
-    ]
+    said = ended.stderr.splitlines()
+    assert said[0] == "train: waiting for 1 of 3 slots"
+    assert said[-1] == "omniopd: Interrupted. Run the same command again to resume."
     assert run.round(0).waiting("train") is None
+
+
+def without_progress(stderr: str) -> list[str]:
+    """A slow machine takes more than the half minute after which there is a line of progress."""
+    return [line for line in stderr.splitlines() if not line.startswith(("generate: ", "train: "))]
 
 
 def test_an_error_in_a_worker_is_the_line_that_it_is_on_this_machine(tmp_path, make_run, nodes):
     run = make_run()
     words = "generate", run.path, "--no-check", "--set", "student.engine=vllm"
-    alone, ended = Command(*words).wait(), Command(*words, *nodes.words).wait(300)
-    assert (ended.returncode, ended.stderr) == (alone.returncode, alone.stderr)
-    assert ended.returncode == 3
+    alone, ended = Command(*words).wait(300), Command(*words, *nodes.words).wait(300)
+    assert (alone.returncode, ended.returncode) == (3, 3)
+    assert without_progress(ended.stderr) == without_progress(alone.stderr)
     run = scored(tmp_path, processes=2, tensor_parallel=3)
-    alone, ended = Command("train", run.path).wait(), Command("train", run.path, *nodes.words).wait(300)
-    assert (ended.returncode, ended.stderr) == (alone.returncode, alone.stderr)
+    ended = Command("train", run.path, *nodes.words).wait(300)
+    with pytest.raises(ConfigError) as here:
+        check_layout(check_student(tmp_path / "student"), run.config().train, 2)
     assert ended.returncode == 3
+    assert without_progress(ended.stderr) == [f"omniopd: {here.value}"]
 
 
 def test_a_worker_that_does_not_see_the_run_says_which_path_on_which_node(make_run, nodes):
