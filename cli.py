@@ -45,6 +45,9 @@ app.add_typer(study, name="study")
 
 Set = Annotated[list[str], typer.Option("--set", help="Override a config key: --set train.lr=1e-5. Repeatable.")]
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not look at the set-up first (omniopd check).")]
+On = Annotated[
+    str, typer.Option("--on", help="local | ray: short for --set cluster.on=... (docs/cluster.md).", show_default=False)
+]
 Round = Annotated[
     int | None, typer.Option("--round", min=0, help="Which round; the first unfinished one if not given.")
 ]
@@ -145,6 +148,7 @@ def generate(
     round_: Round = None,
     no_check: NoCheck = False,
     shard: Annotated[str, typer.Option(help="i/n: fill share i of n; torchrun and srun say it by themselves.")] = "",
+    on: On = "",
     set_: Set = [],
 ) -> None:
     """Stage 1: sample the student's trajectories, with the entropy of every token.
@@ -156,7 +160,10 @@ def generate(
     from . import run as api
     from .stages.generate.workers import which_worker
 
-    _say(api.Run(run, set_).generate(round_, worker=which_worker(shard, os.environ), check=not no_check))
+    made = api.Run(run, _with_on(set_, on))
+    # A driver may be one of several tasks of srun (ray symmetric-run), which says nothing of its share.
+    environment = {} if made.config.cluster.on == "ray" else os.environ
+    _say(made.generate(round_, worker=which_worker(shard, environment), check=not no_check))
 
 
 @app.command()
@@ -226,14 +233,14 @@ def score(run: Run, round_: Round = None, set_: Set = []) -> None:
 
 
 @app.command()
-def train(run: Run, round_: Round = None, set_: Set = []) -> None:
+def train(run: Run, round_: Round = None, on: On = "", set_: Set = []) -> None:
     """Stage 4: train the policy with Megatron-Core, and write it as Hugging Face safetensors.
 
     Example: omniopd train runs/first --set train.processes=8 --set train.tensor_parallel=2
     """
     from . import run as api
 
-    _say(api.Run(run, set_).train(round_))
+    _say(api.Run(run, _with_on(set_, on)).train(round_))
 
 
 @app.command("run")
@@ -241,6 +248,7 @@ def run_(
     run: Run,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds in all.")] = None,
     no_check: NoCheck = False,
+    on: On = "",
     set_: Set = [],
 ) -> None:
     """Drive the four stages, round after round; resumes where it was stopped.
@@ -249,7 +257,7 @@ def run_(
     """
     from . import run as api
 
-    policy = api.Run(run, set_).run(rounds, check=not no_check, say=_say)
+    policy = api.Run(run, _with_on(set_, on)).run(rounds, check=not no_check, say=_say)
     _say(f"policy of the last round: {policy}")
 
 
@@ -426,6 +434,10 @@ def _fail(error: OmniopdError) -> None:
 
 def _say(line: Any) -> None:
     typer.echo(str(line))
+
+
+def _with_on(overrides: list[str], on: str) -> list[str]:
+    return [*overrides, f"cluster.on={on}"] if on else overrides
 
 
 def _config(run: Path, overrides: list[str]) -> "Config":

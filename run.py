@@ -97,14 +97,16 @@ class Run:
             worker: The share that this process fills. The only worker starts others, by generate.processes.
             check: Look at the teacher first (`omniopd check`), which may refuse.
         """
-        from .stages.generate.stage import generate
-
         # One worker writes down what runs, so that several do not replace the same file.
         index, config = self._begin(round_, record=worker.index == 0)
+        if config.cluster.on == "ray" and worker.count > 1:
+            raise UsageError(
+                "--shard and cluster.on = ray exclude each other.", "Leave out --shard: Ray deals out the shares."
+            )
         before = self._looking(config, "generate", check and worker.index == 0)
         # One worker pushes, what the others have written so far too; the next stage pushes the rest.
         with self._watched(config) if worker.index == 0 else contextlib.nullcontext():
-            return generate(self.folder, index, config, worker, before)
+            return generate_stage(self.folder, index, config, before, worker)
 
     def audit(
         self, round_: int | None = None, *, follow: bool = False, retry_failed: bool = False, check: bool = True
@@ -130,7 +132,7 @@ class Run:
             return score(self.folder, index, config)
 
     def train(self, round_: int | None = None) -> str:
-        """Stage 4: train the policy, in processes of their own. Returns a line about it."""
+        """Stage 4: train the policy, in processes of their own or on a cluster. Returns a line about it."""
         index, config = self._begin(round_)
         with self._watched(config):
             return train_stage(self.folder, index, config, self._overrides)
@@ -146,7 +148,7 @@ class Run:
 
         overrides = self._overrides if rounds is None else [*self._overrides, f"run.rounds={rounds}"]
         config = Run(self.folder.path, overrides)._recorded()
-        with self._watched(config):
+        with self._watched(config), on_cluster(config):
             run_rounds(self.folder, config, overrides, say, check)
             say(write_card(self.folder, config))
         return self.folder.round(config.run.rounds - 1).policy
@@ -252,7 +254,6 @@ def run_round(
     """One round: generate, audit, score, train."""
     from .check import require
     from .stages.audit.stage import audit
-    from .stages.generate.stage import generate
     from .stages.score.stage import score
 
     round_, config = run.round(index), config.of_round(index)
@@ -265,7 +266,7 @@ def run_round(
         return functools.partial(require, run, config, stage) if check else lambda: None
 
     with mirrored(run, config), audit_beside(run, index, config, overrides):
-        say(f"round {index} generate: {generate(run, index, config, before=before('generate'))}")
+        say(f"round {index} generate: {generate_stage(run, index, config, before('generate'))}")
     try:
         with mirrored(run, config):
             said = audit(run, index, config, before=before("audit"))
@@ -354,8 +355,28 @@ def audit_beside(run: RunDir, index: int, config: Config, overrides: Sequence[st
             raise
 
 
+def on_cluster(config: Config) -> contextlib.AbstractContextManager[None]:
+    """Stay connected to the cluster, if there is one to be, over several stages."""
+    if config.cluster.on == "local":
+        return contextlib.nullcontext()
+    from .cluster.connection import connected
+
+    return connected(config.cluster)
+
+
+def generate_stage(run: RunDir, index: int, config: Config, before: Callable[[], None], worker: Worker = ALONE) -> str:
+    """Generate a round, where the config says. Returns a line about it."""
+    if config.cluster.on == "ray":
+        from .cluster.generate import generate as generate_on_ray
+
+        return generate_on_ray(run, index, config, before)
+    from .stages.generate.stage import generate
+
+    return generate(run, index, config, worker, before)
+
+
 def train_stage(run: RunDir, index: int, config: Config, overrides: Sequence[str]) -> str:
-    """Train a round with a progress bar. Returns a line about it."""
+    """Train a round with a progress bar, where the config says. Returns a line about it."""
     from .stages.progress import progress
     from .train.launch import launch
     from .train.result import count_steps
@@ -369,6 +390,11 @@ def train_stage(run: RunDir, index: int, config: Config, overrides: Sequence[str
             advance(done - shown, f"loss {metrics['loss']:.4f}")
             shown = done
 
-        result = launch(run, index, config, overrides, show)
+        if config.cluster.on == "ray":
+            from .cluster.train import train as train_on_ray
+
+            result = train_on_ray(run, index, config, show, lambda note: advance(0, note))
+        else:
+            result = launch(run, index, config, overrides, show)
     skipped = f", {result.skipped} skipped as not finite" if result.skipped else ""
     return f"{result.steps} steps{skipped}; policy in {result.policy}"

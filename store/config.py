@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from .errors import ConfigError
 from .objectives import REGISTERED
 from .sections import (
+    ClusterConfig,
     DataConfig,
     EvalConfig,
     GenerateConfig,
@@ -36,6 +37,7 @@ class Config(Section):
     score: ScoreConfig = ScoreConfig()
     train: TrainConfig = TrainConfig()
     run: RunConfig = RunConfig()
+    cluster: ClusterConfig = ClusterConfig()
     eval: EvalConfig = EvalConfig()
 
     @classmethod

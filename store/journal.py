@@ -41,6 +41,38 @@ class StageRun(BaseModel):
         return "running" if self.host != socket.gethostname() or _alive(self.pid) else "killed"
 
 
+class Waiting(BaseModel):
+    """A stage that has begun, and for which the cluster has too few slots now."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    host: str
+    have: int
+    need: int
+
+    def __str__(self) -> str:
+        return f"waiting for {self.need - self.have} of {self.need} slots"
+
+
+def write_waiting(path: Path, have: int, need: int) -> None:
+    """Write down that a stage waits for slots, or that it does no longer: `have` is then `need` or more."""
+    if have >= need:
+        path.unlink(missing_ok=True)
+    else:
+        waiting = Waiting(pid=os.getpid(), host=socket.gethostname(), have=have, need=need)
+        files.write_text(path, waiting.model_dump_json() + "\n")
+
+
+def read_waiting(path: Path) -> Waiting | None:
+    """What is recorded; None where nothing waits, or the process that did is gone."""
+    try:
+        waiting = Waiting.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return waiting if waiting.host != socket.gethostname() or _alive(waiting.pid) else None
+
+
 @contextlib.contextmanager
 def recorded(path: Path, content: Callable[[], object] = object) -> Generator[None]:
     """Write down that a run begins, and how it ends. Reaching a budget and Ctrl-C are no failures.

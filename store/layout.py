@@ -16,7 +16,7 @@ from .worker import ALONE, Worker
 
 if TYPE_CHECKING:
     from .config import Config
-    from .journal import StageRun
+    from .journal import StageRun, Waiting
     from .sections import ScoreConfig
 
 Stage = Literal["generate", "audit", "score", "train"]
@@ -109,27 +109,48 @@ class RoundDir:
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
 
-    def lock(self, stage: str, worker: Worker = ALONE) -> contextlib.AbstractContextManager[None]:
+    def lock(
+        self, stage: str, worker: Worker = ALONE, patience_s: float = 0.0
+    ) -> contextlib.AbstractContextManager[None]:
         """Keep a second process from running the same stage of this round.
 
         Workers of one count run side by side, each once. A worker that is alone, or of another count, would do the same
         rows again, so it is kept out while they run.
+
+        Args:
+            patience_s: How long to wait for a process that holds it.
         """
-        return _recorded_lock(self.path, stage, worker)
+        return _recorded_lock(self.path, stage, worker, patience_s)
 
     def idle(self, stage: str) -> contextlib.AbstractContextManager[None]:
         """Keep every process from running a stage of this round, without a record of a run."""
-        return _stage_lock(self.path, stage, ALONE)
+        return _stage_lock(self.path, stage, ALONE, 0.0)
 
     def reset_command(self, stage: Stage) -> str:
         """What takes the round back to before a stage, as a shell takes it."""
         return f"omniopd reset {shlex.quote(str(self.run))} --round {self.index} --from {stage}"
 
     def expect(self, stage: str, rows: int, worker: Worker = ALONE) -> None:
-        """Say, while holding the lock, how many rows or steps a stage (or its worker) comes to in all."""
+        """Say, while holding the lock, how many rows or steps the stage comes to in all, in whatever workers."""
         from . import journal
 
         journal.expect(_journal_of(self.path, stage, worker), rows)
+
+    def wait(self, stage: str, have: int, need: int) -> None:
+        """Write down how many slots of a cluster there are for a stage, so that `status` can say that it waits."""
+        from . import journal
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        journal.write_waiting(self._waiting(stage), have, need)
+
+    def waiting(self, stage: str) -> "Waiting | None":
+        """What a stage waits for; None where it does not."""
+        from . import journal
+
+        return journal.read_waiting(self._waiting(stage))
+
+    def _waiting(self, stage: str) -> Path:
+        return self.path / f".{stage}.waiting.json"
 
     def stage_runs(self, stage: str) -> "list[StageRun]":
         """The latest run of a stage, or of each of its workers; [] where none was recorded."""
@@ -143,25 +164,26 @@ class RoundDir:
 
 
 @contextlib.contextmanager
-def _stage_lock(folder: Path, stage: str, worker: Worker) -> Generator[None]:
+def _stage_lock(folder: Path, stage: str, worker: Worker, patience_s: float) -> Generator[None]:
     what = f"`{stage}` on {folder}"
     with contextlib.ExitStack() as held:
         # Workers hold this one only while they look around, so a worker waits for it a little.
         gate = held.enter_context(contextlib.ExitStack())
-        patience = 0.0 if worker.count == 1 else _PATIENCE_S
+        patience = max(patience_s, 0.0 if worker.count == 1 else _PATIENCE_S)
         gate.enter_context(files.exclusive(folder / f".{stage}.lock", what, patience))
         for path in folder.glob(f".{stage}.shard-*.lock"):
             if (other := Worker.of_file(path.name)).count != worker.count:
-                with files.exclusive(path, f"shard {other} of {what}"):
+                with files.exclusive(path, f"shard {other} of {what}", patience_s):
                     pass
         if worker.count > 1:
-            held.enter_context(files.exclusive(folder / f".{stage}{worker.suffix}.lock", f"shard {worker} of {what}"))
+            own = folder / f".{stage}{worker.suffix}.lock"
+            held.enter_context(files.exclusive(own, f"shard {worker} of {what}", patience_s))
             gate.close()
         yield
 
 
 @contextlib.contextmanager
-def _recorded_lock(folder: Path, stage: str, worker: Worker) -> Generator[None]:
+def _recorded_lock(folder: Path, stage: str, worker: Worker, patience_s: float) -> Generator[None]:
     from . import journal
 
     def content() -> list[bytes | None]:
@@ -170,7 +192,7 @@ def _recorded_lock(folder: Path, stage: str, worker: Worker) -> Generator[None]:
             os.fsencode(path) for path in (folder / "policy").glob("*")
         )
 
-    with _stage_lock(folder, stage, worker), journal.recorded(_journal_of(folder, stage, worker), content):
+    with _stage_lock(folder, stage, worker, patience_s), journal.recorded(_journal_of(folder, stage, worker), content):
         yield
 
 
@@ -229,6 +251,16 @@ class RunDir:
     def generate_log(self, index: int) -> Path:
         """What the processes that sample a round print, where there are several."""
         return self.logs / f"generate-round={index:03d}.log"
+
+    @property
+    def ray(self) -> Path:
+        """What Ray and those that run on it leave for each other."""
+        return self.path / ".ray"
+
+    @property
+    def ray_log(self) -> Path:
+        """What Ray prints while it works on the run."""
+        return self.logs / "ray.log"
 
     @property
     def spill(self) -> Path:

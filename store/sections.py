@@ -375,7 +375,8 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(default=2, gt=0)
     """Newest checkpoints of a round that are kept."""
     processes: int = Field(default=1, gt=0)
-    """Trainer processes that `omniopd train` starts on this machine; under torchrun, torchrun decides."""
+    """Trainer processes that `omniopd train` starts on this machine, or in all on a cluster; under torchrun, torchrun
+    decides."""
     seed: int = 0
     """Seed of the order of trajectories."""
 
@@ -402,6 +403,27 @@ class TrainConfig(Section):
             *others, last = (repr(name) for name in REGISTERED)
             raise ValueError(f"Input should be {', '.join(others)} or {last}")
         return objective
+
+
+class ClusterConfig(Section):
+    on: Literal["local", "ray"] = "local"
+    """Where generate and train run: on this machine, or on the slots of a Ray cluster (docs/cluster.md). A slot is a
+    GPU, or what a machine without one offers by `ray start --resources='{"slot": 1}'`."""
+    address: str = Field(default="auto", min_length=1)
+    """HOST:PORT of the cluster's head; auto: RAY_ADDRESS, or the cluster that this machine belongs to."""
+    engines: int = Field(default=0, ge=0)
+    """Engines that generate runs at a time, each with generate.tensor_parallel GPUs of one machine, or with one slot.
+    0: as many as there are slots when it begins."""
+    units_per_engine: int = Field(default=4, gt=0)
+    """Shares of a round that an engine fills one after the other. After a machine is lost, what others do again is what
+    its engine had not committed (generate.part_rows) of one of them."""
+
+    @field_validator("address")
+    @classmethod
+    def _address_is_of_the_cluster_itself(cls, address: str) -> str:
+        if "://" in address:
+            raise ValueError("Ray Client is not supported: run the command on a machine of the cluster, with HOST:PORT")
+        return address
 
 
 class EvalConfig(Section):

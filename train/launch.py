@@ -43,12 +43,7 @@ def launch(
         InputError: Megatron-Core is not installed.
         OmniopdError: as `trainer.train_round`, or a process died without saying why.
     """
-    # psutil too: Megatron does not declare it, and a CPU is asked for its free memory through it.
-    missing = [name for name in ("megatron", "psutil", "tensorboard") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise errors.InputError(
-            f"Training needs {', '.join(missing)}, not installed here.", "Run `pip install 'omniopd[train]'`."
-        )
+    check_installed()
     _check_gpus(config.train.processes)
     if config.train.processes > 1 and "WORLD_SIZE" not in os.environ and not run.round(index).policy.is_dir():
         _torchrun(run, index, config, overrides, progress)
@@ -56,6 +51,19 @@ def launch(
     from .trainer import train_round
 
     return train_round(run, index, config, progress)
+
+
+def check_installed() -> None:
+    """
+    Raises:
+        InputError: something that a trainer process needs is not installed.
+    """
+    # psutil too: Megatron does not declare it, and a CPU is asked for its free memory through it.
+    missing = [name for name in ("megatron", "psutil", "tensorboard") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise errors.InputError(
+            f"Training needs {', '.join(missing)}, not installed here.", "Run `pip install 'omniopd[train]'`."
+        )
 
 
 def _check_gpus(processes: int) -> None:
@@ -104,29 +112,47 @@ def _command(run: RunDir, index: int, processes: int, overrides: Sequence[str]) 
 
 
 def _environment(error_file: Path) -> dict[str, str]:
+    return {**rank_environment(), **os.environ, ERROR_FILE: str(error_file)}
+
+
+def rank_environment() -> dict[str, str]:
+    """What a process of several has in its environment, unless it has something else there."""
     # One connection keeps communication and computation of tensor parallelism in the order they were issued in.
-    defaults = {"OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-    return {**defaults, **os.environ, ERROR_FILE: str(error_file)}
+    return {"OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 
 
 def _follow(
     process: "subprocess.Popen[bytes]", run: RunDir, index: int, config: Config, progress: Progress | None
 ) -> None:
     """Wait for the trainers, reporting the steps that they log meanwhile."""
-    metrics = MetricsLog(run, index).path
-    total = count_steps(run.round(index).shards.manifest.rows, config.train)
-    reported = len(read_lines(metrics))
-    while True:
+    steps = Steps(run, index, config, progress)
+    while process.returncode is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_POLL_S)
-        rows = read_lines(metrics)
-        reported = min(reported, len(rows))  # a resumed round takes back what it does again
+        steps.look()
+
+
+class Steps:
+    """The steps of a round that other processes train, as they log them."""
+
+    def __init__(self, run: RunDir, index: int, config: Config, progress: Progress | None) -> None:
+        """
+        Args:
+            progress: called after each step.
+        """
+        self._metrics = MetricsLog(run, index).path
+        self._total = count_steps(run.round(index).shards.manifest.rows, config.train)
+        self._progress = progress
+        self._reported = len(read_lines(self._metrics))
+
+    def look(self) -> None:
+        """Report the steps that were done since the last look."""
+        rows = read_lines(self._metrics)
+        reported = min(self._reported, len(rows))  # a resumed round takes back what it does again
         for row in rows[reported:]:
-            if progress is not None:
-                progress(row["step"] + 1, total, row)
-        reported = len(rows)
-        if process.returncode is not None:
-            return
+            if self._progress is not None:
+                self._progress(row["step"] + 1, self._total, row)
+        self._reported = len(rows)
 
 
 def _failure(error_file: Path, code: int, log: Path) -> errors.OmniopdError:

@@ -57,11 +57,13 @@ def world() -> Generator[torch.device]:
     """A process group over all ranks, and the device of this one.
 
     A process on its own needs no port and no torchrun. When the `with` ends no trace of it is left, so that a program
-    can train one round after the other.
+    can train one round after the other. A group that exists is used as it is, with the GPU that whoever made it has
+    chosen, and stays.
     """
+    given = dist.is_initialized()
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", torch.cuda.current_device() if given else int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     with cuda_means_cpu(), warnings.catch_warnings():
@@ -70,7 +72,9 @@ def world() -> Generator[torch.device]:
         warnings.simplefilter("ignore", FutureWarning)
         # The distributed optimizer asks for it on purpose; the stand-ins make the warning look as if it were ours.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-        if processes() == 1:
+        if given:
+            pass
+        elif processes() == 1:
             alone = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
             dist.init_process_group(backend, store=alone, rank=0, world_size=1)
         else:
@@ -81,7 +85,8 @@ def world() -> Generator[torch.device]:
             yield device
         finally:
             _patient = None
-            dist.destroy_process_group()
+            if not given:
+                dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -81,7 +81,10 @@ class _Data:
     trajectories: TrajectoryFacts
 
 
-def train_round(run: RunDir, index: int, config: Config, progress: Progress | None = None) -> TrainResult:
+def train_round(
+    run: RunDir, index: int, config: Config, progress: Progress | None = None, *,
+    leaving: Callable[[], bool] = lambda: False, patience_s: float = 0.0,
+) -> TrainResult:  # fmt: skip
     """Train round `index` of a run, or do nothing where its policy exists. Collective under torchrun.
 
     The optimizer's state is carried over from the round before (train.carry_optimizer). The first step of a round
@@ -93,6 +96,10 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
         index: the round.
         config: equal on all ranks.
         progress: called on rank 0 after each step.
+        leaving: called on all ranks after each step, says the same on all: whether a machine is about to be taken away,
+            so that a checkpoint is worth its time now.
+        patience_s: how long to wait for a process that trains this round, which may be a dead one whose lock a file
+            server has not freed yet.
 
     Raises:
         TableError: the shards are not finished, or damaged.
@@ -107,20 +114,22 @@ def train_round(run: RunDir, index: int, config: Config, progress: Progress | No
         config = config.model_copy(update={"train": on_device(config.train, device)})
         stack.enter_context(repeatable(config.train))
         available = least_memory(device)
-        prepared = on_first_rank(lambda: _prepare(stack, run, index, config, available, device))
+        lock = run.round(index).lock("train", patience_s=patience_s)
+        prepared = on_first_rank(lambda: _prepare(stack, lock, run, index, config, available, device))
         if prepared is None:
             return result_of(run, index, trained=False)
         found = prepared.inputs
         prepared = replace(prepared, inputs=on_each_node(lambda: on_this_node(found, run, index, config)))
         stack.enter_context(model_parallel(config.train))
         data = _Data(map_sequences(_laid_out(run.round(index))), prepared.facts)
-        _train(run, index, config, prepared, data, device, progress)
+        _train(run, index, config, prepared, data, device, progress, leaving)
         return result_of(run, index, trained=True)
 
 
 def _prepare(
-    stack: contextlib.ExitStack, run: RunDir, index: int, config: Config, available: int, device: torch.device
-) -> _Prepared | None:
+    stack: contextlib.ExitStack, lock: contextlib.AbstractContextManager[None], run: RunDir, index: int, config: Config,
+    available: int, device: torch.device,
+) -> _Prepared | None:  # fmt: skip
     """On rank 0 alone: all that comes before the models are built. None: the round is trained already.
 
     Args:
@@ -128,7 +137,7 @@ def _prepare(
         available: bytes that the rank with the least of them can have.
     """
     round_, train = run.round(index), config.train
-    stack.enter_context(round_.lock("train"))
+    stack.enter_context(lock)
     if round_.policy.is_dir():
         _forget(run, index - 1)
         return None
@@ -196,7 +205,7 @@ def _previous(run: RunDir, index: int) -> Checkpoints:
 
 def _train(
     run: RunDir, index: int, config: Config, prepared: _Prepared, data: _Data, device: torch.device,
-    progress: Progress | None,
+    progress: Progress | None, leaving: Callable[[], bool],
 ) -> None:  # fmt: skip
     round_, train, inputs = run.round(index), config.train, prepared.inputs
     frozen = inputs.frozen
@@ -225,6 +234,7 @@ def _train(
                 report(position, metrics, total)
             stop = any_rank(asked.is_set(), device) and position.step < total
             due = position.step % train.checkpoint_every == 0 or position.step == total
+            due |= leaving()
             # Without a single update there is no optimizer state to save, and nothing to lose.
             if (due or stop) and position.skipped < position.step:
                 checkpoints.save(learner, position)

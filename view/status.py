@@ -65,6 +65,8 @@ class StageStatus(_Model):
     seconds: float | None
     """Wall time of its latest run so far."""
     error: str | None
+    waiting: str | None = None
+    """What keeps a running stage from going on: slots that a cluster does not have now."""
 
 
 class Spend(_Model):
@@ -220,6 +222,7 @@ def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[st
         _train(run, round_),
     ]
     cut_off, repetition = (None, None) if "generate" in damage else _quality(round_)
+    stages = [_waiting(stage, round_) for stage in stages]
     predicted = read_forecast(run.ledger, round_.index)
     return RoundStatus(
         round=round_.index, objective=config.train.objective, stages=stages,
@@ -254,7 +257,7 @@ def _damage(round_: RoundDir) -> dict[Stage, StageStatus]:
 def _generate(round_: RoundDir) -> StageStatus:
     table, runs = round_.trajectories, round_.stage_runs("generate")
     known = [run.expected for run in runs if run.expected is not None]
-    expected = table.manifest.rows if table.complete else sum(known) if runs and len(known) == len(runs) else None
+    expected = table.manifest.rows if table.complete else max(known, default=None)
     return _of_table("generate", table, runs, expected, 0)
 
 
@@ -298,6 +301,13 @@ def _of_table(stage: Stage, table: Table, runs: list[StageRun], expected: int | 
             rate = rows / max(max(written for written, _ in times) - latest.started_at, 1e-9)
     state = _state(manifest.complete, manifest.rows > 0, runs)
     return _stage(stage, state, manifest.rows, expected, failed, rate, latest)
+
+
+def _waiting(stage: StageStatus, round_: RoundDir) -> StageStatus:
+    """A stage with what it waits for, if a command is at it that does."""
+    if stage.state in ("done", "damaged") or (waiting := round_.waiting(stage.stage)) is None:
+        return stage
+    return stage.model_copy(update={"state": "running", "waiting": str(waiting), "eta_s": None, "error": None})
 
 
 def _with_tokens(stage: StageStatus, tokens_per_s: Callable[[], float | None]) -> StageStatus:

@@ -228,6 +228,8 @@ def amount(stage: StageStatus) -> str:
 
 
 def pace(stage: StageStatus) -> str:
+    if stage.waiting is not None:
+        return f", {stage.waiting}"
     rate = "" if stage.rate_per_s is None else f", {stage.rate_per_s:.3g}/s"
     rate += "" if stage.tokens_per_s is None else f", {stage.tokens_per_s:,.0f} tokens/s"
     return rate + ("" if stage.eta_s is None else f", {duration(stage.eta_s)} left")

@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...method.objectives.record import Objective
@@ -34,14 +35,30 @@ _SHOWN = 60
 """Characters of a question in an error."""
 
 
+Say = Callable[[str], None]
+"""Hears a line for the user."""
+
+EngineMaker = Callable[[str, Config, int, Say], contextlib.AbstractContextManager[Engine]]
+"""Model folder, config, tokens of the longest prompt."""
+
+
+def closed_after(
+    folder: str, config: Config, longest_prompt: int, say: Say
+) -> contextlib.AbstractContextManager[Engine]:
+    """An engine for the length of a `with`."""
+    return contextlib.closing(make_engine(folder, config, longest_prompt, say=say))
+
+
 def generate(
     run: RunDir,
     index: int,
     config: Config,
     worker: Worker = ALONE,
     before: Callable[[], None] = lambda: None,
-    say: Callable[[str], None] = say_once,
+    say: Say = say_once,
     show: Show = bar,
+    engine_of: EngineMaker = closed_after,
+    patience_s: float = 0.0,
 ) -> str:
     """Sample the trajectories of a round that are not there yet. Returns a line about the table.
 
@@ -54,6 +71,8 @@ def generate(
         before: Called where there is something to sample, may refuse. The model is loaded then.
         say: Hears of what the user should know about data and engine.
         show: Shows how the responses grow.
+        engine_of: Gives the engine, where there is something to sample.
+        patience_s: How long to wait for a process that is at the same share.
 
     Raises:
         InputError: the prompts or the model cannot be used, or a prompt has too few samples or nothing to grade
@@ -63,19 +82,12 @@ def generate(
         ConfigChangedError: the table was begun with other settings.
         OmniopdError: one of the processes failed.
     """
-    round_ = run.round(index)
-    objective = objective_of(config)
+    round_, objective = run.round(index), objective_of(config)
     processes = _processes(config, worker) if objective.samples_student else 1
     # One worker says what there is to say about the data.
-    problems = read_problems(config.data, run.path, say if worker.index == 0 else lambda _: None)
-    check_samples(objective, config)
-    if objective.graded:
-        check_gradable(problems, config)
-    questions = questions_of_round(list(problems), config.data, index)
-    check_reference(run, index, config)
-    folder = resolve_model(run.policy_for(index, config))
-    tokenizer = load_tokenizer(folder)
-    prompts = render(questions, config.data, tokenizer)
+    found = inputs(run, index, config, say if worker.index == 0 else lambda _: None)
+    problems, questions, prompts = found.problems, found.questions, found.prompts
+    folder, tokenizer = found.folder, found.tokenizer
     policy = weights_hash(folder)
     wanted = {
         trajectory_id(policy, prompt, sample, config.generate.seed): (prompt, sample)
@@ -84,9 +96,9 @@ def generate(
     }
     table = round_.trajectories_of(worker)
     # Processes hold the locks of their shards, and it is they that are recorded.
-    with round_.lock("generate", worker) if processes == 1 else round_.idle("generate"):
+    with round_.lock("generate", worker, patience_s) if processes == 1 else round_.idle("generate"):
         if processes == 1:
-            round_.expect("generate", len(wanted), worker)
+            round_.expect("generate", found.rows, worker)
         content = {"questions": _hash("\n".join(question.identity for question in questions)), "policy": policy}
         if config.data.answer is not None:
             content["answers"] = _hash("\n".join(problems[question] for question in questions))
@@ -107,13 +119,13 @@ def generate(
             if config.data.chat_template != "off" and tokenizer.chat_template and worker.index == 0:
                 _say_end_of_turn(tokenizer, stops, say)
             claim_gpus(config.generate.tensor_parallel)
-            engine = make_engine(str(folder), config, max(len(prompt.ids) for prompt in prompts), say=say)
             sampling = Sampling(
                 config.generate.max_new_tokens, config.generate.temperature, config.generate.top_p,
                 stops,
             )  # fmt: skip
             writer = Writer(table, rows, response_decoder(tokenizer), sampling)
-            with contextlib.closing(engine):
+            longest = max(len(prompt.ids) for prompt in prompts)
+            with engine_of(str(folder), config, longest, say) as engine:
                 before()
                 writer.fill(engine, missing, config.generate.part_rows, show)
         if processes == 1 or not missing:
@@ -134,7 +146,45 @@ def _processes(config: Config, worker: Worker) -> int:
     return processes_of(asked, config.generate.tensor_parallel, worker, devices, os.environ)
 
 
-def _say_end_of_turn(tokenizer: "PreTrainedTokenizerBase", stops: frozenset[int], say: Callable[[str], None]) -> None:
+@dataclass(frozen=True)
+class Inputs:
+    """What a round is sampled from."""
+
+    problems: Mapping[Conversation, str]
+    """Reference answer of each question of the data set; "" for none."""
+    questions: Sequence[Conversation]
+    """Those of the round."""
+    prompts: Sequence[Prompt]
+    folder: Path
+    """Of the policy."""
+    tokenizer: "PreTrainedTokenizerBase"
+    rows: int
+    """Trajectories that the round comes to in all."""
+
+
+def inputs(run: RunDir, index: int, config: Config, say: Say = say_once) -> Inputs:
+    """Read and check what a round is sampled from.
+
+    Args:
+        say: Told what is remarkable about the data.
+
+    Raises:
+        InputError: as `generate`.
+    """
+    problems = read_problems(config.data, run.path, say)
+    objective = objective_of(config)
+    check_samples(objective, config)
+    if objective.graded:
+        check_gradable(problems, config)
+    questions = questions_of_round(list(problems), config.data, index)
+    check_reference(run, index, config)
+    folder = resolve_model(run.policy_for(index, config))
+    tokenizer = load_tokenizer(folder)
+    prompts = render(questions, config.data, tokenizer)
+    return Inputs(problems, questions, prompts, folder, tokenizer, len(prompts) * samples_of(config))
+
+
+def _say_end_of_turn(tokenizer: "PreTrainedTokenizerBase", stops: frozenset[int], say: Say) -> None:
     if (found := unheard_end_of_turn(tokenizer, stops)) is not None:
         token, id_ = found
         say(

@@ -20,11 +20,11 @@ from .index import Blob
 STATE = ".mirror"
 """Folder in a run directory: what is known of its mirror. Not mirrored itself."""
 
-_LEFT_OUT = {STATE, ".spill", ".reset", ".ledger.json"}
+_LEFT_OUT = {STATE, ".ray", ".spill", ".reset", ".ledger.json"}
 """Of the machine, or made again: the ledger says by itself what .ledger.json does."""
 _OF_TRACKERS = {"wandb", "mlflow"}
 """What trackers store on this machine changes while it is copied, and they have ways of their own to send it."""
-_LEFT_OUT_ENDS = (".tmp", ".lock", ".spare", ".pull")
+_LEFT_OUT_ENDS = (".tmp", ".lock", ".spare", ".pull", ".waiting.json")
 _SMALL = 8 << 20
 _MOST_TRIES = 20
 

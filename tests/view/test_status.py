@@ -227,7 +227,7 @@ def test_the_json_has_the_fields_that_programs_rely_on(written_run):
     assert [stage["stage"] for stage in round_["stages"]] == ["generate", "audit", "score", "train"]
     assert set(round_["stages"][0]) == {
         "stage", "state", "unit", "done", "expected", "failed", "rate_per_s", "tokens_per_s", "eta_s", "seconds",
-        "error",
+        "error", "waiting",
     }  # fmt: skip
     assert set(status["spend"]) == {
         "usd", "budget_usd", "reserved_usd", "tokens", "budget_tokens", "reserved_tokens", "prompt_tokens",

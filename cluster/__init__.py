@@ -1,0 +1,1 @@
+"""`generate` and `train` on the machines of a Ray cluster: docs/cluster.md."""
