@@ -3,7 +3,9 @@
 import concurrent.futures
 import contextlib
 import re
+import socket
 import threading
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +16,8 @@ from ..store.storage import storage_error
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LOOKS = 1.0
+_ANSWERS_WITHIN_S = 2.0
+_GONE_AFTER_S = 30.0
 _MISSING = re.compile(r"No module named '([\w.]+)'")
 
 
@@ -25,6 +29,33 @@ def prints_to(log: Path) -> Generator[None]:
         yield
 
 
+class Head:
+    """The cluster's head. Ray ends this process without a word when it has not answered for a minute."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._address = host.strip("[]"), int(port)
+        self._answered = time.monotonic()
+
+    def answers(self) -> bool:
+        """Whether it is there.
+
+        Raises:
+            OmniopdError: it has not been for some time.
+        """
+        try:
+            socket.create_connection(self._address, _ANSWERS_WITHIN_S).close()
+        except OSError as error:
+            if time.monotonic() - self._answered < _GONE_AFTER_S:
+                return False
+            raise OmniopdError(
+                f"The head of the Ray cluster at {':'.join(map(str, self._address))} is gone.",
+                "Start the cluster again and run the same command: it resumes.",
+            ) from error
+        self._answered = time.monotonic()
+        return True
+
+
 def watched(work: Callable[[], T], look: Callable[[], None]) -> T:
     """Do `work` in a thread of its own, and `look` around meanwhile.
 
@@ -32,8 +63,10 @@ def watched(work: Callable[[], T], look: Callable[[], None]) -> T:
     connection to the cluster.
 
     Raises:
-        OmniopdError: as `told`.
+        OmniopdError: as `told`; or the head is gone.
     """
+    import ray
+
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
     def run() -> None:
@@ -42,10 +75,12 @@ def watched(work: Callable[[], T], look: Callable[[], None]) -> T:
         except BaseException as error:  # noqa: BLE001  raised again by result()
             future.set_exception(error)
 
+    head = Head(ray.get_runtime_context().gcs_address)
     with told():
         threading.Thread(target=run, name="ray", daemon=True).start()
         while True:
-            look()
+            if head.answers():
+                look()
             if concurrent.futures.wait([future], _SECONDS_BETWEEN_LOOKS).done:
                 return future.result()
 

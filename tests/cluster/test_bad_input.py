@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import socket
+import threading
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray.exceptions
@@ -11,6 +13,7 @@ import ray.train
 
 import omniopd
 from omniopd import Run
+from omniopd.cluster import driver
 from omniopd.cluster.connection import RAY, check_ray, connected
 from omniopd.cluster.driver import prints_to, told, watched
 from omniopd.store.errors import ConfigError, InputError, OmniopdError, StorageError
@@ -116,7 +119,7 @@ def test_what_the_system_and_ray_say_comes_to_one_line():
     assert caught.value.exit_code == 3
 
 
-def test_work_that_ends_in_a_timeout_of_its_own_ends():
+def test_work_that_ends_in_a_timeout_of_its_own_ends(head):
     def work():
         raise TimeoutError("of the file server")
 
@@ -129,7 +132,32 @@ def test_a_bug_stays_one():
         raise task_error(ZeroDivisionError("of ours"))
 
 
-def test_what_is_printed_while_ray_works_goes_to_the_log(tmp_path, capsys):
+@pytest.fixture
+def head(monkeypatch):
+    """Something that listens where this process takes the cluster's head to be."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+        yield server
+
+
+def test_a_head_that_is_gone_ends_the_work_with_one_line(head, monkeypatch):
+    over = threading.Event()
+    looks = []
+
+    def look():
+        looks.append(1)
+        head.close()
+
+    monkeypatch.setattr(driver, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(driver, "_GONE_AFTER_S", 0.2)
+    with pytest.raises(OmniopdError, match=r"head of the Ray cluster at 127\.0\.0\.1:\d+ is gone\. Start the cluster"):
+        watched(over.wait, look)
+    over.set()
+    assert looks == [1], "nothing is asked of a head that does not answer"
+
+
+def test_what_is_printed_while_ray_works_goes_to_the_log(head, tmp_path, capsys):
     looks = []
 
     def work():
