@@ -25,7 +25,7 @@ from support import training as kit
 def test_one_engine_fills_several_shares(make_run, monkeypatch):
     made = []
     make = kept.make_engine
-    monkeypatch.setattr(kept, "make_engine", lambda *arguments: made.append(make(*arguments)) or made[-1])
+    monkeypatch.setattr(kept, "make_engine", lambda *given, say: made.append(make(*given, say=say)) or made[-1])
     run = make_run(questions=6, generate={"max_new_tokens": 8})
     engine = kept.KeptEngine()
     for index in range(3):
