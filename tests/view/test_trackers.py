@@ -93,7 +93,8 @@ def of_mlflow(run: RunDir) -> Told:
 READERS = {"wandb": of_wandb, "mlflow": of_mlflow}
 
 
-@pytest.fixture(params=TRACKERS)
+# MLflow takes seconds to make its database.
+@pytest.fixture(params=["wandb", pytest.param("mlflow", marks=pytest.mark.slow)])
 def tracker(request):
     return request.param
 
