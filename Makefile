@@ -16,7 +16,7 @@ demo: .venv/.installed-demo
 study: .venv/.installed-study
 	$(BIN)/python -m omniopd.demo.study
 
-# The fast tier, for every change: at most five minutes on two cores, 25 examples for each property.
+# The fast tier, for every change: five to six minutes on two cores, 25 examples for each property.
 test: .venv/.installed-dev
 	$(PYTEST)
 
