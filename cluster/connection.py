@@ -100,10 +100,20 @@ def _answering(given: str) -> str:
         raise InputError("No Ray cluster runs on this machine.", _START) from error
     except (ValueError, OSError) as error:
         raise InputError(f"There is no Ray cluster {where}: {error}.", _START) from error
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_WITHIN_S).close()
+        reach(address, _ANSWERS_WITHIN_S)
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"No Ray cluster answers at {address}: {said}.", _START) from error
     return address
+
+
+def reach(address: str, within_s: float) -> None:
+    """See that something answers at HOST:PORT.
+
+    Raises:
+        OSError: nothing does.
+        ValueError: it is no such address.
+    """
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), within_s).close()

@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -12,6 +11,7 @@ from typing import TypeVar
 
 from ..store.errors import InputError, OmniopdError
 from ..store.storage import storage_error
+from .connection import reach
 
 T = TypeVar("T")
 
@@ -33,8 +33,7 @@ class Head:
     """The cluster's head. Ray ends this process without a word when it has not answered for a minute."""
 
     def __init__(self, address: str) -> None:
-        host, _, port = address.rpartition(":")
-        self._address = host.strip("[]"), int(port)
+        self._address = address
         self._answered = time.monotonic()
 
     def answers(self) -> bool:
@@ -44,12 +43,12 @@ class Head:
             OmniopdError: it has not been for some time.
         """
         try:
-            socket.create_connection(self._address, _ANSWERS_WITHIN_S).close()
+            reach(self._address, _ANSWERS_WITHIN_S)
         except OSError as error:
             if time.monotonic() - self._answered < _GONE_AFTER_S:
                 return False
             raise OmniopdError(
-                f"The head of the Ray cluster at {':'.join(map(str, self._address))} is gone.",
+                f"The head of the Ray cluster at {self._address} is gone.",
                 "Start the cluster again and run the same command: it resumes.",
             ) from error
         self._answered = time.monotonic()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..method.objectives.registry import objective_of
 from ..stages.generate import stage
 from ..stages.generate.engines.kept import KeptEngine
+from ..stages.generate.workers import one_process
 from ..stages.progress import progress
 from ..store.config import Config
 from ..store.layout import RunDir
@@ -66,7 +67,7 @@ def _fill(place: Place, index: int, config: Config, slots: Slots, engines: int, 
 
     quiet("ray.data")
     # An actor has the GPUs of one engine.
-    alone = config.model_copy(update={"generate": config.generate.model_copy(update={"processes": 1})})
+    alone = one_process(config)
     filled = ray.data.from_items([{"unit": unit} for unit in range(units)], override_num_blocks=units).map_batches(
         Filler,  # pyright: ignore[reportArgumentType]
         fn_constructor_args=(place, index, alone, units),

@@ -49,6 +49,11 @@ class Config(Section):
             getattr(config, section).model_fields_set.discard(leaf)
         return config
 
+    def by_key(self) -> dict[str, Any]:
+        """Every key and its value as JSON has it: {"teacher.rollouts": 10, ...}."""
+        tree = self.model_dump(mode="json")
+        return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+
     def of_round(self, index: int) -> "Config":
         """The config as it holds in a round: run.schedule may begin with another objective."""
         for phase in self.run.schedule:

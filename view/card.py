@@ -156,7 +156,7 @@ def _made_with(round_: RoundDir, config: Config) -> dict[str, Any]:
     record = round_.checkpoint / "made_with.json"
     if record.is_file():
         made |= json.loads(record.read_text(encoding="utf-8"))
-    flat = {f"{s}.{key}": value for s, keys in config.model_dump(mode="json").items() for key, value in keys.items()}
+    flat = config.by_key()
     return flat | {key: value for key, value in made.items() if key in flat}
 
 

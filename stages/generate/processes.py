@@ -29,7 +29,7 @@ from ...store.config import Config
 from ...store.layout import RunDir
 from ...store.worker import Worker
 from .shown import Growth, bar
-from .workers import assign_devices
+from .workers import assign_devices, one_process
 
 GO = "go"
 """Sample: all engines are loaded, and the teacher was looked at."""
@@ -97,8 +97,7 @@ def _running(run: RunDir, index: int, config: Config, count: int) -> Generator["
         for worker in Worker(0, count).siblings:
             environment = _environment(devices, config.generate.tensor_parallel, worker)
             processes.start(_command(run, index, worker), environment)
-        one = config.model_copy(update={"generate": config.generate.model_copy(update={"processes": 1})})
-        processes.order(json.dumps(one.model_dump(mode="json", exclude_unset=True)))
+        processes.order(json.dumps(one_process(config).model_dump(mode="json", exclude_unset=True)))
         yield processes
 
 

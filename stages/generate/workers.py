@@ -4,6 +4,7 @@
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Literal
 
+from ...store.config import Config
 from ...store.errors import ConfigError, UsageError
 from ...store.worker import ALONE, Worker
 
@@ -23,6 +24,11 @@ def which_worker(given: str, environment: Mapping[str, str]) -> Worker:
         if index in environment and count in environment:
             return Worker.parse(f"{environment[index]}/{environment[count]}")
     return ALONE
+
+
+def one_process(config: Config) -> Config:
+    """The config for whoever is one of several already, and starts no others."""
+    return config.model_copy(update={"generate": config.generate.model_copy(update={"processes": 1})})
 
 
 def processes_of(

@@ -2,14 +2,14 @@
 """What of a run is told to a tracker: points on axes, and for each round a table of chunks. Read from the run's files,
 so that it does not matter which process, or which machine, did the work."""
 
-import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import duckdb
+
 from ...store.files import read_json_lines
 from ...store.layout import RunDir
-from ...store.reader import open_reader
 from ..report import figures
 from ..status import Status
 
@@ -77,7 +77,7 @@ def settled(run: RunDir, status: Status) -> list[str]:
     return [*done, *scored, *(f"{one.rounds}/{one.benchmark}/{one.pass_at_1}" for one in status.evaluations)]
 
 
-def round_points(run: RunDir, status: Status) -> list[Point]:
+def round_points(db: duckdb.DuckDBPyConnection, status: Status) -> list[Point]:
     """What each finished stage of each round came to, and every whole evaluation."""
     finished = {
         (round_.round, stage.stage): stage
@@ -86,8 +86,7 @@ def round_points(run: RunDir, status: Status) -> list[Point]:
         if stage.state == "done"
     }
     outcomes = {round_.round: round_.outcomes for round_ in status.rounds}
-    with contextlib.closing(open_reader(run, left_out=[])) as db:
-        students, audits, rewards = figures.students(db), figures.audits(db), figures.rewards(db)
+    students, audits, rewards = figures.students(db), figures.audits(db), figures.rewards(db)
     of_stages = [
         *(("generate", row, ("trajectories", "length", "entropy", "repetition", "cut_off")) for row in students),
         *(("audit", row, ("chunks", "rollouts", "answered", "prompt_tokens", "completion_tokens", "cost_usd"))
@@ -109,11 +108,10 @@ def round_points(run: RunDir, status: Status) -> list[Point]:
     ]
 
 
-def chunk_tables(run: RunDir, status: Status) -> list[ChunkTable]:
+def chunk_tables(db: duckdb.DuckDBPyConnection, status: Status) -> list[ChunkTable]:
     """A table for each round that was scored, if it has chunks of the student's."""
     scored = [r.round for r in status.rounds for stage in r.stages if (stage.stage, stage.state) == ("score", "done")]
-    with contextlib.closing(open_reader(run, left_out=[])) as db:
-        found = {round_: figures.rows(db, _EXTREME_CHUNKS, [round_]) for round_ in scored}
+    found = {round_: figures.rows(db, _EXTREME_CHUNKS, [round_]) for round_ in scored}
     return [ChunkTable(round_, [_chunk_row(row) for row in rows]) for round_, rows in found.items() if rows]
 
 

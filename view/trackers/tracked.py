@@ -14,6 +14,7 @@ from ...store import files
 from ...store.config import Config
 from ...store.errors import BudgetReached, BusyError, OmniopdError, without_credentials
 from ...store.layout import RunDir
+from ...store.reader import open_reader
 from ..status import read_status
 from .points import chunk_tables, live_points, round_points, settled
 from .sent import Sent
@@ -100,8 +101,9 @@ class _Tracker:
             points, tables = live_points(self._run, status), []
             done = settled(self._run, status)
             if last or done != self._settled:
-                points += round_points(self._run, status)
-                tables = chunk_tables(self._run, status)
+                with contextlib.closing(open_reader(self._run, left_out=[])) as db:
+                    points += round_points(db, status)
+                    tables = chunk_tables(db, status)
             news = self._sent.news(points)
             self._sink.send(news)
             for point in news:
@@ -125,6 +127,5 @@ class _Tracker:
 
 
 def _settings(config: Config) -> dict[str, object]:
-    """The config's keys, as `{"teacher.rollouts": 10, ...}`, without passwords in addresses."""
-    tree = json.loads(without_credentials(config.model_dump_json()))
-    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+    """The config's keys, without passwords in addresses."""
+    return json.loads(without_credentials(json.dumps(config.by_key())))
