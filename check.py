@@ -123,13 +123,12 @@ def _student(config: Config) -> list[Finding]:
 
 def _trainable(config: Config) -> list[Finding]:
     """What only shows with the weights' headers and transformers; `generate` refuses the same."""
-    from .store.architecture import check_student, check_tokenizer
+    from .store.architecture import check_trainable
     from .store.model import load_tokenizer
 
     try:
         folder = resolve_model(config.student.model)
-        arch = check_student(folder)
-        check_tokenizer(arch, load_tokenizer(folder), folder)
+        arch = check_trainable(folder, load_tokenizer(folder), config.train)
     except OmniopdError as error:
         return [of_error("trainer", error)]
     return [Finding("trainer", "ok", f"{arch.model_type}, {arch.layers} layers, {arch.vocabulary:,} tokens")]

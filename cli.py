@@ -101,7 +101,7 @@ def init(
 
 @app.command()
 def plan(run: Run, json_: Json = False, set_: Set = []) -> None:
-    """Predict requests, tokens and dollars of a round. Sends nothing.
+    """Predict requests, tokens and dollars of a round, and which GPU holds a step of training. Sends nothing.
 
     Example: omniopd plan runs/first --set teacher.rollouts=20
     """

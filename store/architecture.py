@@ -93,31 +93,46 @@ def read_architecture(folder: Path, whose: str = "student") -> Architecture:
             f"{folder}/config.json cannot be read: {reason}",
             f"Use a {whose} of type {', '.join(SUPPORTED)}.",
         ) from error
-    _refuse_what_is_not_supported(config.to_dict(), whose)
-    rope = config.rope_parameters
+    whole = config.to_dict()
+    _refuse_what_is_not_supported(whole, whose)
+    return _architecture(whole)
+
+
+def _architecture(config: Mapping[str, Any]) -> Architecture:
+    """From the keys of a whole configuration, or of a config.json.
+
+    Raises:
+        KeyError: one is missing, whose default transformers knows.
+    """
+    # Folders from before transformers 5 have rotary positions in two keys.
+    rope: dict[str, Any] = config.get("rope_parameters") or {
+        "rope_theta": config.get("rope_theta"),
+        "rope_type": "default",
+        **(config.get("rope_scaling") or {}),
+    }
     return Architecture(
-        model_type=config.model_type,
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        ffn=config.intermediate_size,
-        heads=config.num_attention_heads,
-        groups=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        vocabulary=config.vocab_size,
-        positions=config.max_position_embeddings,
-        tied=config.tie_word_embeddings,
-        norm_eps=config.rms_norm_eps,
+        model_type=config["model_type"],
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        ffn=config["intermediate_size"],
+        heads=config["num_attention_heads"],
+        groups=config["num_key_value_heads"],
+        head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+        vocabulary=config["vocab_size"],
+        positions=config["max_position_embeddings"],
+        tied=config["tie_word_embeddings"],
+        norm_eps=config["rms_norm_eps"],
         rope_base=rope["rope_theta"],
         rope=() if rope["rope_type"] == "default" else tuple(sorted(rope.items())),
     )
 
 
-def check_config_json(folder: Path, whose: str = "student") -> None:
-    """Check what shows without transformers, whose configuration classes import torch: what config.json says outright,
-    and whether the weights can be read and have a head. `check_student` knows the defaults too.
+def read_config_json(folder: Path, whose: str = "student") -> Architecture:
+    """The architecture as config.json says it outright, without transformers, whose configuration classes import torch.
+    They are asked only where it leaves out a size and means the default.
 
     Raises:
-        InputError: the trainer could not take it.
+        InputError: no readable config.json, or an architecture that the trainer does not support.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -126,9 +141,21 @@ def check_config_json(folder: Path, whose: str = "student") -> None:
             f"{folder}/config.json cannot be read: {error}.", "Save the model with `save_pretrained`."
         ) from error
     _refuse_what_is_not_supported(config, whose)
-    found = weight_shapes(folder)
-    if config.get("tie_word_embeddings") is False and "lm_head.weight" not in found:
-        raise _no_weight("lm_head.weight", folder)
+    try:
+        return _architecture(config)
+    except KeyError:
+        return read_architecture(folder, whose)
+
+
+def check_config_json(folder: Path) -> Architecture:
+    """`check_student` without torch: what transformers would refuse in a config.json is left to that.
+
+    Raises:
+        InputError: the trainer could not take it.
+    """
+    arch = read_config_json(folder)
+    check_weights(arch, weight_shapes(folder), folder)
+    return arch
 
 
 def _refuse_what_is_not_supported(config: Mapping[str, Any], whose: str) -> None:
@@ -253,6 +280,25 @@ def check_same_tokens(student: Path, teacher: Path) -> None:
                 f" {theirs.get(token, 'nothing')} to the teacher.",
                 'Choose a teacher of the student\'s family, or set train.objective = "omniopd", which needs no logits.',
             )
+
+
+def ranks(config: TrainConfig) -> int:
+    """Processes that will train, as far as the config says: `torchrun` starts as many as it is told."""
+    least = config.tensor_parallel * config.pipeline_parallel * config.context_parallel
+    return least if config.processes == 1 else config.processes
+
+
+def check_trainable(folder: Path, tokenizer: Any, config: TrainConfig) -> Architecture:
+    """All that the trainer asks of a student, before anything is sampled or paid. Returns its architecture.
+
+    Raises:
+        InputError: the trainer could not take it.
+        ConfigError: it cannot be split as [train] says.
+    """
+    arch = check_student(folder)
+    check_tokenizer(arch, tokenizer, folder)
+    check_layout(arch, config, ranks(config))
+    return arch
 
 
 def check_layout(arch: Architecture, config: TrainConfig, processes: int, whose: str = "student") -> None:

@@ -33,12 +33,13 @@ tokenizer_config.json's tokenizer_class without "Fast" at its end."""
 _MESSAGE = "message"
 
 
-def resolve_model(model: str, revision: str | None = None) -> Path:
+def resolve_model(model: str, revision: str | None = None, *, only: str | None = None) -> Path:
     """Folder of a model: a local folder as it is, a hub id through the hub's cache.
 
     Args:
         model: folder or hub id.
         revision: commit of a hub id; None: the newest.
+        only: the one file that has to be there; None: all that a model needs.
 
     Raises:
         InputError: neither a folder nor a model that the hub has or that can be reached.
@@ -53,7 +54,7 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
 
     try:
         ignored = ["*.bin", "*.pth", "*.gguf", "original/*"]
-        return Path(snapshot_download(model, revision=revision, ignore_patterns=ignored))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=only, ignore_patterns=ignored))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"The model {model} is no folder here, and the hub did not give it ({type(error).__name__}).",

@@ -19,6 +19,7 @@ from ..store.architecture import check_config_json
 from ..store.config import Config
 from ..store.layout import RunDir
 from ..store.model import load_tokenizer, resolve_model
+from .plan_memory import Memory, memory_of, told
 
 _PROMPTS_READ = 512
 """Prompts tokenized to find their mean length."""
@@ -52,6 +53,8 @@ class Plan:
     shape: Shape | None
     """None where no teacher is asked."""
     student: Student
+    memory: Memory | None = None
+    """None where the model beside the student is not here, nor its config.json on the hub."""
 
 
 def plan(run: RunDir, config: Config) -> Plan:
@@ -62,13 +65,16 @@ def plan(run: RunDir, config: Config) -> Plan:
     """
     questions = questions_of_round(read_questions(config.data, run.path), config.data, 0)
     folder = resolve_model(config.student.model)
-    check_config_json(folder)
+    arch = check_config_json(folder)
     tokenizer = load_tokenizer(folder)
     prompts = render(questions[:_PROMPTS_READ], config.data, tokenizer)
-    prompt_length = float(np.mean([len(prompt.ids) for prompt in prompts]))
+    lengths = [len(prompt.ids) for prompt in prompts]
+    prompt_length = float(np.mean(lengths))
     measured = _measured_answer(run) if objective_of(config).asks == "answers" else _measured_response(run)
     paying = draft_tokens(run, len(run.rounds()), config)
-    return predict(config, len(questions), prompt_length, measured, paying)
+    predicted = predict(config, len(questions), prompt_length, measured, paying)
+    longest = min(max(lengths) + _limit(config), arch.positions)
+    return replace(predicted, memory=memory_of(config, arch, longest))
 
 
 def predict(
@@ -83,8 +89,7 @@ def predict(
     """
     objective = objective_of(config)
     answers = objective.asks == "answers"
-    limit = max_tokens_for(config, 0) if answers else config.generate.max_new_tokens
-    length = limit if measured is None else measured
+    length = _limit(config) if measured is None else measured
     trajectories = prompts * samples_of(config)
     shape = None
     if answers:
@@ -97,6 +102,12 @@ def predict(
     generated = round(trajectories * length) if objective.samples_student else 0
     student = _student(config, generated, sequences, prompt_length + length)
     return Plan(prompts, trajectories, prompt_length, length, measured is not None, shape, student)
+
+
+def _limit(config: Config) -> int:
+    """Most tokens of a response, or of the teacher's answer where that is trained on."""
+    answers = objective_of(config).asks == "answers"
+    return max_tokens_for(config, 0) if answers else config.generate.max_new_tokens
 
 
 def _chunks(config: Config, trajectories: int, prompt_length: float, length: float, paying: int | None) -> Shape:
@@ -166,7 +177,8 @@ def describe(plan: Plan, config: Config) -> str:
             " The hard caps are teacher.budget_usd and budget_tokens, and round_budget_usd and round_budget_tokens for"
             " each round."
         )
-    return "\n".join([_size(plan, config), *_teacher(plan, config), _gpus(plan.student), in_all])
+    lines = [_size(plan, config), *_teacher(plan, config), _gpus(plan.student), *told(plan.memory, config), in_all]
+    return "\n".join(lines)
 
 
 def _size(plan: Plan, config: Config) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...method.objectives.record import Objective
 from ...method.objectives.registry import objective_of
-from ...store.architecture import check_student, check_tokenizer
+from ...store.architecture import check_trainable
 from ...store.config import Config, made_with
 from ...store.conversation import Conversation
 from ...store.errors import InputError
@@ -109,7 +109,7 @@ def generate(
         rows = Rows(wanted, answers, {"round": index, "policy": policy})
         if missing:
             # Also where the student is not sampled (sft): the teacher is paid next.
-            check_tokenizer(check_student(folder), tokenizer, folder)
+            check_trainable(folder, tokenizer, config.train)
         if missing and not objective.samples_student:
             for start in range(0, len(missing), config.generate.part_rows):
                 part = missing[start : start + config.generate.part_rows]
