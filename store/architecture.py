@@ -321,6 +321,11 @@ def check_layout(arch: Architecture, config: TrainConfig, processes: int, whose:
                 f"train.tensor_parallel = {tensor} does not divide the {whose}'s {count} {what}.",
                 "Set it to a divisor.",
             )
+    if (tensor - 1) * -(-arch.vocabulary // tensor) >= arch.vocabulary:
+        raise ConfigError(
+            f"train.tensor_parallel = {tensor} leaves a rank without one of the {whose}'s {arch.vocabulary} tokens.",
+            "Set it lower.",
+        )
     if arch.layers % pipeline:
         raise ConfigError(
             f"train.pipeline_parallel = {pipeline} does not divide the {whose}'s {arch.layers} layers.",

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,11 @@ def test_a_layout_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_layout(read_architecture(students("qwen3")), TrainConfig.model_validate(train), processes)
+
+
+def test_no_rank_of_tensor_parallelism_is_left_with_padding_alone(students: Callable[[str], Path]) -> None:
+    arch = replace(read_architecture(students("qwen3")), heads=8, groups=4)
+    train = TrainConfig(tensor_parallel=4)
+    check_layout(replace(arch, vocabulary=7), train, 4)  # 2, 2, 2 and 1
+    with pytest.raises(ConfigError, match="leaves a rank without one of the student's 5 tokens"):
+        check_layout(replace(arch, vocabulary=5), train, 4)  # 2, 2, 1 and none
