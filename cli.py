@@ -82,20 +82,23 @@ def init(
     recipe: Annotated[
         str, typer.Option(help="A row of the paper's tables, or layers separated by commas: docs/recipes.md.")
     ] = "",
+    set_: Set = [],
 ) -> None:
     """Write a commented config.toml into a new run directory.
 
     Example: omniopd init runs/first --student Qwen/Qwen3-1.7B --prompts prompts.jsonl --teacher Qwen/Qwen3-32B
     --base-url http://127.0.0.1:8000/v1
 
-    Example: omniopd init runs/haiku --recipe table1/qwen3-4b/claude-haiku-4.5/omniopd
+    Example: omniopd init runs/haiku --recipe table1/qwen3-4b/claude-haiku-4.5/omniopd --set teacher.budget_usd=50
     """
     from . import run as api
+    from .store.config import toml_value
 
     given = {
         "student.model": student, "data.prompts": prompts, "teacher.model": teacher, "teacher.base_url": base_url
     }  # fmt: skip
-    made = api.Run.create(run, {key: value for key, value in given.items() if value}, recipe=recipe)
+    settings = [f"{key}={toml_value(value)}" for key, value in given.items() if value]
+    made = api.Run.create(run, [*settings, *set_], recipe=recipe)
     _say(f"wrote {made.folder.config_toml}; edit it, then: omniopd plan {run}")
 
 

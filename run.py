@@ -41,40 +41,35 @@ class Run:
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any] | Sequence[str] = ()) -> None:
         self.folder = RunDir(Path(path))
-        self._overrides = (
-            [f"{key}={'none' if value is None else toml_value(value)}" for key, value in settings.items()]
-            if isinstance(settings, Mapping)
-            else list(settings)
-        )
+        self._overrides = _overrides(settings)
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None, *, recipe: str = ""
+        cls, path: str | os.PathLike[str], settings: Mapping[str, Any] | Sequence[str] = (), *, recipe: str = ""
     ) -> "Run":
         """A new run directory with a commented config.toml, as `omniopd init` makes it.
 
         Args:
-            settings: Keys that are set in it, such as {"student.model": "Qwen/Qwen3-1.7B"}; the others are comments.
+            settings: Keys that are set in it, such as {"student.model": "Qwen/Qwen3-1.7B"}; the others are comments. Or
+                --set's own texts.
             recipe: A row of the paper's tables, or layers separated by commas (docs/recipes.md), below the settings.
 
         Raises:
-            UsageError: there is a config.toml already.
+            UsageError: there is a config.toml already, or no such recipe.
+            ConfigError: an unknown key, or a value out of range.
         """
         from .stages.generate.dataset import is_local
         from .store import recipes
-        from .store.config import commented_toml
+        from .store.config import commented_toml, overridden
 
         run = cls(path)
         if run.folder.config_toml.exists():
             raise UsageError(f"{run.folder.config_toml} exists.", "Edit it, or choose another run directory.")
-        values = recipes.recipe(recipe) if recipe else {}
-        for key, value in (settings or {}).items():
-            section, _, name = key.partition(".")
-            # Commands are given from any folder.
-            local = {"data.prompts": is_local, "student.model": os.path.isdir}.get(key)
-            if local is not None and isinstance(value, str) and local(value):
-                value = str(Path(value).absolute())
-            values.setdefault(section, {})[name] = value
+        values = overridden(recipes.recipe(recipe) if recipe else {}, _overrides(settings))
+        for section, key, is_here in (("data", "prompts", is_local), ("student", "model", os.path.isdir)):
+            value = values.get(section, {}).get(key)
+            if isinstance(value, str) and is_here(value):
+                values[section][key] = str(Path(value).absolute())  # commands are given from any folder
         run.folder.path.mkdir(parents=True, exist_ok=True)
         run.folder.config_toml.write_text(commented_toml(values), encoding="utf-8")
         return run
@@ -373,6 +368,13 @@ def generate_stage(run: RunDir, index: int, config: Config, before: Callable[[],
     from .stages.generate.stage import generate
 
     return generate(run, index, config, worker, before)
+
+
+def _overrides(settings: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Settings as --set's texts."""
+    if not isinstance(settings, Mapping):
+        return list(settings)
+    return [f"{key}={'none' if value is None else toml_value(value)}" for key, value in settings.items()]
 
 
 def train_stage(run: RunDir, index: int, config: Config, overrides: Sequence[str]) -> str:

@@ -130,6 +130,16 @@ def config_of(tree: dict[str, dict[str, Any]], hint: str) -> Config:
     return _validated(tree, (), hint)
 
 
+def overridden(tree: dict[str, dict[str, Any]], overrides: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Sections with `a.b=value` overrides in them; a key that is unset is left out. Changes the tree.
+
+    Raises:
+        ConfigError: the result has an unknown key, or a value out of range.
+    """
+    _validated(tree, overrides, "Fix it in --set.")
+    return {section: {key: value for key, value in keys.items() if value is not None} for section, keys in tree.items()}
+
+
 def _validated(tree: dict[str, Any], overrides: Iterable[str], hint: str) -> Config:
     for override in overrides:
         _set(tree, override)

@@ -6,12 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from omniopd import Run
 from omniopd.cli import app
+from omniopd.store.config import Config
+from omniopd.store.errors import ConfigError
+from omniopd.store.sections import LoraConfig
 from support.processes import Command
 
 
@@ -266,3 +271,18 @@ def test_init_starts_from_a_recipe(tmp_path):
     assert 'prompts = "open-r1/DAPO-Math-17k-Processed"' in text
     assert 'model = "claude"' in text
     assert "There is no recipe" in refused(2, "init", tmp_path / "other", "--recipe", "dapo")
+
+
+def test_init_sets_keys_above_the_recipe_and_refuses_those_that_are_none(tmp_path):
+    run = tmp_path / "run"
+    omniopd("init", run, "--recipe", "dapo-math-17k,8-gpu", "--teacher", "claude", "--set", "train.lora.rank=8",
+            "--set", "train.micro_tokens=none", "--set", "teacher.model=gpt")  # fmt: skip
+    config = Config.model_validate(tomllib.loads((run / "config.toml").read_text()))
+    assert config.train.lora == LoraConfig(rank=8)
+    assert (config.train.processes, config.train.micro_tokens, config.teacher.model) == (8, None, "gpt")
+    other = tmp_path / "other"
+    assert "train.lrr (did you mean lr?)" in refused(3, "init", other, "--set", "train.lrr=1")
+    assert "greater than 0" in refused(3, "init", other, "--set", "train.lr=-1")
+    with pytest.raises(ConfigError, match="Unknown config key"):
+        Run.create(other, {"train.lrr": 1e-5})
+    assert not other.exists()

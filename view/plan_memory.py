@@ -3,12 +3,13 @@
 The estimates are `train.memory`'s, for bfloat16 where `train.precision` leaves it open, as on a GPU.
 """
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
 from ..method.objectives.registry import objective_of
 from ..store.architecture import Architecture, check_layout, ranks, read_config_json
-from ..store.config import Config
+from ..store.config import Config, toml_value
 from ..store.errors import InputError
 from ..store.model import resolve_model
 from ..store.sections import LoraConfig, TrainConfig
@@ -128,13 +129,11 @@ def told(memory: Memory | None, config: Config) -> list[str]:
 
 
 def _set(choice: Choice) -> str:
-    return " ".join(f"--set {_key(key, value)}" for key, value in choice.set.items())
+    return " ".join(f"--set {shlex.quote(_key(key, value))}" for key, value in choice.set.items())
 
 
 def _key(key: str, value: Any) -> str:
-    if isinstance(value, LoraConfig):
-        return f"'train.{key}={{ rank = {value.rank} }}'"
-    return f"train.{key}={str(value).lower() if isinstance(value, bool) else value}"
+    return f"train.{key}={toml_value({'rank': value.rank} if isinstance(value, LoraConfig) else value)}"
 
 
 def _card(choice: Choice) -> str:
