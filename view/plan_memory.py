@@ -102,7 +102,7 @@ def _changes(train: TrainConfig, longest: int, *, lora: bool) -> list[dict[str, 
     model_parallel = train.tensor_parallel * train.pipeline_parallel
     if not train.distributed_optimizer and ranks(train) > model_parallel:
         changes.append(so_far := so_far | {"distributed_optimizer": True})
-    if train.lora is None and ranks(train) < _NODE and _NODE % model_parallel == 0:
+    if train.lora is None and ranks(train) < _NODE and _NODE % (model_parallel * train.context_parallel) == 0:
         changes.append(so_far | {"processes": _NODE, "distributed_optimizer": True})
     if lora and train.lora is None:
         changes.append(so_far | {"lora": LoraConfig()})
