@@ -12,7 +12,7 @@ import duckdb
 
 from ...store import files
 from ...store.config import Config
-from ...store.errors import BudgetReached, BusyError, OmniopdError, without_credentials
+from ...store.errors import BudgetReached, BusyError, OmniopdError, first_line, without_credentials
 from ...store.layout import RunDir
 from ...store.reader import open_reader
 from ..status import read_status
@@ -121,7 +121,11 @@ class _Tracker:
         except (OmniopdError, duckdb.Error, OSError) as error:
             # A server that is away, or a table that `omniopd reset` takes away meanwhile: the next look tells it all.
             if not self._complained:
-                what = str(error) if isinstance(error, TrackerError) else f"The trackers were not told: {error}"
+                what = (
+                    str(error)
+                    if isinstance(error, TrackerError)
+                    else f"The trackers were not told: {first_line(error)}."
+                )
                 sys.stderr.write(f"omniopd: {what}\n")
             self._complained = True
 
