@@ -211,7 +211,7 @@ def batches(
     import dataclasses
 
     from .stages.audit.batches import overview
-    from .store.ledger import read_batches
+    from .store.ledger_read import read_batches
 
     config = _config(run, set_)
     if cancel:

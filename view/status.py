@@ -22,7 +22,8 @@ from ..store.evals import evals_of_run
 from ..store.files import read_json_lines
 from ..store.journal import StageRun
 from ..store.layout import STAGES, RoundDir, RunDir, Stage
-from ..store.ledger import NANO, Totals, read_answered, read_forecast, read_price_sources, read_totals
+from ..store.ledger import NANO
+from ..store.ledger_read import Totals, read_answered, read_forecast, read_price_sources, read_totals
 from ..store.table import Table
 
 ANSWERED = ("ok", "empty")

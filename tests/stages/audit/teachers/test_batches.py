@@ -11,7 +11,8 @@ from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.teachers import openai
 from omniopd.store.batch_book import BatchBook
 from omniopd.store.errors import BudgetReached, ConfigError, InputError, TeacherError
-from omniopd.store.ledger import Ledger, read_batches, read_totals
+from omniopd.store.ledger import Ledger
+from omniopd.store.ledger_read import read_batches, read_totals
 from omniopd.store.sections import TeacherConfig
 from support import batch_vendors, vendors
 
