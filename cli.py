@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,10 +16,7 @@ from .store.layout import RunDir, Stage
 from .store.storage import storage_error
 from .study.cli import study
 from .view import cli as reading
-from .view.cli import Json, Run, as_json
-
-if TYPE_CHECKING:
-    from .store.config import Config
+from .view.cli import Json, Run, Set, as_json
 
 
 class _Commands(TyperGroup):
@@ -43,7 +40,6 @@ app = typer.Typer(
 
 app.add_typer(study, name="study")
 
-Set = Annotated[list[str], typer.Option("--set", help="Override a config key: --set train.lr=1e-5. Repeatable.")]
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not look at the set-up first (omniopd check).")]
 On = Annotated[
     str, typer.Option("--on", help="local | ray: short for --set cluster.on=... (docs/cluster.md).", show_default=False)
@@ -102,47 +98,8 @@ def init(
     _say(f"wrote {made.folder.config_toml}; edit it, then: omniopd plan {run}")
 
 
-@app.command()
-def plan(run: Run, json_: Json = False, set_: Set = []) -> None:
-    """Predict requests, tokens and dollars of a round, and which GPU holds a step of training. Sends nothing.
-
-    Example: omniopd plan runs/first --set teacher.rollouts=20
-    """
-    from .check import offline
-    from .view.plan import describe, forecasts, plan
-
-    config = _config(run, set_)
-    found = [finding for finding in offline(RunDir(run), config) if finding.verdict != "ok"]
-    phases = [(first, config.of_round(first)) for first in config.first_rounds]
-    plans = [(first, of_round, plan(RunDir(run), of_round)) for first, of_round in phases]
-    if json_:
-        told = [
-            {"from_round": first, "objective": of_round.train.objective, "plan": one,
-             "forecasts": forecasts(one, of_round)}
-            for first, of_round, one in plans
-        ]  # fmt: skip
-        _say(as_json({"rounds": config.run.rounds, "plans": told, "findings": found}))
-        return
-    for first, of_round, one in plans:
-        if config.run.schedule:
-            _say(f"From round {first} on, {of_round.train.objective}:")
-        _say(describe(one, of_round))
-    if found:
-        _say("\n".join(map(str, found)))
-
-
-@app.command()
-def check(run: Run, set_: Set = []) -> None:
-    """Look at student, teacher, key, price, budget and disk before a run; asks the teacher two small questions.
-
-    Example: omniopd check runs/first
-    """
-    from .check import check
-
-    findings = check(RunDir(run), _config(run, set_))
-    _say("\n".join(map(str, findings)))
-    if any(finding.verdict == "fail" for finding in findings):
-        raise typer.Exit(3)
+for _command in (reading.plan, reading.check):
+    app.command()(_command)
 
 
 @app.command()
@@ -214,9 +171,9 @@ def batches(
     import dataclasses
 
     from .stages.audit.batches import overview
-    from .store.ledger import read_batches
+    from .store.ledger_read import read_batches
 
-    config = _config(run, set_)
+    config = RunDir(run).config(tuple(set_))
     if cancel:
         _say(overview.cancel(RunDir(run), config, cancel))
         return
@@ -441,7 +398,3 @@ def _say(line: Any) -> None:
 
 def _with_on(overrides: list[str], on: str) -> list[str]:
     return [*overrides, f"cluster.on={on}"] if on else overrides
-
-
-def _config(run: Path, overrides: list[str]) -> "Config":
-    return RunDir(run).config(tuple(overrides))

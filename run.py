@@ -192,14 +192,14 @@ class Run:
         import polars as pl
 
         from .store.reader import open_reader, views
-        from .view.sql import first_line
+        from .view.sql import objection
 
         with contextlib.closing(open_reader(self.folder)) as db:
             try:
                 return cast("pl.DataFrame", pl.from_arrow(db.sql(query).to_arrow_table()))
             except duckdb.Error as error:
                 names = ", ".join(name for name, _ in views(db))
-                raise UsageError(first_line(error), f"The tables and views are {names}.") from error
+                raise UsageError(objection(error), f"The tables and views are {names}.") from error
 
     def _recorded(self) -> Config:
         from .stages.audit.teachers.registry import check_kind

@@ -40,7 +40,8 @@ from omniopd.stages.audit.price import Rates
 from omniopd.stages.audit.teachers.openai import Host, OpenAITeacher
 from omniopd.stages.audit.todo import Work
 from omniopd.store.conversation import Conversation
-from omniopd.store.ledger import Ledger, Totals
+from omniopd.store.ledger import Ledger
+from omniopd.store.ledger_read import Totals
 from omniopd.store.schema import ROLLOUTS
 from omniopd.store.sections import TeacherConfig
 from omniopd.store.table import Table

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TypeVar
 
-from ..store.errors import InputError, OmniopdError
+from ..store.errors import InputError, OmniopdError, first_line
 from ..store.storage import storage_error
 from .connection import reach
 
@@ -139,8 +139,7 @@ def _told(error: BaseException) -> BaseException:
             "Install the same omniopd, with the same extras, on all of them: docs/cluster.md.",
         )
     if of_ray:
-        first = str(error).strip().partition("\n")[0].rstrip(".")
         return OmniopdError(
-            f"The cluster failed: {first}.", "Run the same command again: it resumes. Ray's logs say more."
+            f"The cluster failed: {first_line(error)}.", "Run the same command again: it resumes. Ray's logs say more."
         )
     return error

@@ -22,7 +22,7 @@ from ..stages.score.stage import score
 from ..store.config import commented_toml
 from ..store.errors import BudgetReached, UsageError
 from ..store.layout import RunDir
-from ..store.ledger import read_totals
+from ..store.ledger_read import read_totals
 from ..study.equal import equal_spend
 from .evaluate import Result, evaluate, gain, keep
 from .tasks.sums import problems

@@ -2,9 +2,10 @@
 
 import contextlib
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator
+
+from ..store.repeat import repeated
 
 Advance = Callable[[int, str], None]
 """Call with how many are newly done and a short note about the state (or "")."""
@@ -56,16 +57,5 @@ def _lines(title: str, total: int | None, done: int) -> Generator[Advance]:
         return f"{title}: {done}{of}{left}{'  ' + note if note else ''}\n"
 
     # By the clock, not by what is done: a log in which nothing comes for minutes looks like a job that hangs.
-    over = threading.Event()
-
-    def speak() -> None:
-        while not over.wait(_SECONDS_BETWEEN_LINES):
-            sys.stderr.write(line())
-
-    speaker = threading.Thread(target=speak, daemon=True)
-    speaker.start()
-    try:
+    with repeated(lambda: sys.stderr.write(line()), _SECONDS_BETWEEN_LINES, "progress"):
         yield advance
-    finally:
-        over.set()
-        speaker.join()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from .errors import ConfigError, InputError
+from .errors import ConfigError, InputError, first_line
 from .model import weight_files
 from .sections import TrainConfig
 
@@ -88,9 +88,8 @@ def read_architecture(folder: Path, whose: str = "student") -> Architecture:
     try:
         config: Any = AutoConfig.from_pretrained(folder)  # pyright: ignore[reportUnknownMemberType]
     except (OSError, ValueError, StrictDataclassError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise InputError(
-            f"{folder}/config.json cannot be read: {reason}",
+            f"{folder}/config.json cannot be read: {first_line(error.__cause__ or error)}.",
             f"Use a {whose} of type {', '.join(SUPPORTED)}.",
         ) from error
     whole = config.to_dict()

@@ -3,7 +3,7 @@
 
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
@@ -51,8 +51,7 @@ class Config(Section):
 
     def by_key(self) -> dict[str, Any]:
         """Every key and its value as JSON has it: {"teacher.rollouts": 10, ...}."""
-        tree = self.model_dump(mode="json")
-        return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+        return by_key(self.model_dump(mode="json"))
 
     def of_round(self, index: int) -> "Config":
         """The config as it holds in a round: run.schedule may begin with another objective."""
@@ -72,6 +71,11 @@ class Config(Section):
         for section, keys in (*phase.set.items(), ("train", {"objective": phase.objective})):
             tree[section] = {**tree.get(section, {}), **keys}
         return _validated(tree, (), f"Fix run.schedule, where the rounds of {phase.objective} are.")
+
+
+def by_key(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A config as JSON has it, section by section, as one table: {"teacher.rollouts": 10, ...}."""
+    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:

@@ -14,6 +14,18 @@ def without_credentials(text: str) -> str:
     return _CREDENTIALS.sub("***@", text)
 
 
+_LONGEST = 500
+
+
+def first_line(said: BaseException | str) -> str:
+    """What an error of another library says, to be quoted in a sentence of ours: its first line that is not blank,
+    without the full stop, at most 500 characters of it; of an error without words the name of its class."""
+    line = next((line.strip() for line in str(said).splitlines() if line.strip()), "")
+    if not line and isinstance(said, BaseException):
+        line = type(said).__name__
+    return line.rstrip(".") if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
+
+
 class OmniopdError(Exception):
     """Base of all errors that a user can fix; the command line prints them as one line, without a traceback."""
 

@@ -14,8 +14,9 @@ from . import ledger_file
 from .batch_book import BatchBook
 from .errors import TableError
 from .layout import RunDir
-from .ledger import NANO, read_totals
+from .ledger import NANO
 from .ledger_file import Identity
+from .ledger_read import read_totals
 from .schema import ROLLOUTS
 from .sql import create_view
 from .table import Table

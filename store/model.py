@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .chat_template import render_chat
 from .config import Config
-from .errors import InputError
+from .errors import InputError, first_line
 from .files import sha256
 
 if TYPE_CHECKING:
@@ -158,9 +158,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     try:
         tokenizer, vocab_size = _load_known(folder) or _load_auto(folder)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{folder} is no usable model: {reason}", "Save model and tokenizer into that folder."
+            f"{folder} is no usable model: {first_line(error)}.", "Save model and tokenizer into that folder."
         ) from error
     if len(tokenizer) > vocab_size:
         raise InputError(

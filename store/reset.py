@@ -16,7 +16,8 @@ from typing import Any, cast
 from . import commits, files
 from .errors import InputError, TableError
 from .layout import STAGES, RoundDir, RunDir, Stage
-from .ledger import NANO, Ledger, read_batches, read_outbox_size, read_totals
+from .ledger import NANO, Ledger
+from .ledger_read import read_batches, read_outbox_size, read_totals
 
 _OUTBOX_ROWS = 4096
 

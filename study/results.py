@@ -15,7 +15,8 @@ from ..eval.results import matrix, result
 from ..method.objectives.registry import objective_of
 from ..store.evals import EvalDir
 from ..store.layout import RoundDir, RunDir
-from ..store.ledger import NANO, read_totals
+from ..store.ledger import NANO
+from ..store.ledger_read import read_totals
 from .arms import Arm
 
 BEFORE = "student before"

@@ -9,7 +9,7 @@ from aiohttp import web
 from omniopd.check import check, offline, require
 from omniopd.stages.audit.stage import audit
 from omniopd.store.errors import ConfigError, TeacherError
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 from support.runs import STUDENT
 from support.served import transformers_serve
 

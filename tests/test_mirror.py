@@ -10,7 +10,7 @@ import pytest
 from omniopd import Run
 from omniopd.store.errors import BudgetReached, MirrorError
 from omniopd.store.layout import RunDir
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 from omniopd.store.mirror import background
 from omniopd.store.mirror.places import Folder, open_place
 from omniopd.store.mirror.pull import pull

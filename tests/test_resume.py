@@ -13,7 +13,7 @@ import pytest
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.stage import generate
 from omniopd.stages.score.stage import score
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 from omniopd.train.trainer import train_round
 from support.processes import Command, finish
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,8 @@ def train_round(
         config = config.model_copy(update={"train": on_device(config.train, device)})
         stack.enter_context(repeatable(config.train))
         available = least_memory(device)
-        lock = run.round(index).lock("train", patience_s=patience_s)
-        prepared = on_first_rank(lambda: _prepare(stack, lock, run, index, config, available, device))
+        on_first_rank(lambda: stack.enter_context(_held(run.round(index), patience_s)))
+        prepared = on_first_rank(lambda: _prepare(run, index, config, available, device))
         if prepared is None:
             return result_of(run, index, trained=False)
         found = prepared.inputs
@@ -126,18 +126,24 @@ def train_round(
         return result_of(run, index, trained=True)
 
 
-def _prepare(
-    stack: contextlib.ExitStack, lock: contextlib.AbstractContextManager[None], run: RunDir, index: int, config: Config,
-    available: int, device: torch.device,
-) -> _Prepared | None:  # fmt: skip
-    """On rank 0 alone: all that comes before the models are built. None: the round is trained already.
+@contextlib.contextmanager
+def _held(round_: RoundDir, patience_s: float) -> Generator[None]:
+    """On rank 0 alone: the lock of the stage, and the removal of what is needed only while it is held."""
+    with round_.lock("train", patience_s=patience_s):
+        try:
+            yield
+        finally:
+            shutil.rmtree(_laid_out(round_), ignore_errors=True)
+
+
+def _prepare(run: RunDir, index: int, config: Config, available: int, device: torch.device) -> _Prepared | None:
+    """On rank 0 alone, while it holds the lock: all that comes before the models are built. None: the round is trained
+    already.
 
     Args:
-        stack: is given the lock of the stage, and the removal of what is only needed for its length.
         available: bytes that the rank with the least of them can have.
     """
     round_, train = run.round(index), config.train
-    stack.enter_context(lock)
     if round_.policy.is_dir():
         _forget(run, index - 1)
         return None
@@ -149,7 +155,6 @@ def _prepare(
         check_layout(frozen, train, ranks, "teacher")
     # The round's training sequences, laid out once for all ranks.
     folder = _laid_out(round_)
-    stack.callback(shutil.rmtree, folder, ignore_errors=True)
     lay_out(round_.shards.batches(_ROWS_AT_A_TIME, COLUMNS), inputs.arch.vocabulary, folder)
     shards = map_sequences(folder)
     longest = int(shards.lengths.max())

@@ -10,6 +10,7 @@ from ..store.layout import RunDir
 Run = Annotated[Path, typer.Argument(help="The run directory.", show_default=False)]
 Format = Literal["table", "csv", "json", "jsonl", "parquet"]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+Set = Annotated[list[str], typer.Option("--set", help="Override a config key: --set train.lr=1e-5. Repeatable.")]
 
 
 def as_json(value: Any) -> str:
@@ -17,6 +18,47 @@ def as_json(value: Any) -> str:
     import orjson
 
     return orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
+
+
+def plan(run: Run, json_: Json = False, set_: Set = []) -> None:
+    """Predict requests, tokens and dollars of a round, and which GPU holds a step of training. Sends nothing.
+
+    Example: omniopd plan runs/first --set teacher.rollouts=20
+    """
+    from ..check import offline
+    from .plan import describe, forecasts, plan
+
+    config = RunDir(run).config(tuple(set_))
+    found = [finding for finding in offline(RunDir(run), config) if finding.verdict != "ok"]
+    phases = [(first, config.of_round(first)) for first in config.first_rounds]
+    plans = [(first, of_round, plan(RunDir(run), of_round)) for first, of_round in phases]
+    if json_:
+        told = [
+            {"from_round": first, "objective": of_round.train.objective, "plan": one,
+             "forecasts": forecasts(one, of_round)}
+            for first, of_round, one in plans
+        ]  # fmt: skip
+        typer.echo(as_json({"rounds": config.run.rounds, "plans": told, "findings": found}))
+        return
+    for first, of_round, one in plans:
+        if config.run.schedule:
+            typer.echo(f"From round {first} on, {of_round.train.objective}:")
+        typer.echo(describe(one, of_round))
+    if found:
+        typer.echo("\n".join(map(str, found)))
+
+
+def check(run: Run, set_: Set = []) -> None:
+    """Look at student, teacher, key, price, budget and disk before a run; asks the teacher two small questions.
+
+    Example: omniopd check runs/first
+    """
+    from ..check import check
+
+    findings = check(RunDir(run), RunDir(run).config(tuple(set_)))
+    typer.echo("\n".join(map(str, findings)))
+    if any(finding.verdict == "fail" for finding in findings):
+        raise typer.Exit(3)
 
 
 def status(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..store import files
 from ..store.config import Config
-from ..store.errors import InputError
+from ..store.errors import InputError, first_line
 from ..store.layout import RunDir
 from ..train.export import Dtype, export
 from .card import markdown, read_card
@@ -93,7 +93,7 @@ def _hub(repo: str) -> Generator[None]:
     try:
         yield
     except HfHubHTTPError as error:
-        reason = (error.server_message or str(error)).strip().splitlines()[0]
+        reason = first_line(error.server_message or error)
         fix = "Check the token's rights (it needs to write) and the name: user-or-organisation/name."
         raise InputError(f"The hub refuses {repo}: {error.response.status_code}: {reason}.", fix) from error
     except HFValidationError as error:

@@ -15,7 +15,7 @@ from ..store.reader import columns, open_reader, views
 from ..store.schema import TABLES
 from .decoder import find_decoder
 from .render import fork, record, trajectory
-from .sql import first_line
+from .sql import objection
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -83,7 +83,7 @@ def find(run: RunDir, table: str, selection: Selection) -> Found:
             rows, total = _select(db, view, selection)
         except duckdb.Error as error:
             names = ", ".join(name for name, *_ in columns(db, view))
-            raise UsageError(first_line(error), f"Columns of {view}: {names}.") from error
+            raise UsageError(objection(error), f"Columns of {view}: {names}.") from error
         chunks = rows if view == "chunks_scored" else []
         if view == "trajectories_scored":
             own = _chunks_of(db, [row["trajectory_id"] for row in rows])

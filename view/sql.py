@@ -179,12 +179,12 @@ def _explained(db: duckdb.DuckDBPyConnection) -> Iterator[None]:
         yield
     except duckdb.PermissionException as error:
         hint = "This reader opens no files and loads no extensions; --allow-files lets it, and then it can change them."
-        raise UsageError(first_line(error), hint) from error
+        raise UsageError(objection(error), hint) from error
     except duckdb.Error as error:
-        raise UsageError(first_line(error), f"The views are {', '.join(dict(views(db)))}; see --schema.") from error
+        raise UsageError(objection(error), f"The views are {', '.join(dict(views(db)))}; see --schema.") from error
 
 
-def first_line(error: duckdb.Error) -> str:
+def objection(error: duckdb.Error) -> str:
     """What DuckDB objects to, without its picture of where."""
     lines = str(error).splitlines()
     # DuckDB says `Binder Error: ... not found` and then, on lines of their own, what was meant and where.

@@ -22,15 +22,15 @@ from ..store.evals import evals_of_run
 from ..store.files import read_json_lines
 from ..store.journal import StageRun
 from ..store.layout import STAGES, RoundDir, RunDir, Stage
-from ..store.ledger import NANO, Totals, read_answered, read_forecast, read_price_sources, read_totals
+from ..store.ledger import NANO
+from ..store.ledger_read import Totals, read_forecast, read_price_sources, read_totals
 from ..store.table import Table
+from . import quality, rates
 
 ANSWERED = ("ok", "empty")
 """Statuses of a rollout that count as an answer of the teacher."""
 
 State = Literal["missing", "partial", "running", "failed", "damaged", "done"]
-
-_RECENT_STEPS = 10
 
 Unit = Literal["trajectories", "rollouts", "sequences", "steps"]
 
@@ -221,14 +221,14 @@ def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[st
         damage.get("score") or _score(round_, config, statuses, damage),
         _train(run, round_),
     ]
-    cut_off, repetition = (None, None) if "generate" in damage else _quality(round_)
+    cut_off, repetition = (None, None) if "generate" in damage else quality.of_student(round_)
     stages = [_waiting(stage, round_) for stage in stages]
     predicted = read_forecast(run.ledger, round_.index)
     return RoundStatus(
         round=round_.index, objective=config.train.objective, stages=stages,
         spend=spend, outcomes=dict(sorted(statuses.items())), cut_off=cut_off,
-        repetition=repetition, distinct_rollouts=None if "audit" in damage else _distinct(round_),
-        accepted=None if "score" in damage else _accepted(round_),
+        repetition=repetition, distinct_rollouts=None if "audit" in damage else quality.distinct_rollouts(round_),
+        accepted=None if "score" in damage else quality.accepted_share(round_),
         predicted=None if predicted is None else Forecast(**predicted),
     )  # fmt: skip
 
@@ -292,13 +292,7 @@ def _score(
 def _of_table(stage: Stage, table: Table, runs: list[StageRun], expected: int | None, failed: int) -> StageStatus:
     manifest = table.manifest
     latest = _latest(runs)
-    rate = None
-    if latest is not None:
-        # A part's name begins with the time of its writing, ns.
-        times = [(int(part.name.split("-")[1]) / 1e9, part.rows) for part in manifest.parts]
-        rows = sum(rows for written, rows in times if written > latest.started_at)
-        if rows:
-            rate = rows / max(max(written for written, _ in times) - latest.started_at, 1e-9)
+    rate = None if latest is None else rates.rows_per_s(manifest.parts, latest.started_at)
     state = _state(manifest.complete, manifest.rows > 0, runs)
     return _stage(stage, state, manifest.rows, expected, failed, rate, latest)
 
@@ -316,28 +310,14 @@ def _with_tokens(stage: StageStatus, tokens_per_s: Callable[[], float | None]) -
 
 
 def _sampled_per_s(stage: StageStatus, round_: RoundDir) -> float | None:
-    """The rate of the rows times their mean length, which the files' footers tell: the ids are most of the table."""
     if not stage.rate_per_s or not stage.done:
         return None
-    import pyarrow.parquet as pq
-
-    groups = (
-        metadata.row_group(i)
-        for metadata in map(pq.read_metadata, round_.trajectories.files())
-        for i in range(metadata.num_row_groups)
-    )
-    columns = (group.column(i) for group in groups for i in range(group.num_columns))
-    tokens = sum(column.num_values for column in columns if column.path_in_schema.startswith("response_ids."))
-    return stage.rate_per_s * tokens / stage.done
+    return stage.rate_per_s * rates.mean_length(round_.trajectories.files(), stage.done)
 
 
 def _answered_per_s(run: RunDir, round_: RoundDir) -> float | None:
-    """By the ledger: rows come to the table many at a time."""
     latest = _latest(round_.stage_runs("audit"))
-    if latest is None:
-        return None
-    tokens, last = read_answered(run.ledger, round_.index, latest.started_at)
-    return tokens / (last - latest.started_at) if tokens else None
+    return None if latest is None else rates.answered_tokens_per_s(run.ledger, round_.index, latest.started_at)
 
 
 def _train(run: RunDir, round_: RoundDir) -> StageStatus:
@@ -345,14 +325,11 @@ def _train(run: RunDir, round_: RoundDir) -> StageStatus:
     runs = round_.stage_runs("train")
     latest = _latest(runs)
     done = round_.policy.is_dir()
-    recent = [step["seconds"] for step in steps[-_RECENT_STEPS:]]
-    rate = len(recent) / sum(recent) if sum(recent) else None
     expected = len(steps) if done else None if latest is None else latest.expected
     skipped = sum(bool(step["skipped"]) for step in steps)
     state = _state(done, bool(steps) or round_.checkpoint.is_dir(), runs)
-    tokens = [step["tokens_per_s"] for step in steps[-_RECENT_STEPS:]]
-    stage = _stage("train", state, len(steps), expected, skipped, rate, latest)
-    return _with_tokens(stage, lambda: sum(tokens) / len(tokens) if tokens else None)
+    stage = _stage("train", state, len(steps), expected, skipped, rates.steps_per_s(steps), latest)
+    return _with_tokens(stage, lambda: rates.trained_tokens_per_s(steps))
 
 
 def _stage(
@@ -396,43 +373,6 @@ def _spend(prices: list[str], totals: Totals, budget_usd: float | None, budget_t
         requests=totals.requests, unknown_requests=totals.unknown, check_requests=totals.checks,
         prices=prices,
     )  # fmt: skip
-
-
-def _quality(round_: RoundDir) -> tuple[float | None, float | None]:
-    """Share cut off at the limit, and mean repetition: what indicates a degenerating student."""
-    import pyarrow.compute as pc
-
-    table = round_.trajectories.read(["finish_reason", "repetition"])
-    reasons = table["finish_reason"].to_pylist()
-    if all(reason == "none" for reason in reasons):
-        return None, None
-    repetition = pc.mean(table["repetition"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
-    return reasons.count("length") / table.num_rows, repetition
-
-
-def _accepted(round_: RoundDir) -> float | None:
-    """Share of the drafts' tokens that the policy accepted."""
-    if round_.drafts.manifest.rows == 0:
-        return None
-    import pyarrow.compute as pc
-
-    drafts = round_.drafts.read(["ids", "accepted"])
-    tokens = pc.sum(pc.list_value_length(drafts["ids"])).as_py()  # pyright: ignore[reportAttributeAccessIssue]
-    accepted = pc.sum(drafts["accepted"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
-    return accepted / tokens if tokens else None
-
-
-def _distinct(round_: RoundDir) -> float | None:
-    """Mean number of different texts among a chunk's rollouts."""
-    if round_.rollouts.manifest.rows == 0:
-        return None
-    import pyarrow.compute as pc
-
-    # Only usable rollouts have a text, and both counts leave nulls out.
-    rows = round_.rollouts.read(["chunk_id", "text"])
-    counts = rows.group_by("chunk_id").aggregate([("text", "count"), ("text", "count_distinct")])
-    several = counts.filter(pc.greater(counts["text_count"], 1))  # pyright: ignore[reportAttributeAccessIssue]
-    return pc.mean(several["text_count_distinct"]).as_py()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _eta(rounds: list[RoundStatus], planned: int) -> float | None:

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from omniopd.stages.audit.stage import audit
 from omniopd.store.errors import BudgetReached, OmniopdError
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from omniopd.store.config import commented_toml, made_with
 from omniopd.store.layout import RoundDir, RunDir
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 

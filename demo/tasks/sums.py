@@ -131,15 +131,15 @@ def write(steps: Sequence[Step]) -> str:
     return "\n".join([*(step.text for step in steps), f"#### {steps[-1].result}"])
 
 
-def extract_answer(response: str) -> int | None:
-    """The number on the last ``#### `` line, or None when there is none."""
-    found = _ANSWER.findall(response)
-    return int(found[-1]) if found else None
-
-
 def grade(response: str, answer: int) -> bool:
     """Whether the response's final answer is the expected one."""
-    return extract_answer(response) == answer
+    return last_number(_ANSWER, response) == answer
+
+
+def last_number(line: re.Pattern[str], response: str) -> int | None:
+    """The number on the last line of a form, or None when there is none."""
+    found = line.findall(response)
+    return int(found[-1]) if found else None
 
 
 def generate(seed: int, split: Split) -> Iterator[Problem]:

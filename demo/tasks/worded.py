@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from .sums import MIN_CARRIES, STEPS, TERM_RANGE, TOTAL_RANGE, Split, carries, distinct, split_of
+from .sums import MIN_CARRIES, STEPS, TERM_RANGE, TOTAL_RANGE, Split, carries, distinct, last_number, split_of
 
 PROMPT_TEMPLATE = "{question}\n"
 """How a question becomes a prompt; the answer follows directly."""
@@ -246,15 +246,9 @@ def text_of(parts: Sequence[Piece]) -> str:
     return "".join(part.text for part in parts)
 
 
-def extract_answer(response: str) -> int | None:
-    """The number on the last line of a known form, or None when there is none."""
-    found = _ANSWER.findall(response)
-    return int(found[-1]) if found else None
-
-
 def grade(response: str, answer: int) -> bool:
     """Whether the response's final answer is the expected one."""
-    return extract_answer(response) == answer
+    return last_number(_ANSWER, response) == answer
 
 
 def generate(seed: int, split: Split) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ...store.errors import InputError
+from ...store.errors import InputError, first_line
 from .units import Pairs
 
 
@@ -28,7 +28,7 @@ class Embedding:
             self._model = SentenceTransformer(model)
         except (OSError, ValueError) as error:  # what it raises for an unknown id and an unreachable hub
             raise InputError(
-                f"{model!r} is no sentence-transformers model: {str(error).splitlines()[0]}.",
+                f"{model!r} is no sentence-transformers model: {first_line(error)}.",
                 "Set score.embedding_model to a folder or a hub id.",
             ) from error
 

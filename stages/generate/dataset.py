@@ -8,7 +8,7 @@ from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ...store.errors import InputError
+from ...store.errors import InputError, first_line
 from .files import NAMES, DataFile, Row, format_of, kind_of, rows_of_batches
 from .row_filter import Condition
 
@@ -270,9 +270,9 @@ def _hub(name: str, source: Source) -> _HubDataset:
     try:
         data = datasets.load_dataset(name, source.subset, split=source.split)
     except (OSError, ValueError, RuntimeError) as error:  # for unknown ids, subsets, splits and an unreachable hub
-        reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(
-            f"{name!r} is no .jsonl, .parquet or .csv file, and the hub did not give it: {reason}.", source.hub_hint
+            f"{name!r} is no .jsonl, .parquet or .csv file, and the hub did not give it: {first_line(error)}.",
+            source.hub_hint,
         ) from error
     assert isinstance(data, datasets.Dataset)
     return _HubDataset(name, data)

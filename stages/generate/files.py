@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 import orjson
 
-from ...store.errors import InputError
+from ...store.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -268,8 +268,7 @@ def _parquet(path: Path) -> Generator["pq.ParquetFile"]:
                 raise InputError(f"{path} is empty.", "Replace the file.")
             yield pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"{path} cannot be read as Parquet: {reason}.", "Replace the file.") from error
+        raise InputError(f"{path} cannot be read as Parquet: {first_line(error)}.", "Replace the file.") from error
 
 
 def _parquet_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...store.errors import InputError
+from ...store.errors import InputError, first_line
 from .files import Row
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Condition:
         try:
             self._expression = pl.sql_expr(sql)
         except pl.exceptions.PolarsError as error:
-            raise self._unfit(str(error)) from error
+            raise self._unfit(first_line(error)) from error
         self.columns = tuple(dict.fromkeys(self._expression.meta.root_names()))
         """Those that it names."""
 
@@ -66,7 +66,8 @@ class Condition:
         try:
             kept = frame.filter(self._expression).get_column(_INDEX).to_numpy()
         except pl.exceptions.PolarsError as error:
-            raise self._unfit(str(error), [name for name, kind in frame.schema.items() if kind == pl.String]) from error
+            texts = [name for name, kind in frame.schema.items() if kind == pl.String]
+            raise self._unfit(first_line(error), texts) from error
         mask = np.zeros(count, dtype=bool)
         mask[kept] = True
         return mask
@@ -74,7 +75,7 @@ class Condition:
     def _unfit(self, reason: str, texts: Collection[str] = ()) -> InputError:
         text = f" As text: {', '.join(texts)}; TRY_CAST(... AS DOUBLE) makes numbers of them." if texts else ""
         return InputError(
-            f"data.filter is no condition over {self._name}: {reason.splitlines()[0].rstrip('.')}.",
+            f"data.filter is no condition over {self._name}: {reason}.",
             f"Write SQL over its columns: {', '.join(self._all_columns())}.{text}",
         )
 

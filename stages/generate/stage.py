@@ -86,54 +86,74 @@ def generate(
     processes = _processes(config, worker) if objective.samples_student else 1
     # One worker says what there is to say about the data.
     found = inputs(run, index, config, say if worker.index == 0 else lambda _: None)
-    problems, questions, prompts = found.problems, found.questions, found.prompts
-    folder, tokenizer = found.folder, found.tokenizer
-    policy = weights_hash(folder)
+    policy = weights_hash(found.folder)
     wanted = {
         trajectory_id(policy, prompt, sample, config.generate.seed): (prompt, sample)
-        for prompt in prompts[worker.index :: worker.count]
+        for prompt in found.prompts[worker.index :: worker.count]
         for sample in range(samples_of(config))
     }
     table = round_.trajectories_of(worker)
-    # Processes hold the locks of their shards, and it is they that are recorded.
-    with round_.lock("generate", worker, patience_s) if processes == 1 else round_.idle("generate"):
-        if processes == 1:
-            round_.expect("generate", found.rows, worker)
-        content = {"questions": _hash("\n".join(question.identity for question in questions)), "policy": policy}
-        if config.data.answer is not None:
-            content["answers"] = _hash("\n".join(problems[question] for question in questions))
-        table.begin(made_with(config, table.spec.name) | content)
-        present = {key for (key,) in table.existing_keys()}
-        missing = [Request(id_, prompt.ids) for id_, (prompt, _) in wanted.items() if id_ not in present]
-        answers = {asked(question, config.data): problems[question] for question in questions}
-        rows = Rows(wanted, answers, {"round": index, "policy": policy})
+    if processes > 1:
+        # They hold the locks of their shards, and it is they that are recorded.
+        with round_.idle("generate"):
+            missing = _begin(table, config, found, policy, wanted)
+            if not missing:
+                table.finish()
         if missing:
-            # Also where the student is not sampled (sft): the teacher is paid next.
-            check_trainable(folder, tokenizer, config.train)
+            rows_there = len(wanted), len(wanted) - len(missing)
+            sample_in_processes(run, index, config, processes, rows_there, before, say)
+        return summary(run, index)
+    with round_.lock("generate", worker, patience_s):
+        round_.expect("generate", found.rows, worker)
+        missing = _begin(table, config, found, policy, wanted)
+        answers = {asked(question, config.data): found.problems[question] for question in found.questions}
+        rows = Rows(wanted, answers, {"round": index, "policy": policy})
         if missing and not objective.samples_student:
             for start in range(0, len(missing), config.generate.part_rows):
                 part = missing[start : start + config.generate.part_rows]
                 table.append([rows.prompt_alone(request.trajectory_id) for request in part])
-        elif missing and processes == 1:
-            stops = stop_ids(folder, tokenizer, config)
-            if config.data.chat_template != "off" and tokenizer.chat_template and worker.index == 0:
-                _say_end_of_turn(tokenizer, stops, say)
+        elif missing:
+            stops = stop_ids(found.folder, found.tokenizer, config)
+            if config.data.chat_template != "off" and found.tokenizer.chat_template and worker.index == 0:
+                _say_end_of_turn(found.tokenizer, stops, say)
             claim_gpus(config.generate.tensor_parallel)
             sampling = Sampling(
                 config.generate.max_new_tokens, config.generate.temperature, config.generate.top_p,
                 stops,
             )  # fmt: skip
-            writer = Writer(table, rows, response_decoder(tokenizer), sampling)
-            longest = max(len(prompt.ids) for prompt in prompts)
-            with engine_of(str(folder), config, longest, say) as engine:
+            writer = Writer(table, rows, response_decoder(found.tokenizer), sampling)
+            longest = max(len(prompt.ids) for prompt in found.prompts)
+            with engine_of(str(found.folder), config, longest, say) as engine:
                 before()
                 writer.fill(engine, missing, config.generate.part_rows, show)
-        if processes == 1 or not missing:
-            table.finish()
-    if processes > 1 and missing:
-        rows_there = len(wanted), len(wanted) - len(missing)
-        sample_in_processes(run, index, config, processes, rows_there, before, say)
+        table.finish()
     return summary(run, index)
+
+
+def _begin(
+    table: Table, config: Config, found: "Inputs", policy: str, wanted: Mapping[str, tuple[Prompt, int]]
+) -> list[Request]:
+    """Begin a worker's table, or go on with it. Returns what it lacks.
+
+    Args:
+        policy: Hash of the student's weights.
+        wanted: Prompt and sample index of each trajectory that it is to have.
+
+    Raises:
+        ConfigChangedError: it was begun with other settings.
+        InputError: something is missing, and the model cannot be used.
+        ConfigError: or it cannot be split as [train] says.
+    """
+    content = {"questions": _hash("\n".join(question.identity for question in found.questions)), "policy": policy}
+    if config.data.answer is not None:
+        content["answers"] = _hash("\n".join(found.problems[question] for question in found.questions))
+    table.begin(made_with(config, table.spec.name) | content)
+    present = {key for (key,) in table.existing_keys()}
+    missing = [Request(id_, prompt.ids) for id_, (prompt, _) in wanted.items() if id_ not in present]
+    if missing:
+        # Also where the student is not sampled (sft): the teacher is paid next.
+        check_trainable(found.folder, found.tokenizer, config.train)
+    return missing
 
 
 def _processes(config: Config, worker: Worker) -> int:

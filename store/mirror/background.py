@@ -3,10 +3,10 @@
 
 import contextlib
 import sys
-import threading
 from collections.abc import Generator
 
 from ..errors import OmniopdError
+from ..repeat import repeated
 from .writer import Mirror
 
 SECONDS_BETWEEN_PUSHES = 60.0
@@ -19,19 +19,12 @@ def pushing(mirror: Mirror | None) -> Generator[None]:
     if mirror is None:
         yield
         return
-    done = threading.Event()
 
     def push() -> None:
-        while not done.wait(SECONDS_BETWEEN_PUSHES):
-            try:
-                mirror.push()
-            except OmniopdError as error:
-                sys.stderr.write(f"{error}\n")
+        try:
+            mirror.push()
+        except OmniopdError as error:
+            sys.stderr.write(f"{error}\n")
 
-    thread = threading.Thread(target=push, name="mirror", daemon=True)
-    thread.start()
-    try:
+    with repeated(push, SECONDS_BETWEEN_PUSHES, "mirror"):
         yield
-    finally:
-        done.set()
-        thread.join()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .. import files
-from ..errors import ConfigError, MirrorError, without_credentials
+from ..errors import ConfigError, MirrorError, first_line, without_credentials
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -21,7 +21,6 @@ T = TypeVar("T")
 
 SCHEMES = ("s3://", "gs://", "az://")
 _COPY_BYTES = 8 << 20
-_LONGEST = 200
 _ASKS_THE_MACHINE = ("latest/api/token", "computeMetadata", "metadata/identity")
 """What a machine of S3, Google and Azure is asked for credentials by, when none are set."""
 _HINT_FOLDER = "See whether it can be written and has space left."
@@ -225,7 +224,7 @@ class Bucket:
         except (AlreadyExistsError, PreconditionError):
             raise
         except (BaseError, OSError, ValueError) as error:
-            said = str(error).partition("\n")[0].partition(": <?xml")[0][:_LONGEST].rstrip(".")
+            said = first_line(error).partition(": <?xml")[0].rstrip(".")
             if any(path in said for path in _ASKS_THE_MACHINE):
                 said = "no credentials are set, and this machine has none by itself"
             raise MirrorError(f"The mirror {self._url} cannot be used: {said}.", _HINT) from error

@@ -20,7 +20,8 @@ from .. import files, ledger_file
 from ..config import Config
 from ..errors import BusyError, ConfigError, MirrorError, without_credentials
 from ..layout import RunDir
-from ..ledger import Budget, Cover, Totals, read_totals
+from ..ledger import Budget, Cover
+from ..ledger_read import Totals, read_totals
 from .index import INDEXES, Blob, Block, Index
 from .places import Place, open_place
 from .snapshot import STATE, Snapshots, Source

@@ -10,7 +10,7 @@ from omniopd.demo.tasks.sums import problems
 from omniopd.eval.estimate import Interval
 from omniopd.store.errors import UsageError
 from omniopd.store.layout import RunDir
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 from omniopd.view.report.figures import accuracy
 from support.runs import STUDENT
 

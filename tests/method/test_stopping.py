@@ -13,7 +13,7 @@ from omniopd.method.stopping import FIRST, STEP, Adaptive, Fixed, half_width, st
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.score.stage import score
 from omniopd.store.errors import BudgetReached, ConfigChangedError, TeacherError
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 
 unit = st.floats(0, 1)
 answers = st.lists(st.one_of(st.none(), unit), min_size=40, max_size=40)

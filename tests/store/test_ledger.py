@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from omniopd.store.errors import TableError
-from omniopd.store.ledger import Budget, Caps, Ledger, Reservation, Settlement, read_totals
+from omniopd.store.ledger import Budget, Caps, Ledger, Reservation, Settlement
+from omniopd.store.ledger_read import read_totals
 from omniopd.store.usage import Usage
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from omniopd.store.errors import BusyError, TableError
 from omniopd.store.layout import RunDir
-from omniopd.store.ledger import Budget, Caps, Ledger, Reservation, Settlement, read_totals
+from omniopd.store.ledger import Budget, Caps, Ledger, Reservation, Settlement
+from omniopd.store.ledger_read import read_totals
 from omniopd.store.ledger_repair import SOURCE, rebuild_ledger
 from omniopd.store.usage import Usage
 

@@ -10,7 +10,8 @@ import pytest
 from omniopd.stages.audit.stage import audit
 from omniopd.store.batch_book import BatchRow
 from omniopd.store.errors import BusyError, ConfigChangedError, InputError, TableError
-from omniopd.store.ledger import Ledger, Reservation, Settlement, read_totals
+from omniopd.store.ledger import Ledger, Reservation, Settlement
+from omniopd.store.ledger_read import read_totals
 from omniopd.store.ledger_repair import rebuild_ledger
 from omniopd.store.reset import carry_out, plan_reset
 from omniopd.store.table import Table

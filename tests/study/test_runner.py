@@ -18,7 +18,7 @@ from omniopd.demo.tasks.task import SUMS
 from omniopd.demo.teacher.process import TeacherServer
 from omniopd.store.config import commented_toml
 from omniopd.store.errors import ConfigChangedError, UsageError
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 from omniopd.store.studies import StudyDir
 from omniopd.study.arms import ablation_arms, sensitivity_arms
 from omniopd.study.runner import StudyOptions, run_study

@@ -19,6 +19,13 @@ STUDENT = Path(omniopd.__file__).parent / "demo" / "models" / "student"
 """A real Qwen3-architecture model that ships with the package."""
 
 
+def change_student(folder: Path, **changes: Any) -> None:
+    """Change keys of a model's config.json; None takes one out."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
 def write_run(path: Path, questions: int = 12, **sections: dict[str, Any]) -> RunDir:
     """A run directory with a config, and its prompts beside it; keyword arguments are sections of the config, in which
     None takes a key out."""

@@ -8,18 +8,12 @@ import pytest
 from omniopd.store.architecture import check_config_json, check_student
 from omniopd.store.errors import InputError
 from omniopd.view.plan import plan
-from support.runs import STUDENT
+from support.runs import STUDENT, change_student
 
 
 @pytest.fixture
 def student(tmp_path):
     return shutil.copytree(STUDENT, tmp_path / "model")
-
-
-def change(student, **changes):
-    path = student / "config.json"
-    config = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
 MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "layer_types": None}
@@ -37,7 +31,7 @@ MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "la
 )
 def test_plan_and_the_whole_check_refuse_with_the_same_line(make_run, student, changes, line):
     run = make_run(student={"model": str(student)})
-    change(student, **changes)
+    change_student(student, **changes)
     with pytest.raises(InputError, match=line) as planned:
         plan(run, run.config())
     with pytest.raises(InputError) as whole:
@@ -61,8 +55,8 @@ def test_plan_refuses_a_folder_with_two_models(make_run, student):
 
 @pytest.mark.parametrize("key", ["rope_type", "type"])
 def test_rope_scaling_as_older_folders_write_it(student, key):
-    change(student, rope_parameters=None, rope_scaling={key: "yarn", "factor": 4.0})
+    change_student(student, rope_parameters=None, rope_scaling={key: "yarn", "factor": 4.0})
     check_config_json(student)
-    change(student, rope_scaling={key: "dynamic", "factor": 4.0})
+    change_student(student, rope_scaling={key: "dynamic", "factor": 4.0})
     with pytest.raises(InputError, match="does not support rope_parameters"):
         check_config_json(student)

@@ -12,7 +12,8 @@ from omniopd.stages.audit.forecast import Forecast, as_row
 from omniopd.stages.generate.stage import generate
 from omniopd.store.errors import BudgetReached, ConfigChangedError, TeacherError
 from omniopd.store.journal import StageRun, expect, read_stage_run, recorded
-from omniopd.store.ledger import Ledger, read_answered
+from omniopd.store.ledger import Ledger
+from omniopd.store.ledger_read import read_answered
 from omniopd.view.status import Status, finished, read_status
 from omniopd.view.status_text import duration, one_liner, render, show
 from support.tables import edit, newest

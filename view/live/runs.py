@@ -2,9 +2,9 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
+from ...store.config import by_key
 from ...store.errors import without_credentials
 from ...store.layout import RunDir
 from ...store.reader import open_reader
@@ -70,17 +70,7 @@ def _settings(run: RunDir) -> dict[str, Any]:
 
 def differences(configs: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """The config keys in which the runs are not all the same, with each run's value."""
-    flat = [_flat(config) for config in configs]
+    flat = [by_key(config) for config in configs]
     keys = dict.fromkeys(key for one in flat for key in one)
     rows = [(key, [without_credentials(json.dumps(one.get(key), ensure_ascii=False)) for one in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value
-    return out

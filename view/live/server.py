@@ -23,6 +23,7 @@ from ...store.errors import UsageError
 from ...store.layout import RunDir
 from ..report import parts
 from ..report.build import page, who_learns
+from ..status import read_status
 from .runs import compared, names_of
 from .watch import LivePage, Source, Watcher, figures_of, rows_of, state_of
 
@@ -73,9 +74,16 @@ def _all(runs: list[RunDir]) -> tuple[object, ...]:
 
 
 def _live_page(run: RunDir, config: Config) -> LivePage:
+    def progress() -> parts.Part:
+        return parts.progress(read_status(run, run.config()), live=True)
+
+    def findings() -> parts.Part:
+        config = run.config()
+        return parts.findings(run, config, read_status(run, config), newest=True)
+
     return LivePage({
-        "progress": Source(lambda: parts.progress(run, run.config(), live=True), lambda: state_of(run)),
-        "findings": Source(lambda: parts.findings(run, run.config(), newest=True), lambda: figures_of(run)),
+        "progress": Source(progress, lambda: state_of(run)),
+        "findings": Source(findings, lambda: figures_of(run)),
         "trajectories": Source(lambda: parts.trajectories(run, config, _TRAJECTORIES), lambda: rows_of(run)),
     })  # fmt: skip
 

@@ -37,8 +37,8 @@ def write_report(run: RunDir, config: Config, target: Path, most_trajectories: i
     text = page(
         figures.bundle_name(run.path), who_learns(config),
         {
-            "progress": parts.progress(run, config, live=False),
-            "findings": parts.findings(run, config, newest=False),
+            "progress": parts.progress(status, live=False),
+            "findings": parts.findings(run, config, status, newest=False),
             "trajectories": parts.trajectories(run, config, most_trajectories),
             "glossary": parts.glossary(),
         },

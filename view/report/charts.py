@@ -12,7 +12,9 @@ from .figures import Histogram, Row
 _LINE, _EARLIER = "var(--accent)", "var(--earlier)"
 _HEIGHT = 170
 _MOST_TICKS = 6
-PALETTE = ("var(--accent)", "var(--second)", "var(--third)", "var(--earlier)")
+_PALETTE = tuple(f"var(--line-{i})" for i in range(1, 9))
+_DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2])
+"""Of more lines than there are colours, each eight after the first."""
 
 CONFIG: dict[str, Any] = {
     "background": "transparent",
@@ -144,7 +146,7 @@ def _accuracy(values: list[Row], lines: list[str], title: str = "Accuracy") -> d
         y=alt.Y("low:Q", title="Pass@1 (%)", scale=y), y2="high:Q"
     )
     line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=28)).encode(
-        y=alt.Y("percent:Q", title="Pass@1 (%)", scale=y)
+        y=alt.Y("percent:Q", title="Pass@1 (%)", scale=y), **_dashes(lines)
     )
     return _spec(intervals + line, "accuracy", title)
 
@@ -171,7 +173,7 @@ def of_runs(name: str, runs: dict[str, list[Row]], column: str, title: str, unit
         return None
     chart = alt.Chart(alt.Data(values=values)).mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=20)).encode(
         x=alt.X("step:Q", title="optimizer step", axis=_whole(value["step"] for value in values)),
-        y=alt.Y("value:Q", title=unit, scale=alt.Scale(zero=False)), color=_colours(list(runs)),
+        y=alt.Y("value:Q", title=unit, scale=alt.Scale(zero=False)), color=_colours(list(runs)), **_dashes(list(runs)),
         tooltip=[alt.Tooltip("line:N", title="run"), alt.Tooltip("step:Q", title="step"),
                  alt.Tooltip("value:Q", title=f"{title}, {unit}", format=".4~g")],
     )  # fmt: skip
@@ -179,11 +181,23 @@ def of_runs(name: str, runs: dict[str, list[Row]], column: str, title: str, unit
 
 
 def _colours(lines: list[str]) -> Any:
-    colours = [PALETTE[i % len(PALETTE)] for i in range(len(lines))]
+    colours = [_PALETTE[i % len(_PALETTE)] for i in range(len(lines))]
+    return alt.Color("line:N", scale=alt.Scale(domain=lines, range=colours), legend=_names(lines))
+
+
+def _dashes(lines: list[str]) -> dict[str, Any]:
+    """The encoding that tells lines of one colour apart; {} where each has its own."""
+    if len(lines) <= len(_PALETTE):
+        return {}
+    dashes = [_DASHES[i // len(_PALETTE) % len(_DASHES)] for i in range(len(lines))]
+    return {"strokeDash": alt.StrokeDash("line:N", scale=alt.Scale(domain=lines, range=dashes), legend=_names(lines))}
+
+
+def _names(lines: list[str]) -> Any:
+    """The legend: the same for colours and dashes, so that Vega makes one of both."""
+    symbol = alt.Undefined if len(lines) <= len(_PALETTE) else "stroke"  # a dash shows in a line, not in a square
     # One below the other: names of runs are long.
-    return alt.Color(
-        "line:N", scale=alt.Scale(domain=lines, range=colours), legend=alt.Legend(columns=1, labelLimit=280)
-    )
+    return alt.Legend(columns=1, labelLimit=280, symbolType=symbol, symbolOpacity=1)
 
 
 def _whole(values: Iterable[int]) -> Any:

@@ -16,7 +16,7 @@ from ...store.layout import STAGES, RunDir
 from ...store.reader import open_reader
 from ..decoder import find_decoder
 from ..sanitize import one_line
-from ..status import Status, read_status
+from ..status import Status
 from ..status_text import amount, lines, now, pace
 from . import charts, figures
 from .explorer import HEAT, block, marked, rollouts_of
@@ -56,13 +56,12 @@ def environment() -> "Environment":
     return out
 
 
-def progress(run: RunDir, config: Config, *, live: bool) -> Part:
-    """Rounds x stages, and spend against budget and prediction. Cheap: nothing here reads a text.
+def progress(status: Status, *, live: bool) -> Part:
+    """Rounds x stages, and spend against budget and prediction.
 
     Args:
         live: With the policy's folder, what to do next and what went wrong.
     """
-    status = read_status(run, config)
     shown = [line for line in lines(status) if live or line[0] not in _OF_THIS_MACHINE]
     predicted = [round_.predicted for round_ in status.rounds if round_.predicted is not None]
     template = environment().get_template("progress.html.j2")
@@ -70,13 +69,12 @@ def progress(run: RunDir, config: Config, *, live: bool) -> Part:
     return Part(html)
 
 
-def findings(run: RunDir, config: Config, *, newest: bool) -> Part:
+def findings(run: RunDir, config: Config, status: Status, *, newest: bool) -> Part:
     """Figures, charts, cost, failures and the cards of chunks.
 
     Args:
         newest: with the chunks that were answered last.
     """
-    status = read_status(run, config)
     left_out: list[TableError] = []
     with contextlib.closing(open_reader(run, left_out=left_out)) as db:
         students, audits, steps = figures.students(db), figures.audits(db), figures.training(db)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...store.errors import InputError, OmniopdError
+from ...store.errors import InputError, OmniopdError, first_line
 from ...store.layout import RunDir
 from .points import AXES, CHUNK_COLUMNS, ChunkTable, Point
 
@@ -109,7 +109,7 @@ class Wandb:
             )  # fmt: skip
         except (self._package.Error, OSError) as error:
             hint = "Run `wandb login`, or set WANDB_MODE=offline and `wandb sync` the folder later."
-            raise InputError(f"wandb does not begin: {_first_line(error)}.", hint) from error
+            raise InputError(f"wandb does not begin: {first_line(error)}.", hint) from error
         for group, axis in AXES.items():
             self._run.define_metric(axis)
             self._run.define_metric(f"{group}/*", step_metric=axis)
@@ -130,7 +130,7 @@ class Wandb:
         try:
             self._run.log(values)
         except (self._package.Error, OSError) as error:
-            raise TrackerError(f"wandb: {_first_line(error)}.", _LATER) from error
+            raise TrackerError(f"wandb: {first_line(error)}.", _LATER) from error
 
 
 class MLflow:
@@ -158,7 +158,7 @@ class MLflow:
             self._id = self._continued(experiment, id_) or self._begun(experiment, id_, run, settings)
         except (self._package.MlflowException, ImportError, OSError) as error:
             hint = "Start the server that MLFLOW_TRACKING_URI names, or unset it: then metrics/mlflow is written."
-            raise InputError(f"mlflow does not begin: {_first_line(error)}.", hint) from error
+            raise InputError(f"mlflow does not begin: {first_line(error)}.", hint) from error
         self.where = str(folder) if local else f"{address.rstrip('/')}/#/experiments/{experiment}/runs/{self._id}"
 
     def send(self, points: list[Point]) -> None:
@@ -196,13 +196,7 @@ class MLflow:
         try:
             method(*arguments, **options)
         except (self._package.MlflowException, OSError) as error:
-            raise TrackerError(f"mlflow: {_first_line(error)}.", _LATER) from error
+            raise TrackerError(f"mlflow: {first_line(error)}.", _LATER) from error
 
 
-_MOST_CHARACTERS = 200
 _LATER = "The run itself is whole; what is missing is sent with the next command."
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().partition("\n")[0].rstrip(".")
-    return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}…"

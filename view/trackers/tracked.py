@@ -4,7 +4,6 @@
 import contextlib
 import json
 import sys
-import threading
 from collections.abc import Generator, Iterable
 from types import TracebackType
 
@@ -12,9 +11,10 @@ import duckdb
 
 from ...store import files
 from ...store.config import Config
-from ...store.errors import BudgetReached, BusyError, OmniopdError, without_credentials
+from ...store.errors import BudgetReached, BusyError, OmniopdError, first_line, without_credentials
 from ...store.layout import RunDir
 from ...store.reader import open_reader
+from ...store.repeat import repeated
 from ..status import read_status
 from .points import chunk_tables, live_points, round_points, settled
 from .sent import Sent
@@ -33,8 +33,13 @@ def tracked(run: RunDir, config: Config) -> Generator[None]:
     """
     with contextlib.ExitStack() as stack:
         told = _begin(run, config, config.run.trackers, stack)
+
+        def look() -> None:
+            for tracker in told.values():
+                tracker.tell(last=False)
+
         if told:
-            stack.enter_context(_looking(told.values()))
+            stack.enter_context(repeated(look, SECONDS_BETWEEN_LOOKS, "trackers"))
         yield
     with contextlib.ExitStack() as stack:  # whoever told the others when this one began may have ended before it
         _begin(run, config, [name for name in config.run.trackers if name not in told], stack)
@@ -51,24 +56,6 @@ def _begin(run: RunDir, config: Config, names: Iterable[str], stack: contextlib.
             continue
         trackers[name] = stack.enter_context(_Tracker(run, config, name))
     return trackers
-
-
-@contextlib.contextmanager
-def _looking(trackers: "Iterable[_Tracker]") -> Generator[None]:
-    over = threading.Event()
-
-    def look() -> None:
-        while not over.wait(SECONDS_BETWEEN_LOOKS):
-            for tracker in trackers:
-                tracker.tell(last=False)
-
-    thread = threading.Thread(target=look, name="trackers", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 class _Tracker:
@@ -121,7 +108,11 @@ class _Tracker:
         except (OmniopdError, duckdb.Error, OSError) as error:
             # A server that is away, or a table that `omniopd reset` takes away meanwhile: the next look tells it all.
             if not self._complained:
-                what = str(error) if isinstance(error, TrackerError) else f"The trackers were not told: {error}"
+                what = (
+                    str(error)
+                    if isinstance(error, TrackerError)
+                    else f"The trackers were not told: {first_line(error)}."
+                )
                 sys.stderr.write(f"omniopd: {what}\n")
             self._complained = True
 

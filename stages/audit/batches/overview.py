@@ -9,7 +9,8 @@ from ....store.batch_book import BatchOverview
 from ....store.config import Config
 from ....store.errors import InputError, TeacherError
 from ....store.layout import RunDir
-from ....store.ledger import NANO, Ledger, Settlement, read_batches
+from ....store.ledger import NANO, Ledger, Settlement
+from ....store.ledger_read import read_batches
 from ... import own_loop
 from ..client import find_teacher, open_session
 from ..context import caps

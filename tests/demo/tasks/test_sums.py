@@ -13,7 +13,6 @@ from omniopd.demo.tasks.sums import (
     STEPS,
     Problem,
     carries,
-    extract_answer,
     grade,
     parse_question,
     problems,
@@ -29,21 +28,6 @@ def test_the_documented_example() -> None:
     assert problem.question == "27+58-14+35"
     assert write(solve(problem)) == "27+58=85\n85-14=71\n71+35=106\n#### 106"
     assert write(solve(problem, lambda: True)) == "27+58=75\n75-14=61\n61+35=96\n#### 96"
-
-
-@given(SEEDS)
-def test_a_seed_gives_the_same_distinct_problems(seed: int) -> None:
-    drawn = problems(20, seed=seed, split="train")
-    assert drawn == problems(20, seed=seed, split="train")
-    assert len(set(drawn)) == len(drawn)
-
-
-@given(SEEDS, SEEDS)
-def test_the_splits_never_overlap(one: int, other: int) -> None:
-    train, held_out = problems(50, seed=one, split="train"), problems(50, seed=other, split="heldout")
-    assert {problem.split for problem in train} == {"train"}
-    assert {problem.split for problem in held_out} == {"heldout"}
-    assert not set(train) & set(held_out)
 
 
 @given(SEEDS)
@@ -92,13 +76,13 @@ def test_carries(total: int, term: int, expected: bool) -> None:
         ("#### 2x", None),
     ],
 )
-def test_extract_answer(response: str, expected: int | None) -> None:
-    assert extract_answer(response) == expected
+def test_the_last_line_of_the_answers_form_is_graded(response: str, expected: int | None) -> None:
+    assert [n for n in range(10) if grade(response, n)] == [expected] * (expected is not None)
 
 
 @given(st.text())
 def test_the_grader_takes_any_text(response: str) -> None:
-    assert grade(response, 7) == (extract_answer(response) == 7)
+    assert not grade(response, 7) or "#### " in response
 
 
 @pytest.mark.parametrize("question", ["", "12", "12+", "12*3", "a+b", "12+3\n"])

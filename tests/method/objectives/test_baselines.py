@@ -23,7 +23,8 @@ from omniopd.stages.generate.stage import generate
 from omniopd.stages.score.rewards import _whole_groups
 from omniopd.stages.score.stage import score
 from omniopd.store.errors import BudgetReached, ConfigError, InputError, TableError
-from omniopd.store.ledger import NANO, read_totals
+from omniopd.store.ledger import NANO
+from omniopd.store.ledger_read import read_totals
 from omniopd.store.model import end_of_turn
 from omniopd.store.sections import DataConfig
 from omniopd.view.inspect import Selection, inspect

@@ -25,7 +25,7 @@ from omniopd.stages.audit.teacher import max_tokens_for
 from omniopd.stages.score.stage import score
 from omniopd.store.config import commented_toml
 from omniopd.store.errors import ConfigError, InputError
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 from omniopd.store.reader import open_reader
 from omniopd.train.metrics import MetricsLog
 from omniopd.train.trainer import train_round

@@ -17,7 +17,7 @@ from omniopd.stages.audit.variety import VarietyWatch
 from omniopd.store.config import made_with
 from omniopd.store.conversation import Conversation
 from omniopd.store.errors import BudgetReached, TeacherError
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 from omniopd.store.model import bos_text
 from omniopd.view.status import read_status
 

@@ -8,7 +8,8 @@ from aiohttp import web
 
 from omniopd.stages.audit.stage import audit
 from omniopd.store.errors import BudgetReached, TeacherError
-from omniopd.store.ledger import NANO, read_totals
+from omniopd.store.ledger import NANO
+from omniopd.store.ledger_read import read_totals
 from omniopd.store.table import Table
 
 

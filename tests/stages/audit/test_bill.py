@@ -15,7 +15,8 @@ from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.teacher import Rollout
 from omniopd.stages.generate.stage import generate
 from omniopd.store.errors import BudgetReached, BusyError, TableError
-from omniopd.store.ledger import Caps, Ledger, read_totals
+from omniopd.store.ledger import Caps, Ledger
+from omniopd.store.ledger_read import read_totals
 from omniopd.store.usage import Usage
 
 TEXT = [Rollout("ok", "and so on", "length")]

@@ -11,7 +11,7 @@ from aiohttp import web
 from omniopd.stages.audit.client import retry_after_s
 from omniopd.stages.audit.concurrency import AimdWindow, Gate, RateLimiter
 from omniopd.stages.audit.stage import audit
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 
 
 def turn(window):

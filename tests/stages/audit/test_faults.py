@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 from support.faults import TIMEOUT_S, faults
 from support.processes import Command, finish
 

@@ -8,7 +8,7 @@ from omniopd.run import audit_beside
 from omniopd.stages.audit.stage import audit
 from omniopd.stages.generate.stage import generate
 from omniopd.store.config import made_with
-from omniopd.store.ledger import read_forecast
+from omniopd.store.ledger_read import read_forecast
 from support.processes import Command
 
 

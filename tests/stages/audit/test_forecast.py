@@ -10,7 +10,7 @@ from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.teacher import max_tokens_for
 from omniopd.stages.audit.todo import shape_of
 from omniopd.store.config import Config
-from omniopd.store.ledger import read_forecast, read_totals
+from omniopd.store.ledger_read import read_forecast, read_totals
 from omniopd.view.plan import describe, forecasts, plan
 from omniopd.view.status import read_status
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from omniopd.stages.audit.health import TeacherHealth
 from omniopd.stages.audit.stage import audit
 from omniopd.store.errors import BudgetReached, Interrupted, TeacherError
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 
 CREDIT = "Your credit balance is too low to access the Anthropic API."
 

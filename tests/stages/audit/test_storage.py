@@ -12,7 +12,8 @@ from aiohttp import web
 
 from omniopd.stages.audit.stage import audit
 from omniopd.store.errors import StorageError
-from omniopd.store.ledger import Ledger, read_totals
+from omniopd.store.ledger import Ledger
+from omniopd.store.ledger_read import read_totals
 from omniopd.store.storage import Spare
 from omniopd.store.table import Table
 from support.disks import fill, mounted

@@ -7,17 +7,12 @@ import pytest
 
 from omniopd.stages.generate.stage import generate
 from omniopd.store.errors import ConfigChangedError, InputError
-from support.runs import STUDENT
+from support.runs import STUDENT, change_student
 
 
 @pytest.fixture
 def student(tmp_path):
     return shutil.copytree(STUDENT, tmp_path / "model")
-
-
-def change(student, **changes):
-    path = student / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def index(student):
@@ -27,9 +22,9 @@ def index(student):
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (lambda student: change(student, tie_word_embeddings=False), "has no weight lm_head.weight"),
-        (lambda student: change(student, model_type="gpt2"), "does not support the architecture gpt2"),
-        (lambda student: change(student, attention_bias=True), "does not support attention_bias"),
+        (lambda student: change_student(student, tie_word_embeddings=False), "has no weight lm_head.weight"),
+        (lambda student: change_student(student, model_type="gpt2"), "does not support the architecture gpt2"),
+        (lambda student: change_student(student, attention_bias=True), "does not support attention_bias"),
         (index, "holds two models"),
         (lambda student: (student / "model.safetensors").write_bytes(b"cut off"), "cannot be read"),
     ],
@@ -44,7 +39,7 @@ def test_what_the_trainer_refuses_is_refused_before_anything_is_sampled(make_run
 
 def test_a_student_that_is_only_trained_is_checked_before_the_teacher_is_asked(make_run, student):
     run = make_run(student={"model": str(student)}, train={"objective": "sft"})
-    change(student, tie_word_embeddings=False)
+    change_student(student, tie_word_embeddings=False)
     with pytest.raises(InputError, match=r"has no weight lm_head\.weight"):
         generate(run, 0, run.config())
     assert run.round(0).trajectories.manifest.rows == 0

@@ -14,7 +14,8 @@ import pytest
 from omniopd.store import commits, files
 from omniopd.store.errors import BusyError, ConfigError, InputError, MirrorError
 from omniopd.store.layout import RunDir
-from omniopd.store.ledger import Budget, Caps, Ledger, Reservation, Settlement, read_totals
+from omniopd.store.ledger import Budget, Caps, Ledger, Reservation, Settlement
+from omniopd.store.ledger_read import read_totals
 from omniopd.store.mirror import background, writer
 from omniopd.store.mirror.places import Folder, open_place
 from omniopd.store.mirror.pull import pull

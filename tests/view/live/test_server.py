@@ -14,6 +14,7 @@ import pytest
 from omniopd.store.errors import ConfigError, UsageError
 from omniopd.store.layout import RunDir
 from omniopd.view.live import server
+from omniopd.view.live.runs import differences
 from support.browser import CHROMIUM, open_browser
 from support.tables import edit
 from support.written_run import add_evaluation, write_tables
@@ -172,6 +173,11 @@ def test_runs_side_by_side_show_what_differs_and_how_good_they_are(make_run):
     assert "teacher.rollouts" not in text
     assert "Pass@1 , aime24, math_verify 25.0 %" in text
     assert {"accuracy", "chunk-loss"} <= {spec["name"] for spec in part["specs"]}
+
+
+def test_a_key_whose_value_is_a_table_is_one_row_of_the_settings_that_differ():
+    plain, adapted = {"train": {"lr": 1e-6, "lora": None}}, {"train": {"lr": 1e-6, "lora": {"rank": 4}}}
+    assert differences([plain, adapted]) == [("train.lora", ["null", '{"rank": 4}'])]
 
 
 def test_looking_changes_nothing_in_the_run(written_run):

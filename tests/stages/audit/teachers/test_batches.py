@@ -11,7 +11,8 @@ from omniopd.stages.audit.stage import audit
 from omniopd.stages.audit.teachers import openai
 from omniopd.store.batch_book import BatchBook
 from omniopd.store.errors import BudgetReached, ConfigError, InputError, TeacherError
-from omniopd.store.ledger import Ledger, read_batches, read_totals
+from omniopd.store.ledger import Ledger
+from omniopd.store.ledger_read import read_batches, read_totals
 from omniopd.store.sections import TeacherConfig
 from support import batch_vendors, vendors
 
@@ -56,6 +57,12 @@ def assert_every_rollout_is_there_once(run):
     assert len(keys) == len(set(keys))
     assert set(keys) == {(chunk, i) for chunk in chunks for i in range(N)}
     assert read_totals(run.ledger).reserved_tokens == 0
+
+
+def assert_one_batch_has_brought_all(run, server):
+    assert_every_rollout_is_there_once(run)
+    assert len(server.made) == 1
+    assert read_totals(run.ledger).unknown == 0
 
 
 def die_when(monkeypatch, state):
@@ -115,9 +122,7 @@ def test_a_crash_right_after_the_creation_finds_the_same_batch_again(run, server
     assert len(server.made) == 1
     mend()
     audit(run, 0, run.config())
-    assert_every_rollout_is_there_once(run)
-    assert len(server.made) == 1
-    assert read_totals(run.ledger).unknown == 0
+    assert_one_batch_has_brought_all(run, server)
 
 
 def test_a_crash_while_it_waits_goes_on_waiting_for_the_same_batch(run, server, monkeypatch):
@@ -125,9 +130,7 @@ def test_a_crash_while_it_waits_goes_on_waiting_for_the_same_batch(run, server, 
         patch.setattr("omniopd.stages.audit.batches.flow.BatchFlow.collect", dying_collect())
         die(run)
     audit(run, 0, run.config())
-    assert_every_rollout_is_there_once(run)
-    assert len(server.made) == 1
-    assert read_totals(run.ledger).unknown == 0
+    assert_one_batch_has_brought_all(run, server)
 
 
 def dying_collect():
@@ -166,9 +169,7 @@ def test_a_creation_of_which_nobody_knows_is_looked_for_again_before_anything_is
         audit(run, 0, run.config((PRICE,)))
     server.lost = set()
     audit(run, 0, run.config((PRICE,)))
-    assert_every_rollout_is_there_once(run)
-    assert len(server.made) == 1
-    assert read_totals(run.ledger).unknown == 0
+    assert_one_batch_has_brought_all(run, server)
 
 
 def test_a_batch_that_is_not_listed_after_an_hour_is_charged_in_full_and_asked_again(run, server, monkeypatch, capsys):
@@ -205,9 +206,7 @@ def test_a_vendor_whose_clock_is_hours_off_is_understood(run, server, ahead_s):
     server.clock_s = ahead_s
     server.lost = {"create"}
     audit(run, 0, run.config())
-    assert_every_rollout_is_there_once(run)
-    assert len(server.made) == 1
-    assert read_totals(run.ledger).unknown == 0
+    assert_one_batch_has_brought_all(run, server)
 
 
 @pytest.mark.parametrize("status", [500, 503, 529, 429])
@@ -215,9 +214,7 @@ def test_a_creation_that_a_busy_vendor_refuses_is_tried_again_and_costs_nothing(
     monkeypatch.setattr("omniopd.stages.audit.batches.flow.pause_s", lambda attempt, asked: 0.0)
     server.busy = [status, status]
     audit(run, 0, run.config())
-    assert_every_rollout_is_there_once(run)
-    assert len(server.made) == 1
-    assert read_totals(run.ledger).unknown == 0
+    assert_one_batch_has_brought_all(run, server)
 
 
 def test_a_vendor_that_stays_busy_ends_the_stage_and_the_reservation_is_released(run, server, monkeypatch):
@@ -240,9 +237,7 @@ def test_a_gateway_that_saw_no_answer_to_a_creation_is_no_refusal(run, server):
 def test_a_creation_whose_answer_was_lost_is_found_at_once(run, server):
     server.lost = {"create"}
     audit(run, 0, run.config())
-    assert_every_rollout_is_there_once(run)
-    assert len(server.made) == 1
-    assert read_totals(run.ledger).unknown == 0
+    assert_one_batch_has_brought_all(run, server)
 
 
 def test_a_crash_half_way_through_the_results_neither_loses_nor_doubles_a_row(run, server, monkeypatch):
@@ -259,9 +254,7 @@ def test_a_crash_half_way_through_the_results_neither_loses_nor_doubles_a_row(ru
     die(run)
     monkeypatch.setattr(Ledger, "commit", real)
     audit(run, 0, run.config())
-    assert_every_rollout_is_there_once(run)
-    assert len(server.made) == 1
-    assert read_totals(run.ledger).unknown == 0
+    assert_one_batch_has_brought_all(run, server)
 
 
 def test_results_that_come_twice_and_out_of_order_are_taken_once(run, server):
@@ -310,9 +303,7 @@ def test_results_that_are_cut_off_or_garbled_keep_what_can_be_read_and_are_read_
     assert read_totals(run.ledger).unknown == 0
     server.garbled = False
     audit(run, 0, run.config())
-    assert_every_rollout_is_there_once(run)
-    assert len(server.made) == 1
-    assert read_totals(run.ledger).unknown == 0
+    assert_one_batch_has_brought_all(run, server)
 
 
 def test_results_that_stay_garbled_are_charged_in_full_and_asked_again(run, server, monkeypatch):

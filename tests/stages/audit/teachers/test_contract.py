@@ -14,7 +14,7 @@ from omniopd.stages.audit.teachers import anthropic, openai
 from omniopd.stages.audit.teachers.registry import BUILT_IN, find_dialect
 from omniopd.store.conversation import Conversation
 from omniopd.store.errors import ConfigError, TeacherError
-from omniopd.store.ledger import read_totals
+from omniopd.store.ledger_read import read_totals
 from omniopd.store.sections import CONTINUE, TeacherConfig
 from support import vendors
 
