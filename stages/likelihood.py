@@ -107,8 +107,12 @@ class Student:
 
 def precision_of(config: Config) -> str:
     """The precision in which the trainer computes on this machine."""
-    cuda = torch.cuda.is_available()
-    return config.train.on(cuda=cuda, bf16=cuda and torch.cuda.is_bf16_supported()).precision
+    return config.train.on(cuda=torch.cuda.is_available(), bf16=has_bfloat16()).precision
+
+
+def has_bfloat16() -> bool:
+    """Whether there is a GPU that computes in bfloat16. Others emulate it, without fused attention."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def log_probs_and_entropy(logits_BV: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from ...likelihood import log_probs_and_entropy
+from ...likelihood import has_bfloat16, log_probs_and_entropy
 from ..engine import Pulse, Request, Response, Sampling, check_fits, unheard
 from .cache import growing_cache
 from .sampling import sample, uniforms
@@ -26,7 +26,7 @@ class TransformersEngine:
 
     def __init__(self, folder: str, dtype: str, batch_size: int | None) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        auto = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        auto = torch.bfloat16 if has_bfloat16() else torch.float32
         precision = auto if dtype == "auto" else getattr(torch, dtype)
         transformers.logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision)

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from ....store.config import Config
 from ....store.errors import InputError
+from ...likelihood import has_bfloat16
 from ..engine import Pulse, Request, Response, Sampling, check_fits, unheard
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class VllmEngine:
         self._vocabulary = int(shape.vocab_size)
         self._decode_entropies = decode_entropies
         cuda = torch.cuda.is_available()
-        auto = "bfloat16" if cuda else "float32"
+        auto = "bfloat16" if has_bfloat16() else "float32"
         arguments: dict[str, Any] = {
             "model": folder,
             "dtype": auto if config.student.dtype == "auto" else config.student.dtype,
