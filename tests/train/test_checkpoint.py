@@ -1,5 +1,6 @@
 """What a checkpoint takes in memory, and how a split optimizer's state comes to be whole parameters on the disk."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,31 @@ def test_a_checkpoint_takes_at_most_one_and_a_half_times_the_optimizer_s_state_i
         files = [path.stat().st_size for path in (tmp_path / "c").rglob("*.distcp")]
         expected = (12 if precision == "fp32" else 14) * count
         assert sum(files) == pytest.approx(expected, rel=0.01), "what check_disk counts on"
+
+
+def test_a_tensor_that_is_written_is_let_go_of_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # From a GPU each of them is a copy.
+    train = TrainConfig.model_validate({"precision": "fp32"}).on(cuda=False)
+    written: list[weakref.ref[torch.Tensor]] = []
+    kept: list[int] = []
+    save = torch.save
+
+    def seen(data: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(data, torch.Tensor):
+            kept.append(sum(tensor() is not None for tensor in written))
+            written.append(weakref.ref(data))
+        save(data, *args, **kwargs)
+
+    with world(), model_parallel(train):
+        made = learner(train)
+        checkpoints = Checkpoints(tmp_path / "c")
+        checkpoints.begin({})
+        monkeypatch.setattr(torch, "save", seen)
+        checkpoints.save(made, Position(1))
+    assert len(written) >= 3 * len(list(made.policy.parameters())), "weights and two moments"
+    assert max(kept) == 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
