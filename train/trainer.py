@@ -32,7 +32,7 @@ from .hf_model import load_weights
 from .hf_weights import WeightFiles
 from .inputs import Inputs, find_inputs, on_this_node
 from .lora import add_adapters, load_adapters
-from .memory import check_disk, check_memory, checkpoint_bytes, training_need
+from .memory import check_disk, check_memory, checkpoint_bytes, out_of_memory, training_need
 from .metrics import BatchReport, MetricsLog, StepMetrics, step_metrics
 from .model import Student, build
 from .objective import loss_terms
@@ -103,7 +103,8 @@ def train_round(
 
     Raises:
         TableError: the shards are not finished, or damaged.
-        InputError: shards, student or tokenizer cannot be used, or do not belong together.
+        InputError: shards, student or tokenizer cannot be used, or do not belong together; or the memory of a
+            GPU does not suffice.
         ConfigError: the student cannot be split as [train] says.
         ConfigChangedError: the round was begun with other settings or inputs.
         BusyError: another process trains this round.
@@ -122,7 +123,10 @@ def train_round(
         prepared = replace(prepared, inputs=on_each_node(lambda: on_this_node(found, run, index, config)))
         stack.enter_context(model_parallel(config.train))
         data = _Data(map_sequences(_laid_out(run.round(index))), prepared.facts)
-        _train(run, index, config, prepared, data, device, progress, leaving)
+        try:
+            _train(run, index, config, prepared, data, device, progress, leaving)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(str(error), dist.get_rank()) from error
         return result_of(run, index, trained=True)
 
 

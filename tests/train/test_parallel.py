@@ -2,6 +2,8 @@
 
 import gc
 import os
+import signal
+import time
 import types
 import weakref
 from collections.abc import Callable
@@ -14,13 +16,15 @@ import torch.distributed as dist
 
 from omniopd.stages.likelihood import has_bfloat16, precision_of
 from omniopd.store.config import Config
-from omniopd.store.errors import ConfigError
+from omniopd.store.errors import ConfigError, InputError
 from omniopd.store.layout import RunDir
 from omniopd.store.sections import TrainConfig
 from omniopd.train import step
 from omniopd.train.launch import launch
+from omniopd.train.metrics import MetricsLog
 from omniopd.train.parallel import on_device, world
 from support import training as kit
+from support.processes import Command
 
 GPU = torch.device("cuda", 0)
 
@@ -101,3 +105,69 @@ def test_a_trained_round_leaves_the_gpu_to_the_next_engine(
         gc.enable()
     assert parameters
     assert held[-1:] == [0], "the cache is emptied once nothing is in it"
+
+
+def test_a_step_that_finds_no_memory_is_one_line(
+    run: RunDir, students: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = kit.make_config(students("qwen3"))
+    kit.write_round(run, 0, config, kit.shard_rows(4))
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 1.16 GiB. GPU 0 has a total capacity of 79.11 GiB of which"
+            " 500.00 MiB is free. If reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF"
+        )
+
+    monkeypatch.setattr(step.Learner, "gradients", full)
+    with pytest.raises(
+        InputError, match=r"^Rank 0 has no GPU memory left: CUDA out .* 500.00 MiB is free\. Set train\."
+    ):
+        launch(run, 0, config)
+
+
+def test_kernels_that_repeat_themselves_are_asked_for_in_a_process_that_has_used_no_gpu_yet(
+    run: RunDir, students: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = kit.make_config(students("qwen3"), deterministic=True)
+    kit.write_toml(run, config)
+    kit.write_round(run, 0, config, kit.shard_rows(4))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # the student was sampled here
+    steps: list[int] = []
+    result = launch(run, 0, config, progress=lambda done, *_: steps.append(done))
+    assert (result.trained, steps) == (True, [1])
+    assert "1 steps, 0 skipped" in run.train_log(0).read_text(), "another process has said so"
+
+
+def test_a_job_of_several_machines_may_have_more_ranks_than_this_one_has_gpus(
+    run: RunDir, students: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = kit.make_config(students("qwen3"), processes=32)
+    kit.write_round(run, 0, config, kit.shard_rows(4))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    with pytest.raises(ConfigError, match="this machine has 8 GPUs"):
+        launch(run, 0, config)
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "1")  # torchrun decides
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setitem(os.environ, name, value)
+    assert launch(run, 0, config).trained
+    monkeypatch.delitem(os.environ, "WORLD_SIZE")
+    assert not launch(run, 0, config).trained, "nor does it matter where there is nothing to train"
+
+
+@pytest.mark.slow
+def test_ranks_that_are_told_to_stop_may_finish_their_step(run: RunDir, students: Callable[[str], Path]) -> None:
+    config = kit.make_config(students("qwen3"), epochs=200, processes=2, checkpoint_every=10_000)
+    kit.write_toml(run, config)
+    kit.write_round(run, 0, config, kit.shard_rows(10))
+    # torchrun's patience, which ends before a step of a GPU, ends at once here.
+    command = Command("train", run.path, env={"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "0"})
+    metrics = MetricsLog(run, 0)
+    while len(metrics.rows()) < 2:
+        assert command.running
+        time.sleep(0.01)
+    command.send_signal(signal.SIGTERM)
+    ended = command.wait()
+    done = len(metrics.rows())
+    assert (ended.returncode, f"stopped after step {done} of 600, with a checkpoint" in ended.stderr) == (130, True)
+    assert (run.round(0).checkpoint / "latest").read_text() == f"step={done:06d}\n"
