@@ -25,7 +25,7 @@ from ..store.layout import RoundDir, RunDir
 from ..store.model import weights_hash
 from ..store.sections import TrainConfig
 from .checkpoint import Checkpoints, Position
-from .columns import can_compile
+from .columns import can_compile, missing_to_compile
 from .data import COLUMNS, Sequences, lay_out, map_sequences, micro_batches, plan_steps
 from .export import ADAPTERS
 from .hf_model import load_weights
@@ -158,6 +158,10 @@ def _prepare(
     shards = map_sequences(folder)
     longest = int(shards.lengths.max())
     fused = device.type == "cuda" and can_compile()
+    if device.type == "cuda" and not fused:
+        sys.stderr.write(
+            f"Without {missing_to_compile()} kernels are not compiled: the loss takes about twice as long\n"
+        )
     need = training_need(inputs.arch, train, processes=ranks, longest=longest, frozen=frozen, fused=fused)
     check_memory(need, available)
     check_disk(checkpoint_bytes(inputs.arch, train), shutil.disk_usage(round_.path).free, round_.path)

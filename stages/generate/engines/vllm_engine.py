@@ -35,7 +35,14 @@ _OF_THE_LAUNCHER = (
 class VllmEngine:
     """Samples with vLLM. A response's random stream is seeded by its id, so its tokens do not depend on the others."""
 
-    def __init__(self, folder: str, config: Config, longest_prompt: int, *, decode_entropies: bool) -> None:
+    def __init__(
+        self, folder: str, config: Config, longest_prompt: int, *, decode_entropies: bool, alone: bool = True
+    ) -> None:
+        """
+        Args:
+            decode_entropies: ask the sampler for log-probs and entropies.
+            alone: nothing else wants the GPU; otherwise the model fits on it once more.
+        """
         vllm = _import()
         shape = AutoConfig.from_pretrained(folder)
         self._context = int(shape.max_position_embeddings)
@@ -57,7 +64,7 @@ class VllmEngine:
         }
         if config.generate.batch_size is not None:
             arguments["max_num_seqs"] = config.generate.batch_size
-        if cuda and not decode_entropies:
+        if cuda and not alone:
             arguments["gpu_memory_utilization"] = _MEMORY_BESIDE_RESCORER
         arguments |= config.generate.vllm
         try:
