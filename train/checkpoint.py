@@ -233,13 +233,22 @@ def _state(learner: Learner, position: Position, *, loading: bool) -> dict[str, 
     part = split_part(optimizer)
     return {
         "model": model,
-        "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
+        "optimizer": _counted_on_host(optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata))
         if part is None
         else split_state(part, model, loading=loading),
         "rng": torch.get_rng_state(),
         "step": position.step,
         "skipped": position.skipped,
     }
+
+
+def _counted_on_host(state: dict[str, Any]) -> dict[str, Any]:
+    """The state with its step on the host, where fused AdamW counts on the GPU. Megatron sends it to all ranks to be
+    compared, and unpickling it would give each of them a CUDA context, half a gigabyte, on rank 0's GPU."""
+    moments = state.get("optimizer", state)["state"]  # in bfloat16 beside the float32 weights
+    if "common_step" in moments:
+        moments["common_step"] = moments["common_step"].cpu()
+    return state
 
 
 def _give_optimizer(learner: Learner, state: dict[str, Any]) -> None:
