@@ -9,13 +9,17 @@ Shapes: T tokens read, B sequences of a batch, S the longest of them, R rows of 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from ..store.config import Config
 
@@ -56,11 +60,8 @@ class Student:
     """A student that reads."""
 
     def __init__(self, folder: str, precision: str) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        transformers.logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        self._model = model.to(self._device).eval()  # pyright: ignore[reportArgumentType]
+        self._model, self._device = load_model(folder, dtype)
         self.name = f"transformers {transformers.__version__} {str(dtype).removeprefix('torch.')}"
 
     def close(self) -> None:
@@ -103,6 +104,40 @@ class Student:
             own_R1 = log_probs_RV.gather(1, target_R[:, None])
             parts.append((own_R1[:, 0], entropy_R, log_probs_RV.amax(1), (log_probs_RV > own_R1).sum(1).int()))
         return Likelihood(*(torch.cat(columns).cpu().numpy() for columns in zip(*parts, strict=True)))
+
+
+def load_model(folder: str, dtype: torch.dtype) -> tuple[Any, torch.device]:
+    """A model to read or sample with, and the device that it is on."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    transformers.logging.disable_progress_bar()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention(device, dtype))
+    return model.to(device).eval(), device
+
+
+_REPEATED_HEADS = "omniopd_repeated_heads"
+"""Name of an attention in transformers."""
+
+
+def attention(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Which of transformers' attentions; None: its choice.
+
+    In float32 CUDA has no kernel for grouped queries but the one that holds the scores, 17 GB a layer at 8,192 tokens
+    (docs/gpu.md), and transformers takes it where there is no mask.
+    """
+    if device.type != "cuda" or dtype != torch.float32:
+        return None
+    AttentionInterface.register(_REPEATED_HEADS, _with_repeated_heads)
+    AttentionMaskInterface.register(_REPEATED_HEADS, sdpa_mask)
+    return _REPEATED_HEADS
+
+
+def _with_repeated_heads(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' `sdpa` with keys and values repeated for each query head, as its module need not know."""
+    key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1) for tensor in (key, value))
+    alone: Any = SimpleNamespace(is_causal=getattr(module, "is_causal", True))
+    return sdpa_attention_forward(alone, query, key, value, *args, **kwargs)
 
 
 def precision_of(config: Config) -> str:
