@@ -9,13 +9,17 @@ Shapes: T tokens read, B sequences of a batch, S the longest of them, R rows of 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from ..store.config import Config
 
@@ -56,11 +60,8 @@ class Student:
     """A student that reads."""
 
     def __init__(self, folder: str, precision: str) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        transformers.logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        self._model = model.to(self._device).eval()  # pyright: ignore[reportArgumentType]
+        self._model, self._device = load_model(folder, dtype)
         self.name = f"transformers {transformers.__version__} {str(dtype).removeprefix('torch.')}"
 
     def close(self) -> None:
@@ -105,10 +106,48 @@ class Student:
         return Likelihood(*(torch.cat(columns).cpu().numpy() for columns in zip(*parts, strict=True)))
 
 
+def load_model(folder: str, dtype: torch.dtype) -> tuple[Any, torch.device]:
+    """A model to read or sample with, and the device that it is on."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    transformers.logging.disable_progress_bar()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention(device, dtype))
+    return model.to(device).eval(), device
+
+
+_REPEATED_HEADS = "omniopd_repeated_heads"
+"""Name of an attention in transformers."""
+
+
+def attention(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Which of transformers' attentions; None: its choice.
+
+    In float32 CUDA has no kernel for grouped queries but the one that holds the scores, 17 GB a layer at 8,192 tokens
+    (docs/gpu.md), and transformers takes it where there is no mask.
+    """
+    if device.type != "cuda" or dtype != torch.float32:
+        return None
+    AttentionInterface.register(_REPEATED_HEADS, _with_repeated_heads)
+    AttentionMaskInterface.register(_REPEATED_HEADS, sdpa_mask)
+    return _REPEATED_HEADS
+
+
+def _with_repeated_heads(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' `sdpa` with keys and values repeated for each query head, as its module need not know."""
+    key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1) for tensor in (key, value))
+    alone: Any = SimpleNamespace(is_causal=getattr(module, "is_causal", True))
+    return sdpa_attention_forward(alone, query, key, value, *args, **kwargs)
+
+
 def precision_of(config: Config) -> str:
     """The precision in which the trainer computes on this machine."""
-    cuda = torch.cuda.is_available()
-    return config.train.on(cuda=cuda, bf16=cuda and torch.cuda.is_bf16_supported()).precision
+    return config.train.on(cuda=torch.cuda.is_available(), bf16=has_bfloat16()).precision
+
+
+def has_bfloat16() -> bool:
+    """Whether there is a GPU that computes in bfloat16. Others emulate it, without fused attention."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def log_probs_and_entropy(logits_BV: Tensor) -> tuple[Tensor, Tensor]:

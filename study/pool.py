@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.queues import SimpleQueue
 
+from ..stages.generate.workers import assign_devices
 from .arms import REFERENCE
 from .task import Task
 from .train_arm import train_arm
@@ -15,6 +17,8 @@ from .train_arm import train_arm
 
 def train_all(tasks: Sequence[Task], jobs: int, done: Callable[[Task, float], None]) -> None:
     """Train and evaluate all tasks, the reference arm of a seed before the arms that borrow from it.
+
+    Several at a time share the GPUs of the machine: each has its own, as long as there are enough.
 
     Args:
         done: Called after each task, with Pass@1 of its last policy.
@@ -31,7 +35,10 @@ def train_all(tasks: Sequence[Task], jobs: int, done: Callable[[Task, float], No
     # torch is not imported here, so the workers' threads are still to be decided.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker) as pool:
+    numbers = spawn.SimpleQueue()
+    for number in range(jobs):
+        numbers.put(number)
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(jobs, numbers)) as pool:
         try:
             running: dict[Future[float], Task] = {pool.submit(_train_in_worker, task): task for task in first}
             while running:
@@ -48,8 +55,13 @@ def train_all(tasks: Sequence[Task], jobs: int, done: Callable[[Task, float], No
             raise
 
 
-def _start_worker() -> None:
-    """A worker ends with whoever started it, even one that was killed, and Ctrl-C is for its task alone."""
+def _start_worker(jobs: int, numbers: "SimpleQueue[int]") -> None:
+    """A worker ends with whoever started it, even one that was killed, and Ctrl-C is for its task alone.
+
+    Args:
+        numbers: Has one for each worker.
+    """
+    _claim_gpus(jobs, numbers.get())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -59,6 +71,14 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _claim_gpus(jobs: int, number: int) -> None:
+    """Leave this process its share of the GPUs, before CUDA starts. Otherwise all would train on the first one."""
+    import torch
+
+    if devices := torch.cuda.device_count():
+        assign_devices(os.environ, devices, max(1, devices // jobs), number)
 
 
 def _train_in_worker(task: Task) -> float:

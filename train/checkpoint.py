@@ -11,6 +11,8 @@ between two runs, but not whether the optimizer is distributed: Megatron's forma
 The last one of a round outlives it: the next round takes the optimizer's state from it.
 """
 
+import os
+import queue
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +22,11 @@ from typing import Any
 import orjson
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, _write_item
+from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from ..store import files
 from ..store.errors import ConfigChangedError, InputError
@@ -171,9 +176,9 @@ class Checkpoints:
 
 
 class _TensorByTensor(mcore.checkpoint_strategies.TorchDistSaveShardedStrategy):
-    """Megatron's checkpoint written by torch's own writer: what is on a GPU comes to the host a tensor at a time.
+    """Megatron's checkpoint, but what is on a GPU comes to the host a tensor at a time.
 
-    Megatron's copies all of a rank's tensors first, for processes that it forks to write them.
+    Megatron's writer copies all of a rank's tensors first, for processes that it forks to write them.
     """
 
     def save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> None:
@@ -181,10 +186,44 @@ class _TensorByTensor(mcore.checkpoint_strategies.TorchDistSaveShardedStrategy):
         state, _, _ = strategies._replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
         save(
             strategies.mcore_to_pyt_state_dict(state),
-            storage_writer=FileSystemWriter(checkpoint_dir),
+            storage_writer=_Writer(checkpoint_dir),
             planner=strategies.MCoreSavePlanner(flatten_state_dict=False),
             process_group=patient_group(),  # a slow disk is no reason to give up
         )
+
+
+class _Writer(FileSystemWriter):
+    """torch's writer, but that it lets go of a tensor once it is written.
+
+    torch's keeps all tensors of a file until the file is whole (for safetensors, which this is not): from a GPU that is
+    a copy of a rank's whole state in page-locked memory, each tensor rounded up to a power of two.
+    """
+
+    def _write_data(self, planner: SavePlanner, file_queue: "queue.Queue[Any]") -> Future[list[WriteResult]]:
+        results: list[WriteResult] = []
+        while not file_queue.empty():
+            path, key, items = file_queue.get()
+            with self.fs.create_stream(path, "wb") as stream:
+                for item in items:
+                    results.append(
+                        _write_item(
+                            self.transforms, stream, _on_host(planner.resolve_data(item)), item, key,
+                            self.serialization_format,
+                        )
+                    )  # fmt: skip
+                stream.flush()
+                os.fsync(stream.fileno())
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+
+def _on_host(data: Any) -> Any:
+    """A tensor as it is written: on the CPU, and nothing behind it that is not its own. Bytes stay as they are."""
+    if not isinstance(data, torch.Tensor):
+        return data
+    host = data.detach().cpu()
+    return host if host.untyped_storage().nbytes() == host.nbytes else host.clone()
 
 
 def _state(learner: Learner, position: Position, *, loading: bool) -> dict[str, Any]:
@@ -194,13 +233,22 @@ def _state(learner: Learner, position: Position, *, loading: bool) -> dict[str, 
     part = split_part(optimizer)
     return {
         "model": model,
-        "optimizer": optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
+        "optimizer": _counted_on_host(optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata))
         if part is None
         else split_state(part, model, loading=loading),
         "rng": torch.get_rng_state(),
         "step": position.step,
         "skipped": position.skipped,
     }
+
+
+def _counted_on_host(state: dict[str, Any]) -> dict[str, Any]:
+    """The state with its step on the host, where fused AdamW counts on the GPU. Megatron sends it to all ranks to be
+    compared, and unpickling it would give each of them a CUDA context, half a gigabyte, on rank 0's GPU."""
+    moments = state.get("optimizer", state)["state"]  # in bfloat16 beside the float32 weights
+    if "common_step" in moments:
+        moments["common_step"] = moments["common_step"].cpu()
+    return state
 
 
 def _give_optimizer(learner: Learner, state: dict[str, Any]) -> None:

@@ -8,8 +8,11 @@ temporaries, and the function's operations in place need none.
 
 import functools
 import importlib.util
+import os
 import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,8 +55,20 @@ def sums_and_matrix(function: BlockFunction) -> Callable[..., tuple[Tensor, Tens
 
 @functools.cache
 def can_compile() -> bool:
-    """Whether torch.compile finds what it makes CUDA kernels with: Triton, and a C compiler for its launchers."""
-    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+    """Whether torch.compile finds what it makes CUDA kernels with."""
+    return not missing_to_compile()
+
+
+def missing_to_compile() -> str:
+    """What torch.compile lacks to make CUDA kernels, or nothing: Triton, and with what Triton builds an extension of
+    Python when it makes its first kernel (triton/runtime/build.py). Images without either are common."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton"
+    if not any(map(shutil.which, [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"])):
+        return "a C compiler (gcc, clang, or what CC names)"
+    if not Path(sysconfig.get_paths("posix_prefix")["include"], "Python.h").is_file():
+        return "Python.h (python3-dev)"
+    return ""
 
 
 Whole = Callable[[tuple[Tensor, ...], tuple[Any, ...], torch.dtype | None], tuple[Tensor, Tensor | None]]

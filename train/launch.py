@@ -23,14 +23,21 @@ ERROR_FILE = "OMNIOPD_TRAIN_ERROR_FILE"
 
 _POLL_S = 0.2
 
+_LAST_STEP_S = 3600
+"""How long ranks that were told to stop (SIGTERM) may take for the step that is under way and a checkpoint. torchrun
+kills them after 30 s, which on a GPU is less than a step of many sequences takes."""
+
+_GRACE_S = 30.0
+"""How long they may take after Ctrl-C."""
+
 
 def launch(
     run: RunDir, index: int, config: Config, overrides: Sequence[str] = (), progress: Progress | None = None
 ) -> TrainResult:
     """Train a round with `config.train.processes` processes.
 
-    One process trains right here; so does a process that torchrun started. Otherwise torchrun starts the processes,
-    and what they print goes to logs/train-round=NNN.log of the run.
+    One process trains right here, unless train.deterministic asks for a fresh one; so does a process that torchrun
+    started. Otherwise torchrun starts the processes, and what they print goes to logs/train-round=NNN.log of the run.
 
     Args:
         run: the run.
@@ -44,10 +51,11 @@ def launch(
         OmniopdError: as `trainer.train_round`, or a process died without saying why.
     """
     check_installed()
-    _check_gpus(config.train.processes)
-    if config.train.processes > 1 and "WORLD_SIZE" not in os.environ and not run.round(index).policy.is_dir():
-        _torchrun(run, index, config, overrides, progress)
-        return result_of(run, index, trained=True)
+    if "WORLD_SIZE" not in os.environ and not run.round(index).policy.is_dir():
+        _check_gpus(config.train.processes)
+        if config.train.processes > 1 or (config.train.deterministic and _gpu_was_used()):
+            _torchrun(run, index, config, overrides, progress)
+            return result_of(run, index, trained=True)
     from .trainer import train_round
 
     return train_round(run, index, config, progress)
@@ -80,6 +88,14 @@ def _check_gpus(processes: int) -> None:
         )
 
 
+def _gpu_was_used() -> bool:
+    """Whether this process has used a GPU: to sample, say. From its first product on, torch remembers whether cuBLAS
+    was told to repeat itself (aten/src/ATen/Context.cpp, alertCuBLASConfigNotDeterministic)."""
+    import torch
+
+    return torch.cuda.is_initialized()
+
+
 def _torchrun(run: RunDir, index: int, config: Config, overrides: Sequence[str], progress: Progress | None) -> None:
     run.logs.mkdir(parents=True, exist_ok=True)
     log = run.train_log(index)
@@ -96,16 +112,31 @@ def _torchrun(run: RunDir, index: int, config: Config, overrides: Sequence[str],
             with on_sigterm(process.terminate):
                 _follow(process, run, index, config, progress)
         except BaseException:
-            process.terminate()  # torchrun passes it on to its processes
-            process.wait()
+            _end(process)
             raise
         if process.returncode:
             raise _failure(error_file, process.returncode, log)
 
 
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """After Ctrl-C, say. A rank may be in a collective that another one has left."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()  # torchrun passes it on to its processes
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
+        for rank in ranks:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rank.kill()
+    process.wait()
+
+
 def _command(run: RunDir, index: int, processes: int, overrides: Sequence[str]) -> list[str]:
     # --standalone meets on a free port of this machine.
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    torchrun += ["--shutdown-timeout", str(_LAST_STEP_S)]
     trainer = ["-m", "omniopd.train", str(run.path), "--round", str(index)]
     sets = [part for override in overrides for part in ("--set", override)]
     return [sys.executable, *torchrun, "--nproc-per-node", str(processes), *trainer, *sets]

@@ -199,5 +199,18 @@ def check_memory(need: Need, available: int) -> None:
     )
 
 
+def out_of_memory(said: str, rank: int) -> InputError:
+    """What a user is told where a step needs more than `check_memory` has counted.
+
+    Args:
+        said: by the allocator of a GPU.
+    """
+    return InputError(
+        f"Rank {rank} has no GPU memory left: {said.partition(' If reserved')[0].rstrip('. ')}.",
+        "Set train.micro_batch = 1 (or train.micro_tokens lower), train.recompute = true, train.loss_rows lower or"
+        " train.tensor_parallel higher, and see with nvidia-smi what else is on the GPU.",
+    )
+
+
 def _gb(size: int) -> str:
     return f"{size / 1e9:.3g}"

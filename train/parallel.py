@@ -1,6 +1,7 @@
 """Process groups: one process alone, or the ranks that torchrun started. Set up for one round, taken down after it."""
 
 import contextlib
+import gc
 import os
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -10,8 +11,9 @@ from typing import Generic, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _abort_process_group
 
-from ..store.errors import OmniopdError
+from ..store.errors import ConfigError, OmniopdError
 from ..store.sections import TrainConfig
 from . import mcore
 from .cpu import cuda_means_cpu
@@ -57,14 +59,40 @@ def world() -> Generator[torch.device]:
     """A process group over all ranks, and the device of this one.
 
     A process on its own needs no port and no torchrun. When the `with` ends no trace of it is left, so that a program
-    can train one round after the other. A group that exists is used as it is, with the GPU that whoever made it has
-    chosen, and stays.
+    can train one round after the other, and sample in between. A group that exists is used as it is, with the GPU that
+    whoever made it has chosen, and stays.
+
+    Raises:
+        ConfigError: there are GPUs, but none for this rank.
     """
     given = dist.is_initialized()
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", torch.cuda.current_device() if given else int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", torch.cuda.current_device() if given else _own_gpu())
         torch.cuda.set_device(device)
+    try:
+        with _groups(device, given=given):
+            yield device
+    finally:
+        # A round's model is a circle of references, and its memory the allocator's: an engine in another process (vLLM)
+        # would find none.
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _own_gpu() -> int:
+    gpu, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if gpu >= there:
+        raise ConfigError(
+            f"Process {gpu} of this machine needs a GPU of its own, and sees {there}.",
+            f"Start {there} at most (--nproc-per-node), and let each see all GPUs of the machine.",
+        )
+    return gpu
+
+
+@contextlib.contextmanager
+def _groups(device: torch.device, *, given: bool) -> Generator[None]:
+    """The group over all ranks, unless it is given, and the patient one beside it."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     with cuda_means_cpu(), warnings.catch_warnings():
         # Megatron warns of settings that matter for speed on CUDA, and calls parts of torch that are being renamed.
@@ -82,11 +110,18 @@ def world() -> Generator[torch.device]:
         global _patient
         _patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_PATIENCE))
         try:
-            yield device
-        finally:
-            _patient = None
+            yield
+        except BaseException:
+            # An orderly end would wait for collectives that the other ranks are in, and they for this one: until NCCL's
+            # timeout, with the error still to be told.
+            if not given:
+                _abort_process_group()
+            raise
+        else:
             if not given:
                 dist.destroy_process_group()
+        finally:
+            _patient = None
 
 
 @contextlib.contextmanager
@@ -116,7 +151,7 @@ def on_device(train: TrainConfig, device: torch.device) -> TrainConfig:
         ConfigError: the device does not do what it says.
     """
     cuda = device.type == "cuda"
-    return train.on(cuda=cuda, bf16=cuda and torch.cuda.is_bf16_supported())
+    return train.on(cuda=cuda, bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 @contextlib.contextmanager
@@ -160,7 +195,7 @@ def least_memory(device: torch.device) -> int:
     """Bytes that the rank with the least of them can have. Collective."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device)  # of rounds trained before in this process
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # the allocator's cache
     else:
         import psutil
 

@@ -25,14 +25,14 @@ from ..store.layout import RoundDir, RunDir
 from ..store.model import weights_hash
 from ..store.sections import TrainConfig
 from .checkpoint import Checkpoints, Position
-from .columns import can_compile
+from .columns import can_compile, missing_to_compile
 from .data import COLUMNS, Sequences, lay_out, map_sequences, micro_batches, plan_steps
 from .export import ADAPTERS
 from .hf_model import load_weights
 from .hf_weights import WeightFiles
 from .inputs import Inputs, find_inputs, on_this_node
 from .lora import add_adapters, load_adapters
-from .memory import check_disk, check_memory, checkpoint_bytes, training_need
+from .memory import check_disk, check_memory, checkpoint_bytes, out_of_memory, training_need
 from .metrics import BatchReport, MetricsLog, StepMetrics, step_metrics
 from .model import Student, build
 from .objective import loss_terms
@@ -103,7 +103,8 @@ def train_round(
 
     Raises:
         TableError: the shards are not finished, or damaged.
-        InputError: shards, student or tokenizer cannot be used, or do not belong together.
+        InputError: shards, student or tokenizer cannot be used, or do not belong together; or the memory of a
+            GPU does not suffice.
         ConfigError: the student cannot be split as [train] says.
         ConfigChangedError: the round was begun with other settings or inputs.
         BusyError: another process trains this round.
@@ -122,7 +123,10 @@ def train_round(
         prepared = replace(prepared, inputs=on_each_node(lambda: on_this_node(found, run, index, config)))
         stack.enter_context(model_parallel(config.train))
         data = _Data(map_sequences(_laid_out(run.round(index))), prepared.facts)
-        _train(run, index, config, prepared, data, device, progress, leaving)
+        try:
+            _train(run, index, config, prepared, data, device, progress, leaving)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(str(error), dist.get_rank()) from error
         return result_of(run, index, trained=True)
 
 
@@ -159,6 +163,10 @@ def _prepare(run: RunDir, index: int, config: Config, available: int, device: to
     shards = map_sequences(folder)
     longest = int(shards.lengths.max())
     fused = device.type == "cuda" and can_compile()
+    if device.type == "cuda" and not fused:
+        sys.stderr.write(
+            f"Without {missing_to_compile()} kernels are not compiled: the loss takes about twice as long\n"
+        )
     need = training_need(inputs.arch, train, processes=ranks, longest=longest, frozen=frozen, fused=fused)
     check_memory(need, available)
     check_disk(checkpoint_bytes(inputs.arch, train), shutil.disk_usage(round_.path).free, round_.path)

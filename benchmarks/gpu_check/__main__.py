@@ -1,4 +1,4 @@
-"""Check and measure the trainer on this machine's first GPU.
+"""Check and measure the trainer on this machine's first GPU, and its layouts on all of them.
 
     make gpu-check                                          everything, in about five minutes on an H100
     PYTHONPATH=benchmarks:tests python -m gpu_check --only steps --shape 4b --out gpu-check.json
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import checkpoints, environment, kernels, losses, parity, steps
+from . import checkpoints, environment, kernels, layouts, losses, parity, sampling, steps
 from .sizes import SHAPES, Sizes
 
 CHECKS: dict[str, Callable[[Sizes], Iterator[dict[str, Any]]]] = {
@@ -27,7 +27,9 @@ CHECKS: dict[str, Callable[[Sizes], Iterator[dict[str, Any]]]] = {
     "steps": steps.check,
     "lora": steps.check_lora,
     "checkpoints": checkpoints.check,
+    "sampling": sampling.check,
     "parity": parity.check,
+    "layouts": layouts.check,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from omniopd.train.columns import can_compile
+from omniopd.train.columns import missing_to_compile
 
 from .sizes import Sizes
 from .timing import CUDA
@@ -17,7 +17,11 @@ PACKAGES = ("torch", "triton", "megatron-core", "transformers", "transformer-eng
 
 def check(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """One row."""
-    found: dict[str, Any] = {"python": platform.python_version(), "cuda": torch.version.cuda, "compiles": can_compile()}
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "compiles": missing_to_compile() or True,
+    }
     if CUDA:
         properties = torch.cuda.get_device_properties(0)
         found |= {
@@ -25,7 +29,8 @@ def check(sizes: Sizes) -> Iterator[dict[str, Any]]:
             "gb": round(properties.total_memory / 1e9, 1),
             "free_gb": round(torch.cuda.mem_get_info()[0] / 1e9, 1),
             "cudnn": torch.backends.cudnn.version(),
-            "bf16": torch.cuda.is_bf16_supported(),
+            "gpus": torch.cuda.device_count(),
+            "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
         }
     for package in PACKAGES:
         try:

@@ -14,9 +14,9 @@ from .sizes import architecture
 from .timing import DEVICE
 
 
-def student(shape: str, train: TrainConfig) -> Student:
+def student(shape: str, train: TrainConfig, device: torch.device = DEVICE) -> Student:
     """A model whose norms are ones and whose other weights are small and random."""
-    model = build(architecture(shape), train, DEVICE)
+    model = build(architecture(shape), train, device)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -27,13 +27,13 @@ def student(shape: str, train: TrainConfig) -> Student:
     return model
 
 
-def learner(shape: str, train: TrainConfig) -> Learner:
+def learner(shape: str, train: TrainConfig, device: torch.device = DEVICE) -> Learner:
     """A policy and its frozen twin, or a policy with adapters that is its own reference."""
     if train.lora is not None:
-        policy = student(shape, train)
+        policy = student(shape, train, device)
         add_adapters(policy, train)
-        return Learner(policy, policy, train, DEVICE)
-    return Learner(student(shape, train), student(shape, train), train, DEVICE)
+        return Learner(policy, policy, train, device)
+    return Learner(student(shape, train, device), student(shape, train, device), train, device)
 
 
 def micro_batch(shape: str, tokens: int) -> tuple[MicroBatch, BatchFacts]:

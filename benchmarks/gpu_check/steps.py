@@ -28,14 +28,14 @@ def check(sizes: Sizes) -> Iterator[dict[str, Any]]:
         [(sizes.lengths[0], {"precision": "fp32", "recompute": True})],
     )
     for tokens, section in cases:
-        yield _step(sizes.shape, tokens, section)
+        yield one_step(sizes.shape, tokens, section)
 
 
 def check_lora(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Adapters of rank 16 on all projections, on a larger model, at the shortest and the longest length."""
     for tokens in (sizes.lengths[0], sizes.lengths[-1]):
         section = {"precision": "bf16", "recompute": True, "lora": {"rank": 16, "alpha": 32}}
-        yield _step(sizes.lora_shape, tokens, section)
+        yield one_step(sizes.lora_shape, tokens, section)
 
 
 def flop(arch: Architecture, tokens: int, *, trained_share: float = 1.0) -> float:
@@ -54,7 +54,8 @@ def flop(arch: Architecture, tokens: int, *, trained_share: float = 1.0) -> floa
     return 2 * linears * tokens * (3 + trained_share) + 4 * attention + 2 * head * tokens * (3 + trained_share)
 
 
-def _step(shape: str, tokens: int, section: dict[str, Any]) -> dict[str, Any]:
+def one_step(shape: str, tokens: int, section: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a step on a sequence of that length, under some keys of [train]."""
     train = on_device(TrainConfig.model_validate({"micro_batch": 1} | section), DEVICE)
     arch = architecture(shape)
     row: dict[str, Any] = {"shape": shape, "tokens": tokens} | section

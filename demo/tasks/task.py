@@ -60,6 +60,7 @@ class Task:
             "student": {"model": str(self.student), "engine": "transformers", "dtype": "float32"},
             "data": {"prompts": str(prompts), "template": self.prompt_template, "per_round": per_round},
             "generate": {"processes": 1},  # and before a second process has
+            "train": {"precision": "fp32"},  # as it samples, on a GPU too
             "teacher": {"model": TeacherServer.model},
         }
         for section, keys in self.settings.items():

@@ -14,7 +14,7 @@ class StudentConfig(Section):
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """What samples the trajectories; auto is vllm where it is installed. Column entropy_source says what it was."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of generation; auto is bfloat16 on a GPU and float32 on a CPU."""
+    """Precision of generation; auto is bfloat16 on a GPU that has it and float32 elsewhere."""
 
 
 class DataConfig(Section):

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
+from ...stages.likelihood import has_bfloat16, load_model
 from ...store.errors import InputError
 from ...store.model import load_tokenizer
 from .oracle import Text, Truth
@@ -23,13 +22,9 @@ class WhiteBox:
     """A Hugging Face causal model, teacher-forced over texts."""
 
     def __init__(self, folder: Path, dtype: str) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        auto = torch.bfloat16 if self._device.type == "cuda" else torch.float32
-        precision = auto if dtype == "auto" else getattr(torch, dtype)
-        transformers.logging.disable_progress_bar()
+        auto = torch.bfloat16 if has_bfloat16() else torch.float32
         self._tokenizer: Any = load_tokenizer(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision)
-        self._model = model.to(self._device).eval()  # pyright: ignore[reportArgumentType]
+        self._model, self._device = load_model(str(folder), auto if dtype == "auto" else getattr(torch, dtype))
 
     def truths(self, texts: Sequence[Text]) -> list[Truth]:
         """Log-probabilities of the chunks, each given what stood before it.

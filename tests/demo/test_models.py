@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from omniopd.demo.pretrain.sums import RECIPES, VOCABULARY, accuracy, build_tokenizer, example
 from omniopd.demo.tasks.sums import problems, solve, write
+from omniopd.demo.tasks.task import SUMS, WORDED, Task
 from omniopd.demo.teacher.decoder import Decoder
 from omniopd.demo.teacher.process import MODELS
+from omniopd.store.config import Config
 
 TOKENIZER = build_tokenizer()
 HELD_OUT = problems(128, seed=3, split="heldout")
@@ -69,3 +71,9 @@ def test_a_slip_counts_in_the_students_loss_only() -> None:
         left_out = [i for i, (a, b) in enumerate(zip(labels, teacher_labels, strict=True)) if a != b]
         slipped = "".join(str(step.result) for step in solve(problem, lambda: True) if step.slipped)
         assert TOKENIZER.decode([ids[i] for i in left_out]) == slipped
+
+
+@pytest.mark.parametrize("task", [SUMS, WORDED], ids=lambda task: task.name)
+def test_a_task_trains_in_the_precision_that_it_samples_in_on_a_gpu_too(task: Task, tmp_path: Path) -> None:
+    config = Config.model_validate(task.config(tmp_path / "p.jsonl", 4))
+    assert config.train.on(cuda=True).precision == {"float32": "fp32", "bfloat16": "bf16"}[config.student.dtype]

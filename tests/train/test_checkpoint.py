@@ -1,5 +1,7 @@
 """What a checkpoint takes in memory, and how a split optimizer's state comes to be whole parameters on the disk."""
 
+import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -82,6 +85,64 @@ def test_a_checkpoint_takes_at_most_one_and_a_half_times_the_optimizer_s_state_i
         files = [path.stat().st_size for path in (tmp_path / "c").rglob("*.distcp")]
         expected = (12 if precision == "fp32" else 14) * count
         assert sum(files) == pytest.approx(expected, rel=0.01), "what check_disk counts on"
+
+
+def test_a_tensor_that_is_written_is_let_go_of_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # From a GPU each of them is a copy.
+    train = TrainConfig.model_validate({"precision": "fp32"}).on(cuda=False)
+    written: list[weakref.ref[torch.Tensor]] = []
+    kept: list[int] = []
+    save = torch.save
+
+    def seen(data: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(data, torch.Tensor):
+            kept.append(sum(tensor() is not None for tensor in written))
+            written.append(weakref.ref(data))
+        save(data, *args, **kwargs)
+
+    with world(), model_parallel(train):
+        made = learner(train)
+        checkpoints = Checkpoints(tmp_path / "c")
+        checkpoints.begin({})
+        monkeypatch.setattr(torch, "save", seen)
+        checkpoints.save(made, Position(1))
+    assert len(written) >= 3 * len(list(made.policy.parameters())), "weights and two moments"
+    assert max(kept) == 0
+
+
+class OnGpu(torch.Tensor):
+    """As far as it matters here."""
+
+    def cpu(self, *_: Any) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("distributed", [False, True])
+def test_nothing_that_is_on_a_gpu_is_pickled_to_be_sent_to_other_ranks(
+    tmp_path: Path, precision: str, distributed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bytes] = []
+    broadcast = dist.broadcast_object_list
+
+    def seen(object_list: list[Any], *args: Any, **kwargs: Any) -> None:
+        sent.append(pickle.dumps(object_list))
+        broadcast(object_list, *args, **kwargs)
+
+    train = TrainConfig.model_validate({"precision": precision, "distributed_optimizer": distributed}).on(cuda=False)
+    with world(), model_parallel(train):
+        made = learner(train)
+        (part,) = made.optimizer.chained_optimizers  # pyright: ignore[reportAttributeAccessIssue]
+        for state in part.optimizer.state.values():
+            state["step"] = state["step"].as_subclass(OnGpu)  # where fused AdamW counts
+        checkpoints = Checkpoints(tmp_path / "c")
+        checkpoints.begin({})
+        monkeypatch.setattr(dist, "broadcast_object_list", seen)
+        checkpoints.save(made, Position(1))
+    assert sent
+    assert not any(b"OnGpu" in pickled for pickled in sent)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

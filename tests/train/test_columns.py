@@ -1,6 +1,9 @@
 """What runs as one kernel on CUDA against the same function run block by block; here PyTorch runs the traced form."""
 
+import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +64,33 @@ def test_the_compiled_form_of_a_function_is_its_form_by_blocks(
         by_blocks = function(matrices, *rest)
         assert made_RV is None
     torch.testing.assert_close(total, by_blocks)
+
+
+@pytest.mark.parametrize(
+    ("found", "cc", "headers", "missing"),
+    [
+        (["gcc"], None, True, ""),
+        (["clang"], None, True, ""),
+        (["cc"], None, True, "a C compiler"),  # Triton does not look for it
+        (["cc"], "cc", True, ""),
+        (["gcc"], "nvc", True, "a C compiler"),
+        (["gcc"], None, False, "Python.h"),  # of an interpreter without its development package
+    ],
+)
+def test_kernels_are_compiled_where_triton_finds_what_it_builds_with(
+    found: list[str], cc: str | None, headers: bool, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in found else None)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda *_: {"include": str(tmp_path)})
+    monkeypatch.delenv("CC", raising=False)
+    if cc is not None:
+        monkeypatch.setenv("CC", cc)
+    if headers:
+        (tmp_path / "Python.h").touch()
+    columns.can_compile.cache_clear()
+    try:
+        assert columns.can_compile() is not bool(missing)
+    finally:
+        columns.can_compile.cache_clear()
+    assert missing in columns.missing_to_compile()

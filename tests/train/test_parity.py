@@ -24,7 +24,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 SINGLE: dict[str, dict[str, Any]] = {"one": {}, "alone": {"micro_batch": 1}, "tokens": {"micro_tokens": 70}}
 """Of one process."""
 KINDS = ("qwen3", "llama", "qwen2")
-TRAIN = {"beta": 0.3, "micro_batch": 2, "loss_rows": 7, "importance_cap": 1.5}
+TRAIN = {"precision": "fp32", "beta": 0.3, "micro_batch": 2, "loss_rows": 7, "importance_cap": 1.5}
 BASELINES: dict[str, dict[str, Any]] = {
     "sft": {"objective": "sft"},
     "opd": {"objective": "opd", "forward_kl": 0.4},

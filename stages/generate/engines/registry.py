@@ -50,7 +50,7 @@ def make_engine(
             return engine
         engine.close()
         say(f"{problem}: falling back to generate.entropy = rescore")
-    engine = VllmEngine(folder, config, longest_prompt, decode_entropies=False)
+    engine = VllmEngine(folder, config, longest_prompt, decode_entropies=False, alone=False)
     return Rescored(engine, Student(folder, precision))
 
 

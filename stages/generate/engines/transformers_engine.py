@@ -7,9 +7,9 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
-from ...likelihood import log_probs_and_entropy
+from ...likelihood import has_bfloat16, load_model, log_probs_and_entropy
 from ..engine import Pulse, Request, Response, Sampling, check_fits, unheard
 from .cache import growing_cache
 from .sampling import sample, uniforms
@@ -25,14 +25,11 @@ class TransformersEngine:
     """Decodes `batch_size` responses together; rows that have stopped leave the batch once they are its half."""
 
     def __init__(self, folder: str, dtype: str, batch_size: int | None) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        auto = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        auto = torch.bfloat16 if has_bfloat16() else torch.float32
         precision = auto if dtype == "auto" else getattr(torch, dtype)
-        transformers.logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision)
-        self._model = model.to(self._device).eval()  # pyright: ignore[reportArgumentType]
+        self._model, self._device = load_model(folder, precision)
         self._batch_size = batch_size or _BATCH_SIZE
-        self._context = int(model.config.max_position_embeddings)
+        self._context = int(self._model.config.max_position_embeddings)
         self.name = f"transformers {transformers.__version__} {str(precision).removeprefix('torch.')}"
         self.entropy_source = f"{self.name} decode"
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from ....store.config import Config
 from ....store.errors import InputError
+from ...likelihood import has_bfloat16
 from ..engine import Pulse, Request, Response, Sampling, check_fits, unheard
 
 if TYPE_CHECKING:
@@ -34,14 +35,21 @@ _OF_THE_LAUNCHER = (
 class VllmEngine:
     """Samples with vLLM. A response's random stream is seeded by its id, so its tokens do not depend on the others."""
 
-    def __init__(self, folder: str, config: Config, longest_prompt: int, *, decode_entropies: bool) -> None:
+    def __init__(
+        self, folder: str, config: Config, longest_prompt: int, *, decode_entropies: bool, alone: bool = True
+    ) -> None:
+        """
+        Args:
+            decode_entropies: ask the sampler for log-probs and entropies.
+            alone: nothing else wants the GPU; otherwise the model fits on it once more.
+        """
         vllm = _import()
         shape = AutoConfig.from_pretrained(folder)
         self._context = int(shape.max_position_embeddings)
         self._vocabulary = int(shape.vocab_size)
         self._decode_entropies = decode_entropies
         cuda = torch.cuda.is_available()
-        auto = "bfloat16" if cuda else "float32"
+        auto = "bfloat16" if has_bfloat16() else "float32"
         arguments: dict[str, Any] = {
             "model": folder,
             "dtype": auto if config.student.dtype == "auto" else config.student.dtype,
@@ -56,7 +64,7 @@ class VllmEngine:
         }
         if config.generate.batch_size is not None:
             arguments["max_num_seqs"] = config.generate.batch_size
-        if cuda and not decode_entropies:
+        if cuda and not alone:
             arguments["gpu_memory_utilization"] = _MEMORY_BESIDE_RESCORER
         arguments |= config.generate.vllm
         try:
