@@ -134,6 +134,50 @@ def test_a_bill_in_strings_or_floats_is_the_bill(run, teacher, written):
     assert totals.charged_nusd == 1000 * totals.prompt_tokens + 5000 * totals.completion_tokens
 
 
+@pytest.mark.parametrize(
+    ("usage", "tokens", "nusd"),
+    [
+        # A bill of grok-4.20 at xAI: cost_in_usd_ticks = 232856000, of which 10**10 are a dollar.
+        (
+            {
+                "prompt_tokens": 10120,
+                "completion_tokens": 1499,
+                "total_tokens": 14428,
+                "prompt_tokens_details": {"cached_tokens": 128},
+                "completion_tokens_details": {"reasoning_tokens": 2809},
+            },
+            14428,
+            23_285_600,
+        ),
+        # DeepSeek's context cache, and Kimi's.
+        (
+            {
+                "prompt_tokens": 1000,
+                "completion_tokens": 16,
+                "total_tokens": 1016,
+                "prompt_cache_hit_tokens": 640,
+                "prompt_cache_miss_tokens": 360,
+                "completion_tokens_details": {"reasoning_tokens": 4},
+            },
+            1016,
+            360 * 1250 + 640 * 200 + 16 * 2500,
+        ),
+        (
+            {"prompt_tokens": 1000, "completion_tokens": 16, "total_tokens": 1016, "cached_tokens": 640},
+            1016,
+            360 * 1250 + 640 * 200 + 16 * 2500,
+        ),
+    ],
+    ids=["xai", "deepseek", "kimi"],
+)
+def test_thinking_and_cached_tokens_are_read_where_each_provider_writes_them(run, teacher, usage, tokens, nusd):
+    with_usage(teacher, usage)
+    audit(run, 0, run.config(("teacher.price={input=1.25, cached_input=0.2, output=2.5}",)))
+    totals = read_totals(run.ledger)
+    assert totals.charged_tokens == tokens * teacher.requests
+    assert totals.charged_nusd == nusd * teacher.requests
+
+
 def test_more_cached_tokens_than_the_prompt_has_never_make_a_price_negative(run, teacher):
     with_usage(teacher, lambda usage: usage | {"prompt_tokens_details": {"cached_tokens": 10_000_000}})
     audit(run, 0, run.config((PRICE,)))
