@@ -19,7 +19,7 @@ from .store.config import Config
 from .store.errors import ConfigError, OmniopdError, TeacherError, without_credentials
 from .store.findings import Finding, of_error
 from .store.layout import RunDir
-from .store.model import resolve_model
+from .store.model import read_facts, resolve_model
 
 Before = Literal["generate", "audit"]
 
@@ -107,10 +107,9 @@ def _remembered(run: RunDir) -> set[str]:
 def _student(config: Config) -> list[Finding]:
     """The student's folder and context."""
     try:
-        folder = resolve_model(config.student.model)
+        described = read_facts(resolve_model(config.student.model) / "config.json")
     except OmniopdError as error:
         return [of_error("student", error)]
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     positions = described.get("max_position_embeddings")
     wanted = config.generate.max_new_tokens
     if isinstance(positions, int) and wanted >= positions:
@@ -124,12 +123,13 @@ def _student(config: Config) -> list[Finding]:
 def _trainable(config: Config) -> list[Finding]:
     """What only shows with the weights' headers and transformers; `generate` refuses the same."""
     from .store.architecture import check_student, check_tokenizer
-    from .store.model import load_tokenizer
+    from .store.model import load_tokenizer, stop_ids
 
     try:
         folder = resolve_model(config.student.model)
-        arch = check_student(folder)
-        check_tokenizer(arch, load_tokenizer(folder), folder)
+        arch, tokenizer = check_student(folder), load_tokenizer(folder)
+        check_tokenizer(arch, tokenizer, folder)
+        stop_ids(folder, tokenizer, config)
     except OmniopdError as error:
         return [of_error("trainer", error)]
     return [Finding("trainer", "ok", f"{arch.model_type}, {arch.layers} layers, {arch.vocabulary:,} tokens")]

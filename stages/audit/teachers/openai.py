@@ -307,7 +307,7 @@ def _thought(message: Mapping[str, Any]) -> bool:
 def _usage(usage: Mapping[str, Any]) -> Usage:
     details = mapping(usage.get("prompt_tokens_details") or {})
     prompt, completion = count(usage, "prompt_tokens"), count(usage, "completion_tokens")
-    # xAI bills thinking as output, and counts it in the total alone. DeepSeek and Kimi name the cache's share elsewhere.
+    # xAI bills thinking as output, and counts it in the total alone. The last two are DeepSeek's and Kimi's.
     completion = max(completion, count(usage, "total_tokens") - prompt)
     places = ((details, "cached_tokens"), (usage, "prompt_cache_hit_tokens"), (usage, "cached_tokens"))
     cached = max(count(told, name) for told, name in places)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from omniopd.check import check
 from omniopd.stages.generate.stage import generate
 from omniopd.store.errors import ConfigChangedError, InputError
 from support.runs import STUDENT
@@ -40,6 +41,39 @@ def test_what_the_trainer_refuses_is_refused_before_anything_is_sampled(make_run
     with pytest.raises(InputError, match=line):
         generate(run, 0, run.config())
     assert run.round(0).trajectories.manifest.rows == 0
+
+
+def adapter(student):
+    for name in ("config.json", "model.safetensors"):
+        (student / name).unlink()
+    (student / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda student: (student / "config.json").unlink(), "has no config.json"),
+        (lambda student: (student / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda student: (student / "config.json").write_text("[]"), "config.json cannot be read"),
+        (lambda student: (student / "generation_config.json").write_text("{"), "generation_config.json cannot be read"),
+        (adapter, "has an adapter, and not the model"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_one_line_of_check_and_of_generate(make_run, student, spoil, line):
+    run = make_run(student={"model": str(student)})
+    spoil(student)
+    failed = [str(finding) for finding in check(run, run.config()) if finding.verdict == "fail"]
+    assert any(line in told for told in failed), failed
+    with pytest.raises(InputError, match=line):
+        generate(run, 0, run.config())
+    assert run.round(0).trajectories.manifest.rows == 0
+
+
+def test_a_file_in_place_of_a_folder_is_called_a_file(make_run, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    run = make_run(student={"model": str(tmp_path / "model.gguf")})
+    with pytest.raises(InputError, match=r"model\.gguf is a file"):
+        generate(run, 0, run.config())
 
 
 def test_a_student_that_is_only_trained_is_checked_before_the_teacher_is_asked(make_run, student):
