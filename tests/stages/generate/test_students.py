@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from omniopd.check import check
 from omniopd.stages.generate.stage import generate
@@ -74,6 +75,16 @@ def test_a_file_in_place_of_a_folder_is_called_a_file(make_run, tmp_path):
     run = make_run(student={"model": str(tmp_path / "model.gguf")})
     with pytest.raises(InputError, match=r"model\.gguf is a file"):
         generate(run, 0, run.config())
+
+
+def test_a_student_whose_weights_hold_nan_leaves_no_trajectory(make_run, student):
+    weights = load_file(student / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, student / "model.safetensors")
+    run = make_run(student={"model": str(student)})
+    with pytest.raises(InputError, match="log-probs are not finite"):
+        generate(run, 0, run.config())
+    assert run.round(0).trajectories.manifest.rows == 0
 
 
 def test_a_student_that_is_only_trained_is_checked_before_the_teacher_is_asked(make_run, student):
