@@ -74,11 +74,20 @@ def test_a_provider_that_bills_more_than_it_was_asked_for_is_charged_in_full_and
 
 def test_the_stage_says_by_how_much_bills_exceeded_the_cap(run, teacher):
     with_usage(teacher, {"prompt_tokens": 40_000, "completion_tokens": 16})
-    said = r"billed more than its requests' worst case, 39016 tokens beyond it. The \d+ chunks"
+    said = r"39016 tokens beyond it are spent: by bills above the worst case, .* The \d+ chunks"
     with pytest.raises(BudgetReached, match=said):
         audit(run, 0, run.config(("teacher.budget_tokens=1000",)))
     assert (teacher.requests, read_totals(run.ledger).charged_tokens) == (1, 40_016)
     assert len(run.round(0).rollouts.read()) == 4, "what was paid for is kept"
+
+
+def test_a_budget_that_is_lowered_below_what_is_spent_blames_no_bill(run, teacher):
+    with pytest.raises(BudgetReached, match=r"reached\. The \d+ chunks"):
+        audit(run, 0, run.config(("teacher.budget_tokens=1000",)))
+    spent = read_totals(run.ledger).charged_tokens
+    with pytest.raises(BudgetReached, match=rf"reached\. {spent - 100} tokens .* or before it was lowered\. The \d+"):
+        audit(run, 0, run.config(("teacher.budget_tokens=100",)))
+    assert read_totals(run.ledger).charged_tokens == spent
 
 
 @pytest.mark.parametrize(
