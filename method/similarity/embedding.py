@@ -28,7 +28,7 @@ class Embedding:
             self._model = SentenceTransformer(model)
         except (OSError, ValueError) as error:  # what it raises for an unknown id and an unreachable hub
             raise InputError(
-                f"{model!r} is no sentence-transformers model: {str(error).splitlines()[0]}.",
+                f"{model!r} is no sentence-transformers model: {str(error).splitlines()[0].rstrip('.')}.",
                 "Set score.embedding_model to a folder or a hub id.",
             ) from error
 
