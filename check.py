@@ -43,8 +43,8 @@ def offline(run: RunDir, config: Config) -> list[Finding]:
 
 
 def require(run: RunDir, config: Config, before: Before) -> None:
-    """Check the teacher and what its answers are compared by, unless they were checked under these settings; warnings go
-    to stderr. Student and data are checked by the stages themselves.
+    """Check the teacher and what its answers are compared by, unless they were checked under these settings; warnings
+    go to stderr. Student and data are checked by the stages themselves.
 
     A server that nobody answers at stops `audit` and not `generate`, which may be what has the GPU until then.
 
