@@ -16,10 +16,10 @@ from .method.objectives.registry import objective_of
 from .stages.audit import setup
 from .store import files
 from .store.config import Config
-from .store.errors import ConfigError, OmniopdError, TeacherError, without_credentials
+from .store.errors import ConfigError, InputError, OmniopdError, TeacherError, without_credentials
 from .store.findings import Finding, of_error
 from .store.layout import RunDir
-from .store.model import resolve_model
+from .store.model import read_facts, resolve_model
 
 Before = Literal["generate", "audit"]
 
@@ -28,7 +28,7 @@ _LEAST_DISK = 1 << 30
 
 def check(run: RunDir, config: Config) -> list[Finding]:
     """Look at everything; asks the teacher two small questions."""
-    findings = [*offline(run, config), *_trainable(config), _gpu()]
+    findings = [*offline(run, config), *_trainable(config), *_similarity(config), _gpu()]
     if not _asks(config):
         return [*findings, Finding("teacher", "ok", "none is asked")]
     if not any(finding.verdict == "fail" for finding in findings):
@@ -43,18 +43,23 @@ def offline(run: RunDir, config: Config) -> list[Finding]:
 
 
 def require(run: RunDir, config: Config, before: Before) -> None:
-    """Check the teacher, unless it was checked under these settings; warnings go to stderr. Student and data are
-    checked by the stages themselves.
+    """Check the teacher and what its answers are compared by, unless they were checked under these settings; warnings
+    go to stderr. Student and data are checked by the stages themselves.
 
     A server that nobody answers at stops `audit` and not `generate`, which may be what has the GPU until then.
 
     Raises:
         ConfigError: a setting cannot work.
-        TeacherError: the teacher cannot.
+        InputError: score.phi cannot be measured.
+        TeacherError: the teacher cannot work.
     """
     if not _asks(config):
         return
     _refuse(setup.settings(config.teacher), ConfigError)
+    embedding = f"embedding by {config.score.embedding_model}"
+    if embedding not in _remembered(run) and (found := _similarity(config)):
+        _refuse(found, InputError)
+        _remember(run, embedding)
     if _fingerprint(config) in _remembered(run):
         return
     found = _server(run, config)
@@ -63,7 +68,7 @@ def require(run: RunDir, config: Config, before: Before) -> None:
         return
     _say([finding for finding in found if finding.verdict == "warn"])
     _refuse(found, TeacherError)
-    files.write_text(run.checked, json.dumps(sorted({*_remembered(run), _fingerprint(config)})) + "\n")
+    _remember(run, _fingerprint(config))
 
 
 def _asks(config: Config) -> bool:
@@ -104,13 +109,29 @@ def _remembered(run: RunDir) -> set[str]:
     return set(json.loads(run.checked.read_text(encoding="utf-8"))) if run.checked.is_file() else set()
 
 
+def _remember(run: RunDir, key: str) -> None:
+    files.write_text(run.checked, json.dumps(sorted({*_remembered(run), key})) + "\n")
+
+
+def _similarity(config: Config) -> list[Finding]:
+    """What score.phi needs beside this package: `score` would only miss it once the rollouts are paid for."""
+    if config.score.phi != "embedding" or objective_of(config).weights_from != "scores":
+        return []
+    from .method.similarity.metrics import find_metric
+
+    try:
+        find_metric(config.score)
+    except OmniopdError as error:
+        return [of_error("similarity", error)]
+    return [Finding("similarity", "ok", f"cosine of {config.score.embedding_model}")]
+
+
 def _student(config: Config) -> list[Finding]:
     """The student's folder and context."""
     try:
-        folder = resolve_model(config.student.model)
+        described = read_facts(resolve_model(config.student.model) / "config.json")
     except OmniopdError as error:
         return [of_error("student", error)]
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     positions = described.get("max_position_embeddings")
     wanted = config.generate.max_new_tokens
     if isinstance(positions, int) and wanted >= positions:
@@ -124,11 +145,13 @@ def _student(config: Config) -> list[Finding]:
 def _trainable(config: Config) -> list[Finding]:
     """What only shows with the weights' headers and transformers; `generate` refuses the same."""
     from .store.architecture import check_trainable
-    from .store.model import load_tokenizer
+    from .store.model import load_tokenizer, stop_ids
 
     try:
         folder = resolve_model(config.student.model)
-        arch = check_trainable(folder, load_tokenizer(folder), config.train)
+        tokenizer = load_tokenizer(folder)
+        arch = check_trainable(folder, tokenizer, config.train)
+        stop_ids(folder, tokenizer, config)
     except OmniopdError as error:
         return [of_error("trainer", error)]
     return [Finding("trainer", "ok", f"{arch.model_type}, {arch.layers} layers, {arch.vocabulary:,} tokens")]

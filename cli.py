@@ -1,6 +1,7 @@
 """The command line. It parses, calls one function, and prints; heavy imports happen inside the commands."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -367,6 +368,7 @@ def demo(
 
 def main() -> None:
     """Run a command; an error that the user can fix is one line, and its exit code says of what kind it is."""
+    _allow_every_character()
     try:
         app(standalone_mode=True)
     except Interrupted as error:
@@ -383,6 +385,14 @@ def main() -> None:
         if (told := storage_error(error)) is None:
             raise
         _fail(told)
+
+
+def _allow_every_character() -> None:
+    """What models write fits into no locale but UTF-8. A file or a pipe is written in UTF-8 whatever the locale is; a
+    terminal gets an escape in place of a character that it lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
 
 
 def _fail(error: OmniopdError) -> None:

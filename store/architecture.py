@@ -1,14 +1,13 @@
 # pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """The shape of a student: what its config.json says, checked against the trainer's abilities and its own weights."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from .errors import ConfigError, InputError, first_line
-from .model import weight_files
+from .model import read_facts, weight_files
 from .sections import TrainConfig
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
@@ -133,12 +132,7 @@ def read_config_json(folder: Path, whose: str = "student") -> Architecture:
     Raises:
         InputError: no readable config.json, or an architecture that the trainer does not support.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder}/config.json cannot be read: {error}.", "Save the model with `save_pretrained`."
-        ) from error
+    config = read_facts(folder / "config.json")
     _refuse_what_is_not_supported(config, whose)
     try:
         return _architecture(config)

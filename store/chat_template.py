@@ -18,15 +18,16 @@ def render_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping
             templates that do not know them ignore.
 
     Raises:
-        InputError: the template refuses the conversation, or has a mistake.
+        InputError: the template refuses the conversation, or has a mistake; or there are several, and none is default.
     """
     from jinja2 import TemplateError
 
     template: Any = tokenizer
     try:
         return cast(str, template.apply_chat_template(list(messages), tokenize=False, **options))
-    # TypeError: an expression of the template met a value of another kind than it expects.
-    except (TemplateError, TypeError) as error:
+    # TypeError: an expression of the template met a value of another kind than it expects. ValueError: transformers
+    # finds named templates (of `additional_chat_templates`, say), and no default among them.
+    except (TemplateError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(
             f"The student's chat template refuses the conversation: {reason}.",

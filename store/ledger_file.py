@@ -8,7 +8,9 @@ noticed before money is spent under it, and rollouts that were taken over from a
 
 import contextlib
 import json
+import shutil
 import sqlite3
+import tempfile
 import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +20,7 @@ from typing import Any, cast
 import orjson
 
 from . import files
-from .errors import BusyError, TableError
+from .errors import BusyError, StorageError, TableError
 from .layout import RunDir
 from .storage import storage_error, storing
 
@@ -113,6 +115,29 @@ def connect(path: Path) -> sqlite3.Connection:
         told = storage_error(error, path)
         raise told or TableError(f"{path} is damaged: {error}.", _way_out(path)) from error
     return db
+
+
+@contextlib.contextmanager
+def to_read(path: Path) -> Generator[sqlite3.Connection]:
+    """A ledger that another process may be writing, or that nobody can write: in an archive, or in a colleague's run.
+
+    Raises:
+        TableError: it is no database.
+        StorageError: it cannot be read.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            db = connect(path)
+        except StorageError:  # SQLite makes files beside a database that it reads
+            log = path.with_name(f"{path.name}-wal")
+            if log.is_file() and log.stat().st_size:  # of a process that was killed, with the latest bills
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                with storing(path):
+                    copies = [Path(shutil.copy(file, folder)) for file in (path, log)]
+                db = connect(copies[0])
+            else:
+                db = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
+        yield stack.enter_context(contextlib.closing(db))
 
 
 def open_checked(path: Path) -> tuple[sqlite3.Connection, Identity, list[str]]:

@@ -111,6 +111,6 @@ def _reading(path: Path) -> Generator[sqlite3.Connection | None]:
     if not path.is_file() or path.stat().st_size == 0:
         yield None
         return
-    with contextlib.closing(ledger_file.connect(path)) as db:
+    with ledger_file.to_read(path) as db:
         db.executescript(ledger_file.SCHEMA)
         yield db

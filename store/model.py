@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .chat_template import render_chat
 from .config import Config
@@ -42,11 +42,17 @@ def resolve_model(model: str, revision: str | None = None, *, only: str | None =
         only: the one file that has to be there; None: all that a model needs.
 
     Raises:
-        InputError: neither a folder nor a model that the hub has or that can be reached.
+        InputError: neither a folder with a model nor one that the hub has or that can be reached.
     """
     folder = Path(model)
     if folder.is_dir():
+        _refuse_what_is_no_model(folder)
         return folder
+    if folder.is_file():
+        raise InputError(
+            f"The model {model} is a file.",
+            "Set student.model to a folder with config.json, safetensors and a tokenizer, or to a hub id.",
+        )
     if folder.is_absolute() or model.startswith(".") or model.count("/") != 1:
         raise InputError(f"The model folder {model} does not exist.", "Set student.model to a folder or a hub id.")
     from huggingface_hub import snapshot_download
@@ -60,6 +66,33 @@ def resolve_model(model: str, revision: str | None = None, *, only: str | None =
             f"The model {model} is no folder here, and the hub did not give it ({type(error).__name__}).",
             "Check the id and HF_TOKEN, or download it and set student.model to the folder.",
         ) from error
+
+
+def _refuse_what_is_no_model(folder: Path) -> None:
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"{folder} has an adapter, and not the model that it belongs to.",
+            "Merge them (PEFT's merge_and_unload), and save model and tokenizer into a folder with `save_pretrained`.",
+        )
+    raise InputError(f"{folder} has no config.json.", "Save the model with `save_pretrained` into that folder.")
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a JSON file of a model's folder says, such as config.json.
+
+    Raises:
+        InputError: it cannot be read, or is no JSON object.
+    """
+    save = "Save the model with `save_pretrained`."
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}.", save) from error
+    if not isinstance(facts, dict):
+        raise InputError(f"{path} cannot be read: it holds no JSON object.", save)
+    return facts
 
 
 def found_here(model: str, folder: Path) -> Path:
@@ -150,13 +183,15 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder, as AutoTokenizer makes it.
 
     Raises:
-        InputError: there is none, or it has more tokens than the model.
+        InputError: there is none, it cannot be read, or it has more tokens than the model.
     """
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         # transformers would make an empty one.
         raise InputError(f"{folder} has no tokenizer.", "Save it there too: tokenizer.save_pretrained(folder).")
     try:
         tokenizer, vocab_size = _load_known(folder) or _load_auto(folder)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(
             f"{folder} is no usable model: {first_line(error)}.", "Save model and tokenizer into that folder."
@@ -177,8 +212,8 @@ def _load_known(folder: Path) -> "tuple[PreTrainedTokenizerBase, int] | None":
     paths = folder / "tokenizer.json", folder / "tokenizer_config.json", folder / "config.json"
     if not all(path.is_file() for path in paths):
         return None
-    about, model = (json.loads(path.read_text(encoding="utf-8")) for path in paths[1:])
-    key = model.get("model_type"), str(about.get("tokenizer_class")).removesuffix("Fast")
+    about, model = map(read_facts, paths[1:])
+    key = str(model.get("model_type")), str(about.get("tokenizer_class")).removesuffix("Fast")
     if key not in TOKENIZER_CLASSES or "auto_map" in about or not isinstance(model.get("vocab_size"), int):
         return None
     import transformers
@@ -209,11 +244,15 @@ def end_of_turn(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: Conf
 
 
 def stop_ids(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: Config) -> frozenset[int]:
-    """Tokens that end a response: those of generation_config.json and config.json, the tokenizer's and the user's."""
+    """Tokens that end a response: those of generation_config.json and config.json, the tokenizer's and the user's.
+
+    Raises:
+        InputError: one of the files cannot be read.
+    """
     ids = set(config.generate.stop_token_ids)
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            eos = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+            eos = read_facts(folder / name).get("eos_token_id")
             ids |= set(eos) if isinstance(eos, list) else {eos}
     ids.add(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
     return frozenset(id_ for id_ in ids if id_ is not None)

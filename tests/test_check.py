@@ -8,7 +8,7 @@ from aiohttp import web
 
 from omniopd.check import check, offline, require
 from omniopd.stages.audit.stage import audit
-from omniopd.store.errors import ConfigError, TeacherError
+from omniopd.store.errors import ConfigError, InputError, TeacherError
 from omniopd.store.ledger_read import read_totals
 from support.runs import STUDENT
 from support.served import transformers_serve
@@ -184,6 +184,18 @@ def test_nobody_is_asked_where_no_teacher_is(run, teacher, overrides):
     assert "none is asked" in line(check(run, run.config(overrides)), "teacher")
     require(run, run.config(overrides), "generate")
     assert teacher.requests == 0
+
+
+def test_a_similarity_that_cannot_be_measured_is_said_before_anybody_is_asked(run, teacher, tmp_path):
+    (tmp_path / "empty").mkdir()
+    embedding = ("score.phi=embedding", f"score.embedding_model={tmp_path / 'empty'}")
+    config = run.config(embedding)
+    assert "is no sentence-transformers model" in line(check(run, config), "similarity")
+    require(run, run.config((*embedding, "train.objective=draft")), "generate")
+    assert teacher.requests == 2, "a draft is compared with nothing"
+    with pytest.raises(InputError, match="is no sentence-transformers model"):
+        require(run, config, "generate")
+    assert teacher.requests == 2
 
 
 @pytest.mark.slow

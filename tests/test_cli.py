@@ -203,6 +203,15 @@ def test_status_inspect_and_sql_show_what_is_there(make_run, teacher):
     assert "Columns of chunks_scored" in refused(2, "inspect", run.path, "chunks", "--where", "nonsense")
 
 
+def test_a_file_gets_every_character_whatever_the_locale(make_run):
+    """`omniopd inspect ... > FILE` on a machine whose locale is not UTF-8."""
+    run = make_run(questions=2)
+    omniopd("generate", run.path, "--no-check")
+    words = [sys.executable, "-m", "omniopd", "inspect", run.path]
+    shown = subprocess.run(words, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, check=True, capture_output=True)
+    assert "⟦n: audited chunk⟧" in shown.stdout.decode("utf-8")
+
+
 def test_batches_of_a_run_without_any_are_none(make_run):
     run = make_run()
     assert omniopd("batches", run.path).stdout == "no batches\n"

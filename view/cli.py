@@ -95,15 +95,14 @@ def inspect(
 
     Example: omniopd inspect runs/first chunks --where "round = 0 AND n >= 8" --sort pi_teacher --limit 10
     """
-    from rich.console import Console
-
+    from .console import open_console
     from .inspect import Selection, find, inspect
 
     selection = Selection(where, sort, limit, offset, sample, seed)
     if json_:
         typer.echo(as_json(find(RunDir(run), table, selection)))
         return
-    console = Console(highlight=False)
+    console = open_console()
     for block in inspect(RunDir(run), RunDir(run).config(), table, selection):
         console.print(block)
 

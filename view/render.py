@@ -42,13 +42,13 @@ def trajectory(
     asked = Conversation.read(row["messages"], row["tools"], row["question"])
     # A chat is easier to read without the marks of its template.
     read = row["prompt_text"].rstrip("\n") if asked.is_question else str(asked)
-    prompt = Padding(Text(printable(read), "dim"), (0, 0, 0, 2))
+    prompt = Padding.indent(Text(printable(read), "dim"), 2)
     if chunks and is_whole(chunks[0]):
         answers = whole_answers(rollouts[chunks[0]["chunk_id"]])
         return Group(
             head, Text("prompt", "bold dim"), prompt, Text("answers of the teacher", "bold dim"), *answers, Text()
         )
-    response = Padding(_response(row, chunks, decode), (0, 0, 0, 2))
+    response = Padding.indent(_response(row, chunks, decode), 2)
     boxes = [_box(number, chunk, rollouts[chunk["chunk_id"]], decode) for number, chunk in enumerate(chunks, 1)]
     heading = Text.assemble(("response  ", "bold dim"), _legend())
     return Group(head, Text("prompt", "bold dim"), prompt, heading, response, *boxes, Text())
@@ -70,7 +70,7 @@ def whole_answers(rollouts: Sequence[Mapping[str, Any]]) -> list["RenderableType
             said = Text(f"{rollout['status']}: {one_line(rollout['why'] or 'no text')}", "red")
         else:
             said = Text(printable(rollout["text"]))
-        lines += [Text(f"{rollout['times']:>3}x", "dim"), Padding(said, (0, 0, 0, 2))]
+        lines += [Text(f"{rollout['times']:>3}x", "dim"), Padding.indent(said, 2)]
     return lines
 
 
@@ -140,7 +140,7 @@ def _box(
     # Not in the title: it would be cut off on a narrow terminal.
     facts = Text(_facts(chunk), "dim")
     text = Text.assemble(("student    ", "dim"), (one_line(chunk["chunk_text"]), "bold"))
-    return Panel(
+    return Panel.fit(
         Group(facts, text, *_answers(chunk, rollouts, decode)),
         title=f"⟦{number}⟧",
         title_align="left",

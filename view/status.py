@@ -24,6 +24,7 @@ from ..store.journal import StageRun
 from ..store.layout import STAGES, RoundDir, RunDir, Stage
 from ..store.ledger import NANO
 from ..store.ledger_read import Totals, read_forecast, read_price_sources, read_totals
+from ..store.recipes import recipe
 from ..store.table import Table
 from . import quality, rates
 
@@ -203,9 +204,23 @@ def _next(status: Status, config: Config) -> str | None:
     run, trained = shlex.quote(status.run), len(status.rounds)
     if not finished(status):
         return f"omniopd run {run}"
-    if all(one.rounds < trained for one in status.evaluations):
-        return f"omniopd eval {run}" + ("" if config.eval.benchmark else " --benchmark math500")
+    if all(one.rounds < trained for one in status.evaluations) and (option := _benchmark(status, config)) is not None:
+        return f"omniopd eval {run}{option}"
     return f"omniopd export {run} {shlex.quote(f'{status.run}-after-{trained}')}"
+
+
+def _benchmark(status: Status, config: Config) -> str | None:
+    """The option that says what the policy is measured on, "" where the config does; None where nobody has said it: the
+    benchmarks that we know are of other tasks than a user's own."""
+    if config.eval.benchmark:
+        return ""
+    if status.evaluations:
+        from ..eval.benchmarks import HUB  # brings in numpy
+
+        measured = [one.benchmark for one in status.evaluations if one.benchmark in HUB]
+        return f" --benchmark {measured[-1]}" if measured else None
+    of_the_paper = recipe("dapo-math-17k")["data"]["prompts"]
+    return " --benchmark math500" if config.data.prompts == of_the_paper else None
 
 
 def _round_status(run: RunDir, round_: RoundDir, config: Config, prices: list[str]) -> RoundStatus:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..stages.audit.forecast import Forecast
 from ..store.config import Config
 from ..store.layout import STAGES, RunDir
+from .console import open_console
 from .sanitize import one_line
 from .status import ANSWERED, Evaluation, Spend, StageStatus, Status, finished, read_status
 
@@ -28,10 +29,9 @@ _COLOUR = {
 
 def show(run: RunDir, config: Config, *, watch: bool) -> None:
     """Print the state; with `watch`, again and again until nothing runs any more that could change it, or Ctrl-C."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = open_console()
     if not watch:
         status = read_status(run, config)
         console.print(render(status, leave_out=_WITH_COMMANDS))

@@ -121,10 +121,11 @@ def budget_reached(left: Budget, left_out: str = "") -> BudgetReached:
     """The error that says what nobody was asked for, such as "12 prompts".
 
     Args:
-        left: What the budget still covers; negative where bills exceeded it.
+        left: What the budget still covers; negative where bills exceeded it, or where it was lowered.
     """
     over = [f"${-left.nusd / NANO:.6f}"] if left.nusd is not None and left.nusd < 0 else []
     over += [f"{-left.tokens} tokens"] if left.tokens is not None and left.tokens < 0 else []
-    billed = f" The provider billed more than its requests' worst case, {' and '.join(over)} beyond it." if over else ""
+    spent = " and ".join(over)
+    beyond = f" {spent} beyond it are spent: by bills above the worst case, or before it was lowered." if over else ""
     rest = f" The {left_out} are left out." if left_out else ""
-    return BudgetReached(f"The teacher's budget is reached.{billed}{rest}", "Raise teacher.budget_* to audit more.")
+    return BudgetReached(f"The teacher's budget is reached.{beyond}{rest}", "Raise teacher.budget_* to audit more.")

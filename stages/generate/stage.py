@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ...method.objectives.record import Objective
 from ...method.objectives.registry import objective_of
 from ...store.architecture import check_trainable
@@ -326,6 +328,15 @@ class Writer:
         self.table.append(rows)
 
     def _row(self, response: Response) -> dict[str, Any]:
+        """
+        Raises:
+            InputError: the student is broken.
+        """
+        if not (np.isfinite(response.logprobs_T).all() and np.isfinite(response.entropies_T).all()):
+            raise InputError(
+                "The student's log-probs are not finite: its weights hold NaN, or overflow in this precision.",
+                "Set student.dtype to bfloat16 or float32, or student.model to whole weights.",
+            )
         ids = response.ids_T.tolist()
         spoken = ids[:-1] if ids[-1] in self.sampling.stop_ids else ids
         return {

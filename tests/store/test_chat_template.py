@@ -15,6 +15,7 @@ USER = [{"role": "user", "content": "hi"}]
         ("{{ raise_exception('A system message\nis required') }}", "refuses the conversation: A system message is"),
         ("{{ messages[0].content + 1 }}", "refuses the conversation: can only concatenate"),
         ("{{ messages[0].content", "refuses the conversation: unexpected end of template"),
+        ({"rag": "{{ documents }}", "tool_use": "{{ tools }}"}, r"no default .* names are \['rag', 'tool_use'\]"),
     ],
 )
 def test_a_template_that_raises_is_one_line(template, line):

@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+import subprocess
 
 import pytest
 
@@ -11,6 +12,7 @@ from omniopd.store.ledger import Budget, Caps, Ledger, Reservation, Settlement
 from omniopd.store.ledger_read import read_totals
 from omniopd.store.ledger_repair import SOURCE, rebuild_ledger
 from omniopd.store.usage import Usage
+from support.disks import mounted
 
 WAY_OUT = r"Restore it from a copy, or rebuild it from the rollouts: omniopd audit .*run --rebuild-ledger\."
 
@@ -56,6 +58,26 @@ def put_in_place(run, copy):
     for path in run.path.glob("ledger.sqlite*"):
         path.unlink()
     shutil.copy(copy, run.ledger)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["closed", "killed"])
+def test_what_a_run_cost_is_read_where_nothing_can_be_written(run, tmp_path, killed):
+    """An archive, or a colleague's run; of an audit that was killed, the latest bills stand in the log."""
+    spend(run, "a", rows=False)
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    ledger = Ledger(run.ledger)
+    ledger.commit([Reservation(ledger.run_id + "b", 0, "m", 100, 90)], [])
+    for suffix in ("", "-wal") if killed else ():
+        shutil.copy(f"{run.ledger}{suffix}", archive)
+    ledger.close()
+    if not killed:
+        shutil.copy(run.ledger, archive)
+    with mounted(tmp_path / "seen", "--bind", str(archive)) as seen:
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(seen)], check=True)
+        totals = read_totals(seen / "ledger.sqlite")
+    assert (totals.requests, totals.charged_tokens, totals.reserved_tokens) == (2, 30, 90)
+    assert len(list(archive.iterdir())) == 1 + killed
 
 
 def test_two_rounds_of_a_run_cannot_spend_at_once_and_the_second_is_told_of_the_first(run):

@@ -16,6 +16,7 @@ from omniopd.store.ledger import Ledger
 from omniopd.store.ledger_read import read_answered
 from omniopd.view.status import Status, finished, read_status
 from omniopd.view.status_text import duration, one_liner, render, show
+from support.processes import finish
 from support.tables import edit, newest
 from support.written_run import add_evaluation
 
@@ -264,7 +265,7 @@ def test_it_names_policy_accuracy_and_what_comes_next(written_run):
     written_run.round(0).policy.mkdir()
     status = read_status(written_run, written_run.config())
     assert status.policy == str(written_run.round(0).policy)
-    assert status.next == f"omniopd eval {written_run.path} --benchmark math500"
+    assert status.next == f"omniopd eval {written_run.path} --benchmark aime24"
     add_evaluation(written_run, 1, [True, True, True, False]).finish()
     add_evaluation(written_run, 2, [True])  # still being graded
     status = read_status(written_run, written_run.config())
@@ -275,6 +276,28 @@ def test_it_names_policy_accuracy_and_what_comes_next(written_run):
     assert "aime24: Pass@1 25.0 [" in text
     assert "] before, 75.0 [" in text
     assert status.next == f"omniopd export {written_run.path} {written_run.path}-after-1"
+
+
+def test_a_task_of_ones_own_is_not_to_be_measured_on_somebody_elses_benchmark(written_run):
+    written_run.round(0).shards.finish()
+    written_run.round(0).policy.mkdir()
+
+    def next_command(*overrides):
+        return read_status(written_run, written_run.config(overrides)).next
+
+    assert next_command() == f"omniopd export {written_run.path} {written_run.path}-after-1"
+    assert next_command("eval.benchmark=held-out.jsonl") == f"omniopd eval {written_run.path}"
+    maths = "data.prompts=open-r1/DAPO-Math-17k-Processed"
+    assert next_command(maths) == f"omniopd eval {written_run.path} --benchmark math500"
+
+
+def test_lines_of_a_file_are_as_long_as_what_they_say(written_run, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for words in (("status",), ("inspect", "chunks"), ("inspect", "trajectories")):
+        command, *table = words
+        lines = finish(command, written_run.path, *table).stdout.splitlines()
+        assert max(map(len, lines)) > 80
+        assert len(lines) == len(finish(command, written_run.path, *table, env={"COLUMNS": "500"}).stdout.splitlines())
 
 
 def test_a_command_to_be_copied_is_on_one_line_however_narrow_the_terminal(make_run, monkeypatch, capsys):

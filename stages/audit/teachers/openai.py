@@ -306,9 +306,12 @@ def _thought(message: Mapping[str, Any]) -> bool:
 
 def _usage(usage: Mapping[str, Any]) -> Usage:
     details = mapping(usage.get("prompt_tokens_details") or {})
-    cached = count(details, "cached_tokens") if details else count(usage, "prompt_cache_hit_tokens")
-    written = count(details, "cache_write_tokens")
-    return Usage(count(usage, "prompt_tokens"), cached, count(usage, "completion_tokens"), cache_write_tokens=written)
+    prompt, completion = count(usage, "prompt_tokens"), count(usage, "completion_tokens")
+    # xAI bills thinking as output, and counts it in the total alone. The last two are DeepSeek's and Kimi's.
+    completion = max(completion, count(usage, "total_tokens") - prompt)
+    places = ((details, "cached_tokens"), (usage, "prompt_cache_hit_tokens"), (usage, "cached_tokens"))
+    cached = max(count(told, name) for told, name in places)
+    return Usage(prompt, cached, completion, cache_write_tokens=count(details, "cache_write_tokens"))
 
 
 DIALECT = Dialect(find, key=KEY, key_hosts=tuple(HOSTS))

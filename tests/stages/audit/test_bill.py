@@ -75,11 +75,20 @@ def test_a_provider_that_bills_more_than_it_was_asked_for_is_charged_in_full_and
 
 def test_the_stage_says_by_how_much_bills_exceeded_the_cap(run, teacher):
     with_usage(teacher, {"prompt_tokens": 40_000, "completion_tokens": 16})
-    said = r"billed more than its requests' worst case, 39016 tokens beyond it. The \d+ chunks"
+    said = r"39016 tokens beyond it are spent: by bills above the worst case, .* The \d+ chunks"
     with pytest.raises(BudgetReached, match=said):
         audit(run, 0, run.config(("teacher.budget_tokens=1000",)))
     assert (teacher.requests, read_totals(run.ledger).charged_tokens) == (1, 40_016)
     assert len(run.round(0).rollouts.read()) == 4, "what was paid for is kept"
+
+
+def test_a_budget_that_is_lowered_below_what_is_spent_blames_no_bill(run, teacher):
+    with pytest.raises(BudgetReached, match=r"reached\. The \d+ chunks"):
+        audit(run, 0, run.config(("teacher.budget_tokens=1000",)))
+    spent = read_totals(run.ledger).charged_tokens
+    with pytest.raises(BudgetReached, match=rf"reached\. {spent - 100} tokens .* or before it was lowered\. The \d+"):
+        audit(run, 0, run.config(("teacher.budget_tokens=100",)))
+    assert read_totals(run.ledger).charged_tokens == spent
 
 
 @pytest.mark.parametrize(
@@ -133,6 +142,50 @@ def test_a_bill_in_strings_or_floats_is_the_bill(run, teacher, written):
     assert (totals.prompt_tokens, totals.completion_tokens) == tuple(map(sum, zip(*bills, strict=True)))
     assert totals.charged_tokens == sum(map(sum, bills))
     assert totals.charged_nusd == 1000 * totals.prompt_tokens + 5000 * totals.completion_tokens
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens", "nusd"),
+    [
+        # A bill of grok-4.20 at xAI: cost_in_usd_ticks = 232856000, of which 10**10 are a dollar.
+        (
+            {
+                "prompt_tokens": 10120,
+                "completion_tokens": 1499,
+                "total_tokens": 14428,
+                "prompt_tokens_details": {"cached_tokens": 128},
+                "completion_tokens_details": {"reasoning_tokens": 2809},
+            },
+            14428,
+            23_285_600,
+        ),
+        # DeepSeek's context cache, and Kimi's.
+        (
+            {
+                "prompt_tokens": 1000,
+                "completion_tokens": 16,
+                "total_tokens": 1016,
+                "prompt_cache_hit_tokens": 640,
+                "prompt_cache_miss_tokens": 360,
+                "completion_tokens_details": {"reasoning_tokens": 4},
+            },
+            1016,
+            360 * 1250 + 640 * 200 + 16 * 2500,
+        ),
+        (
+            {"prompt_tokens": 1000, "completion_tokens": 16, "total_tokens": 1016, "cached_tokens": 640},
+            1016,
+            360 * 1250 + 640 * 200 + 16 * 2500,
+        ),
+    ],
+    ids=["xai", "deepseek", "kimi"],
+)
+def test_thinking_and_cached_tokens_are_read_where_each_provider_writes_them(run, teacher, usage, tokens, nusd):
+    with_usage(teacher, usage)
+    audit(run, 0, run.config(("teacher.price={input=1.25, cached_input=0.2, output=2.5}",)))
+    totals = read_totals(run.ledger)
+    assert totals.charged_tokens == tokens * teacher.requests
+    assert totals.charged_nusd == nusd * teacher.requests
 
 
 def test_more_cached_tokens_than_the_prompt_has_never_make_a_price_negative(run, teacher):

@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from omniopd.check import check
 from omniopd.stages.generate.stage import generate
 from omniopd.store.errors import ConfigChangedError, InputError
 from support.runs import STUDENT, change_student
@@ -33,6 +35,49 @@ def test_what_the_trainer_refuses_is_refused_before_anything_is_sampled(make_run
     run = make_run(student={"model": str(student)})
     spoil(student)
     with pytest.raises(InputError, match=line):
+        generate(run, 0, run.config())
+    assert run.round(0).trajectories.manifest.rows == 0
+
+
+def adapter(student):
+    for name in ("config.json", "model.safetensors"):
+        (student / name).unlink()
+    (student / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda student: (student / "config.json").unlink(), "has no config.json"),
+        (lambda student: (student / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda student: (student / "config.json").write_text("[]"), "config.json cannot be read"),
+        (lambda student: (student / "generation_config.json").write_text("{"), "generation_config.json cannot be read"),
+        (adapter, "has an adapter, and not the model"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_one_line_of_check_and_of_generate(make_run, student, spoil, line):
+    run = make_run(student={"model": str(student)})
+    spoil(student)
+    failed = [str(finding) for finding in check(run, run.config()) if finding.verdict == "fail"]
+    assert any(line in told for told in failed), failed
+    with pytest.raises(InputError, match=line):
+        generate(run, 0, run.config())
+    assert run.round(0).trajectories.manifest.rows == 0
+
+
+def test_a_file_in_place_of_a_folder_is_called_a_file(make_run, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    run = make_run(student={"model": str(tmp_path / "model.gguf")})
+    with pytest.raises(InputError, match=r"model\.gguf is a file"):
+        generate(run, 0, run.config())
+
+
+def test_a_student_whose_weights_hold_nan_leaves_no_trajectory(make_run, student):
+    weights = load_file(student / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, student / "model.safetensors")
+    run = make_run(student={"model": str(student)})
+    with pytest.raises(InputError, match="log-probs are not finite"):
         generate(run, 0, run.config())
     assert run.round(0).trajectories.manifest.rows == 0
 
