@@ -197,11 +197,12 @@ class Run:
         import polars as pl
 
         from .store.reader import open_reader, views
-        from .view.sql import first_line
+        from .view.sql import first_line, unique
 
         with contextlib.closing(open_reader(self.folder)) as db:
             try:
-                return cast("pl.DataFrame", pl.from_arrow(db.sql(query).to_arrow_table()))
+                answer = db.sql(query).to_arrow_table()
+                return cast("pl.DataFrame", pl.from_arrow(answer.rename_columns(unique(answer.column_names))))
             except duckdb.Error as error:
                 names = ", ".join(name for name, _ in views(db))
                 raise UsageError(first_line(error), f"The tables and views are {names}.") from error
