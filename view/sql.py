@@ -148,7 +148,9 @@ def _write_parquet(db: duckdb.DuckDBPyConnection, text: str, file: IO[bytes]) ->
         if relation is None:
             raise UsageError("This statement has no answer to write.", "Ask with SELECT.")
         names, reader = unique(relation.columns), relation.to_arrow_reader(_ROWS_AT_A_TIME)
-        with pq.ParquetWriter(file, reader.schema.empty_table().rename_columns(names).schema, compression="zstd") as out:
+        with pq.ParquetWriter(
+            file, reader.schema.empty_table().rename_columns(names).schema, compression="zstd"
+        ) as out:
             for batch in reader:
                 out.write_batch(batch.rename_columns(names))
 
