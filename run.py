@@ -58,7 +58,7 @@ class Run:
             recipe: A row of the paper's tables, or layers separated by commas (docs/recipes.md), below the settings.
 
         Raises:
-            UsageError: there is a config.toml already.
+            UsageError: there is a config.toml already, or a file where a folder would have to be.
         """
         from .stages.generate.dataset import is_local
         from .store import recipes
@@ -75,7 +75,10 @@ class Run:
             if local is not None and isinstance(value, str) and local(value):
                 value = str(Path(value).absolute())
             values.setdefault(section, {})[name] = value
-        run.folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            run.folder.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UsageError(f"{error.filename} is no folder.", "Choose another run directory.") from error
         run.folder.config_toml.write_text(commented_toml(values), encoding="utf-8")
         return run
 
