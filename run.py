@@ -55,7 +55,7 @@ class Run:
             recipe: A row of the paper's tables, or layers separated by commas (docs/recipes.md), below the settings.
 
         Raises:
-            UsageError: there is a config.toml already, or no such recipe.
+            UsageError: there is a config.toml already, a file where a folder would have to be, or no such recipe.
             ConfigError: an unknown key, or a value out of range.
         """
         from .stages.generate.dataset import is_local
@@ -70,7 +70,10 @@ class Run:
             value = values.get(section, {}).get(key)
             if isinstance(value, str) and is_here(value):
                 values[section][key] = str(Path(value).absolute())  # commands are given from any folder
-        run.folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            run.folder.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UsageError(f"{error.filename} is no folder.", "Choose another run directory.") from error
         run.folder.config_toml.write_text(commented_toml(values), encoding="utf-8")
         return run
 
@@ -192,11 +195,12 @@ class Run:
         import polars as pl
 
         from .store.reader import open_reader, views
-        from .view.sql import objection
+        from .view.sql import objection, unique
 
         with contextlib.closing(open_reader(self.folder)) as db:
             try:
-                return cast("pl.DataFrame", pl.from_arrow(db.sql(query).to_arrow_table()))
+                answer = db.sql(query).to_arrow_table()
+                return cast("pl.DataFrame", pl.from_arrow(answer.rename_columns(unique(answer.column_names))))
             except duckdb.Error as error:
                 names = ", ".join(name for name, _ in views(db))
                 raise UsageError(objection(error), f"The tables and views are {names}.") from error

@@ -61,6 +61,18 @@ def write_text(path: Path, text: str) -> None:
         replace_durably(temporary, path)
 
 
+def check_target(path: Path) -> None:
+    """Refuse what a user names for a file that is to be written, before the work is done.
+
+    Raises:
+        UsageError: it is a folder, or in none.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder.", "Name a file in it.")
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder {path.parent}.", "Make it, or name a file in another one.")
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Generator[Path]:
     """A folder to be filled under a temporary name, which gets its own, durably, when the block ends well.

@@ -51,8 +51,9 @@ CREATE TABLE IF NOT EXISTS identity (run_id TEXT NOT NULL, openings INTEGER NOT 
 CREATE TABLE IF NOT EXISTS compared_parts (name TEXT PRIMARY KEY) STRICT;
 CREATE TABLE IF NOT EXISTS lessons (teacher TEXT NOT NULL, status INTEGER NOT NULL, said TEXT NOT NULL) STRICT;
 """
-"""`kind`: what was asked for; a check leaves no rollout. `compared_parts`: parts of the rollouts tables all of whose
-requests the ledger knows. `lessons`: refusals that have changed the form of a teacher's requests, oldest first."""
+"""The last table is there where all are. `kind`: what was asked for; a check leaves no rollout. `compared_parts`: parts
+of the rollouts tables all of whose requests the ledger knows. `lessons`: refusals that have changed the form of a
+teacher's requests, oldest first."""
 
 LOCK = ".ledger.lock"
 """Beside a ledger that is being written."""
@@ -119,7 +120,8 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def to_read(path: Path) -> Generator[sqlite3.Connection]:
-    """A ledger that another process may be writing, or that nobody can write: in an archive, or in a colleague's run.
+    """A ledger that another process may be writing, or that nobody can write: in an archive, in a colleague's run, on a
+    full disk.
 
     Raises:
         TableError: it is no database.
@@ -127,17 +129,21 @@ def to_read(path: Path) -> Generator[sqlite3.Connection]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            db = connect(path)
+            db = stack.enter_context(contextlib.closing(connect(path)))
+            with storing(path):
+                db.execute("SELECT count(*) FROM sqlite_master")
         except StorageError:  # SQLite makes files beside a database that it reads
+            stack.close()
             log = path.with_name(f"{path.name}-wal")
             if log.is_file() and log.stat().st_size:  # of a process that was killed, with the latest bills
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 with storing(path):
                     copies = [Path(shutil.copy(file, folder)) for file in (path, log)]
-                db = connect(copies[0])
+                db = stack.enter_context(contextlib.closing(connect(copies[0])))
             else:
-                db = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
-        yield stack.enter_context(contextlib.closing(db))
+                address = f"{path.absolute().as_uri()}?immutable=1"
+                db = stack.enter_context(contextlib.closing(sqlite3.connect(address, uri=True)))
+        yield db
 
 
 def open_checked(path: Path) -> tuple[sqlite3.Connection, Identity, list[str]]:

@@ -107,10 +107,10 @@ def totals_of(db: sqlite3.Connection, round_index: int | None = None, teacher: s
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Generator[sqlite3.Connection | None]:
-    """A ledger that another process may be writing; None where there is none yet, or where it was emptied."""
+    """A ledger that another process may be writing; None where there is none yet, where it was emptied, or where the
+    disk was full before it was whole."""
     if not path.is_file() or path.stat().st_size == 0:
         yield None
         return
     with ledger_file.to_read(path) as db:
-        db.executescript(ledger_file.SCHEMA)
-        yield db
+        yield db if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'lessons'").fetchone() else None

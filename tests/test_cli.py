@@ -156,6 +156,20 @@ def test_stages_out_of_order_name_the_one_to_run_first(make_run, teacher):
     assert "Run `omniopd generate" in refused(3, "audit", run.path)
     assert "Run `omniopd generate" in refused(3, "score", run.path)
     assert "Run `omniopd score" in refused(3, "train", run.path)
+    assert "round 2 trains, which has no policy yet. Run `omniopd run" in refused(3, "generate", run.path, "--round", 3)
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(make_run, tmp_path):
+    run, file, folder = make_run(questions=2), tmp_path / "file", tmp_path / "missing"
+    file.write_text("mine")
+    omniopd("generate", run.path, "--no-check")
+    for command in (("sql", run.path, "SELECT 1"), ("report", run.path), ("card", run.path)):
+        assert f"There is no folder {folder}" in refused(2, *command, "--out", folder / "x.csv")
+        assert f"{tmp_path} is a folder" in refused(2, *command, "--out", tmp_path)
+    for place in (file, file / "run"):
+        assert "is no folder" in refused(2, "init", place)
+    assert file.read_text() == "mine"
+    assert "Leave out --after" in refused(2, "export", run.path, tmp_path / "data", "--dataset", "--after", 1)
 
 
 def test_a_truncated_part_an_unreachable_teacher_and_a_changed_config_lose_nothing(make_run):

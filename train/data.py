@@ -26,7 +26,7 @@ from .weights import BatchFacts
 
 _REMAKE = "Delete the round's shards and run `omniopd score` again."
 
-_OFFSETS = "offsets.npy"
+_OFFSETS = "offsets"
 _FLAT: dict[str, tuple[str, type[np.generic]]] = {
     "input_ids": ("input_ids", np.int32),
     "loss_weight": ("loss_weight", np.float32),
@@ -74,6 +74,7 @@ def lay_out(batches: Iterable[pa.RecordBatch], vocabulary: int, folder: Path) ->
 
     Raises:
         InputError: no rows, lists of unequal length, ids outside the vocabulary, a mask or weight that makes no sense.
+        OSError: the disk is full, say, with the system's number. NumPy's own functions that write have none.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -85,16 +86,17 @@ def lay_out(batches: Iterable[pa.RecordBatch], vocabulary: int, folder: Path) ->
             _check(part, vocabulary)
             lengths.append(part.lengths)
             for name, output in outputs.items():
-                getattr(part, name).tofile(output)
+                output.write(memoryview(getattr(part, name)))
     if not sum(map(len, lengths)):
         raise InputError("The shards have no rows: there is nothing to train on.", _REMAKE)
-    np.save(folder / _OFFSETS, np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64))
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+    (folder / _OFFSETS).write_bytes(memoryview(offsets))
 
 
 def map_sequences(folder: Path) -> Sequences:
     """What `lay_out` wrote, in the page cache and not in this process's memory."""
     flat: dict[str, Any] = {name: np.memmap(folder / name, dtype, mode="r") for name, (_, dtype) in _FLAT.items()}
-    return Sequences(np.load(folder / _OFFSETS), **flat)
+    return Sequences(np.fromfile(folder / _OFFSETS, np.int64), **flat)
 
 
 def _flat(batch: pa.RecordBatch) -> Sequences:

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..store.errors import UsageError
+from ..store.files import check_target
 from ..store.layout import RunDir
 
 Run = Annotated[Path, typer.Argument(help="The run directory.", show_default=False)]
@@ -122,6 +124,8 @@ def sql(
     from .shell import run_sql
 
     RunDir(run).config()
+    if out is not None:
+        check_target(out)
     run_sql(RunDir(run), query, format_, out, schema=schema, allow_files=allow_files)
 
 
@@ -136,7 +140,9 @@ def report(
     """
     from .report.build import write_report
 
-    typer.echo(write_report(RunDir(run), RunDir(run).config(), out or RunDir(run).report, trajectories))
+    config, target = RunDir(run).config(), out or RunDir(run).report
+    check_target(target)
+    typer.echo(write_report(RunDir(run), config, target, trajectories))
 
 
 def view(
@@ -184,6 +190,10 @@ def export(
     """
     from . import handover
 
+    if dataset and (after is not None or adapter or dtype != "keep"):
+        raise UsageError(
+            "--dataset has the tables of all rounds, and no weights.", "Leave out --after, --dtype and --adapter."
+        )
     if push_to_hub:
         handover.check_hub()
     if dataset:
@@ -210,5 +220,7 @@ def card(
 
     if json_:
         typer.echo(read_card(RunDir(run), RunDir(run).config(), after).model_dump_json(indent=1))
-    else:
-        typer.echo(write_card(RunDir(run), RunDir(run).config(), out, after))
+        return
+    if out is not None:
+        check_target(out)
+    typer.echo(write_card(RunDir(run), RunDir(run).config(), out, after))

@@ -5,7 +5,8 @@ import csv
 import io
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -81,7 +82,7 @@ def answer(db: duckdb.DuckDBPyConnection, text: str, format_: Format, out: IO[st
             out.write(printable(_as_table(relation)))
         elif format_ == "csv":
             writer = csv.writer(out)
-            writer.writerow(relation.columns)
+            writer.writerow(unique(relation.columns))
             writer.writerows([_cell(value) for value in row.values()] for row in _rows(relation))
         elif format_ == "jsonl":
             out.writelines(_json(row) + "\n" for row in _rows(relation))
@@ -146,10 +147,12 @@ def _write_parquet(db: duckdb.DuckDBPyConnection, text: str, file: IO[bytes]) ->
         relation = db.sql(text)
         if relation is None:
             raise UsageError("This statement has no answer to write.", "Ask with SELECT.")
-        reader = relation.to_arrow_reader(_ROWS_AT_A_TIME)
-        with pq.ParquetWriter(file, reader.schema, compression="zstd") as writer:
+        names, reader = unique(relation.columns), relation.to_arrow_reader(_ROWS_AT_A_TIME)
+        with pq.ParquetWriter(
+            file, reader.schema.empty_table().rename_columns(names).schema, compression="zstd"
+        ) as out:
             for batch in reader:
-                writer.write_batch(batch)
+                out.write_batch(batch.rename_columns(names))
 
 
 def _as_table(relation: duckdb.DuckDBPyRelation) -> str:
@@ -160,8 +163,18 @@ def _as_table(relation: duckdb.DuckDBPyRelation) -> str:
 
 
 def _rows(relation: duckdb.DuckDBPyRelation) -> Iterator[dict[str, Any]]:
+    names = unique(relation.columns)
     for batch in relation.to_arrow_reader(_ROWS_AT_A_TIME):
-        yield from batch.to_pylist()
+        yield from batch.rename_columns(names).to_pylist()
+
+
+def unique(columns: Sequence[str]) -> list[str]:
+    """Names of an answer's columns, each once, as DuckDB's own COPY tells apart those of a join: id, id_1."""
+    names: list[str] = []
+    for column in columns:
+        free = (f"{column}_{n}" for n in count(1))
+        names.append(column if column not in names else next(n for n in free if n not in {*names, *columns}))
+    return names
 
 
 def _cell(value: Any) -> Any:

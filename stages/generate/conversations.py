@@ -4,6 +4,7 @@ https://platform.openai.com/docs/api-reference/chat/create
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from .files import Row, kind_of
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """Roles, by the names that data sets give them."""
+
+_JSON_CHAT = re.compile(r"\s*\[\s*\{")
+"""How the JSON of a list of objects begins."""
 
 
 def conversation_of(row: Row, path: str, tools: str | None = None) -> Conversation | None:
@@ -27,7 +31,7 @@ def conversation_of(row: Row, path: str, tools: str | None = None) -> Conversati
     Raises:
         InputError: it is no text and no chat of texts, and the message names row and column.
     """
-    value = reach(row.values, path)
+    value = _chat_in(reach(row.values, path))
     if not isinstance(value, list):
         question = text_of(row, path)
         return Conversation.of(question) if question else None
@@ -38,6 +42,17 @@ def conversation_of(row: Row, path: str, tools: str | None = None) -> Conversati
     if not any(turn["role"] == "user" and turn["content"].strip() for turn in messages):
         return None
     return Conversation.made(messages, _tools(row, tools))
+
+
+def _chat_in(value: Any) -> Any:
+    """A cell, or the chat that it holds as JSON: tables whose columns have one type each keep chats so."""
+    if not isinstance(value, str) or not _JSON_CHAT.match(value):
+        return value
+    try:
+        messages = json.loads(value)
+    except ValueError:
+        return value
+    return messages if all(isinstance(message, dict) and "role" in message for message in messages) else value
 
 
 def last_question_of(row: Row, path: str) -> str:

@@ -268,7 +268,10 @@ def _hub(name: str, source: Source) -> _HubDataset:
     import datasets
 
     try:
-        data = datasets.load_dataset(name, source.subset, split=source.split)
+        if (Path(name) / "state.json").is_file():  # what Dataset.save_to_disk writes, which has no splits
+            data = datasets.load_from_disk(name)
+        else:
+            data = datasets.load_dataset(name, source.subset, split=source.split)
     except (OSError, ValueError, RuntimeError) as error:  # for unknown ids, subsets, splits and an unreachable hub
         raise InputError(
             f"{name!r} is no .jsonl, .parquet or .csv file, and the hub did not give it: {first_line(error)}.",

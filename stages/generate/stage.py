@@ -193,6 +193,11 @@ def inputs(run: RunDir, index: int, config: Config, say: Say = say_once) -> Inpu
     Raises:
         InputError: as `generate`.
     """
+    if index and not run.round(index - 1).policy.is_dir():
+        raise InputError(
+            f"Round {index} begins with what round {index - 1} trains, which has no policy yet.",
+            f"Run `omniopd run {run.path}` first, or the stages of round {index - 1}.",
+        )
     problems = read_problems(config.data, run.path, say)
     objective = objective_of(config)
     check_samples(objective, config)

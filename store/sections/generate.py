@@ -27,8 +27,8 @@ class DataConfig(Section):
     split: str = "train"
     """Split of a hub dataset, or of a folder whose file names tell splits apart."""
     field: str = "question"
-    """Column that holds the question: a text, or a chat in OpenAI's form (system, user, assistant and tool messages),
-    which the student goes on with. An assistant message at its end is left out."""
+    """Column that holds the question: a text, or a chat in OpenAI's form (system, user, assistant and tool messages) or
+    that chat's JSON, which the student goes on with. An assistant message at its end is left out."""
     tools: str | None = "tools"
     """Column with the tools of a chat, in OpenAI's form, where the data set has it."""
     system: str | None = None

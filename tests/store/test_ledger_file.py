@@ -1,5 +1,6 @@
 """Whose ledger it is: one writer a run, and a ledger that is not the run's latest is refused before money is spent."""
 
+import contextlib
 import shutil
 import sqlite3
 import subprocess
@@ -12,7 +13,7 @@ from omniopd.store.ledger import Budget, Caps, Ledger, Reservation, Settlement
 from omniopd.store.ledger_read import read_totals
 from omniopd.store.ledger_repair import SOURCE, rebuild_ledger
 from omniopd.store.usage import Usage
-from support.disks import mounted
+from support.disks import fill, mounted
 
 WAY_OUT = r"Restore it from a copy, or rebuild it from the rollouts: omniopd audit .*run --rebuild-ledger\."
 
@@ -78,6 +79,19 @@ def test_what_a_run_cost_is_read_where_nothing_can_be_written(run, tmp_path, kil
         totals = read_totals(seen / "ledger.sqlite")
     assert (totals.requests, totals.charged_tokens, totals.reserved_tokens) == (2, 30, 90)
     assert len(list(archive.iterdir())) == 1 + killed
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_a_run_cost_is_read_on_a_full_disk(run, tmp_path, whole):
+    """Also where it was full before the ledger had all its tables."""
+    spend(run, "a", rows=False)
+    if not whole:
+        with contextlib.closing(sqlite3.connect(run.ledger)) as db:
+            db.executescript("DROP TABLE lessons; DROP TABLE outbox; DELETE FROM requests")
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as folder:
+        shutil.copy(run.ledger, folder)
+        fill(folder)
+        assert read_totals(folder / "ledger.sqlite").charged_tokens == (30 if whole else 0)
 
 
 def test_two_rounds_of_a_run_cannot_spend_at_once_and_the_second_is_told_of_the_first(run):

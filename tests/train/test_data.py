@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from omniopd.store.errors import InputError
 from omniopd.store.schema import SHARDS
+from omniopd.store.storage import storage_error
 from omniopd.train.data import (
     COLUMNS,
     Sequences,
@@ -24,6 +25,7 @@ from omniopd.train.data import (
 from omniopd.train.share import Share, padding_share
 from omniopd.train.weights import BatchFacts, batch_facts
 from support import training as kit
+from support.disks import mounted
 
 
 def read(rows: list[dict[str, Any]], vocabulary: int = 97) -> Sequences:
@@ -31,6 +33,18 @@ def read(rows: list[dict[str, Any]], vocabulary: int = 97) -> Sequences:
     with tempfile.TemporaryDirectory() as folder:
         lay_out(batches, vocabulary, Path(folder) / "shards")
         return map_sequences(Path(folder) / "shards")
+
+
+def test_a_full_disk_is_the_systems_error_whichever_column_it_stops(tmp_path: Path) -> None:
+    batches = pa.Table.from_pylist(kit.shard_rows(400), schema=SHARDS.schema).to_batches()
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=16m", "tmpfs") as folder:
+        lay_out(batches, 97, folder / "shards")
+        size = sum(path.stat().st_size for path in (folder / "shards").iterdir())
+    for room in (size // 3, size - 4096):
+        with mounted(tmp_path / f"of {room}", "-t", "tmpfs", "-o", f"size={room // 4096 * 4096}", "tmpfs") as folder:
+            with pytest.raises(OSError, match="No space left on device") as caught:
+                lay_out(batches, 97, folder / "shards")
+            assert storage_error(caught.value) is not None
 
 
 def facts_of(shards: Sequences, **options: Any) -> BatchFacts:

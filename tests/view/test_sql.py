@@ -7,6 +7,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from omniopd.run import Run
 from omniopd.store.errors import UsageError
 from omniopd.store.reader import columns, open_reader, views
 from omniopd.view.sanitize import one_line, printable
@@ -140,6 +141,23 @@ def test_an_answer_goes_into_a_file_whose_name_tells_the_format(written_run, tmp
     else:
         assert pq.read_table(target).to_pylist() == expected
     assert [path.name for path in tmp_path.iterdir() if "answer" in path.name] == [target.name]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
+def test_columns_of_the_same_name_keep_their_values(written_run, tmp_path, suffix):
+    """As a join of two tables has them."""
+    target = tmp_path / f"answer.{suffix}"
+    text = "SELECT 1 AS id, 2 AS n, 3 AS id, 4 AS id_1"
+    write_answer(written_run, text, None, target)
+    names, values = ["id", "n", "id_2", "id_1"], [1, 2, 3, 4]
+    content = target.read_bytes()
+    if suffix == "csv":
+        assert list(csv.reader(io.StringIO(content.decode()))) == [names, [str(value) for value in values]]
+    elif suffix == "parquet":
+        assert pq.read_table(target).to_pylist() == [dict(zip(names, values, strict=True))]
+    else:
+        assert json.loads(content) in (wanted := dict(zip(names, values, strict=True)), [wanted])
+    assert Run(written_run.path).sql(text).rows() == [(1, 2, 3, 4)]
 
 
 def test_an_answer_never_goes_into_the_run_and_a_failed_one_leaves_no_file(written_run, tmp_path):

@@ -93,6 +93,13 @@ def test_a_question_is_the_same_as_text_and_as_a_chat_of_one_message(read):
     assert question.identity == "1+1?"
 
 
+def test_a_chat_may_be_json_in_a_column_of_texts(read):
+    (chat,) = read({"messages": json.dumps(CHAT, indent=1)})
+    assert chat == read({"messages": CHAT})[0]
+    texts = ['[{"role": "user"', '[{"x": 1}, {"y": 2}]', "[{1, 2}] is a set in a list?"]
+    assert [question.question for question in read(*({"messages": text} for text in texts))] == texts
+
+
 def test_chats_that_end_with_the_same_question_are_different(read):
     first, second = read({"messages": CHAT}, {"messages": CHAT[1:]})
     assert first.question == second.question

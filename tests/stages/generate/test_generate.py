@@ -152,6 +152,17 @@ def test_prompts_come_from_a_data_set_folder_through_datasets(tmp_path):
         read_questions(DataConfig(prompts=str(folder), field="x"))
 
 
+def test_prompts_come_from_what_datasets_has_saved(tmp_path):
+    """A data set, as `save_to_disk` leaves it after a `select`; and a dictionary of splits."""
+    import datasets
+
+    data = datasets.Dataset.from_dict({"question": ["a?", "b?", "c?"]}).select([2, 0])
+    data.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=data, test=data.select([0])).save_to_disk(tmp_path / "splits")
+    assert sorted(read_questions(DataConfig(prompts=str(tmp_path / "one")))) == ["a?", "c?"]
+    assert read_questions(DataConfig(prompts=str(tmp_path / "splits"), split="test")) == ["c?"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("", "is empty"), ("{not json\n", "line 1, column 2: not JSON"), ('{"question": null}\n', "holds no question")],
