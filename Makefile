@@ -46,7 +46,7 @@ docs: .venv/.installed-dev
 bench: .venv/.installed-dev
 	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
-# For whoever has a GPU: what the trainer does on it, as gpu-check.json. About five minutes on an H100.
+# For whoever has a GPU: what the trainer does on it, as gpu-check.json. Minutes; more with several GPUs.
 gpu-check: .venv/.installed-dev
 	PYTHONPATH=benchmarks:tests $(BIN)/python -m gpu_check --out gpu-check.json
 

@@ -189,6 +189,11 @@ def _gpu() -> Finding:
     import torch
 
     count = torch.cuda.device_count()
-    return Finding(
-        "gpu", "ok", f"{count} x {torch.cuda.get_device_name(0)}" if count else "none: the CPU does the work"
-    )
+    if not count:
+        return Finding("gpu", "ok", "none: the CPU does the work")
+    from .train.columns import missing_to_compile
+
+    found = f"{count} x {torch.cuda.get_device_name(0)}"
+    if missing := missing_to_compile():
+        return Finding("gpu", "warn", f"{found}, and {missing} is missing", "Training is slower without.")
+    return Finding("gpu", "ok", found)

@@ -224,3 +224,20 @@ def test_a_mirror_that_cannot_be_one_is_said_before_anything_is_sent(run, monkey
     assert "is not the absolute path of a folder outside of the run" in finding("mirrors/first")
     monkeypatch.setitem(sys.modules, "obstore", None)
     assert "pip install 'omniopd[mirror]'" in finding("s3://bucket/first")
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("", "ok gpu 2 x H100"),
+        (
+            "Python.h (python3-dev)",
+            "warn gpu 2 x H100, and Python.h (python3-dev) is missing. Training is slower without.",
+        ),
+    ],
+)
+def test_what_kernels_are_compiled_with_is_looked_for_where_there_is_a_gpu(run, teacher, missing, said, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "H100")
+    monkeypatch.setattr("omniopd.train.columns.missing_to_compile", lambda: missing)
+    assert line(check(run, run.config()), "gpu") == said

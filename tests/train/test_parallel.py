@@ -3,6 +3,8 @@
 import gc
 import os
 import signal
+import subprocess
+import sys
 import time
 import types
 import weakref
@@ -10,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,7 +23,7 @@ from omniopd.store.errors import ConfigError, InputError
 from omniopd.store.layout import RunDir
 from omniopd.store.sections import TrainConfig
 from omniopd.train import step
-from omniopd.train.launch import launch
+from omniopd.train.launch import _end, launch
 from omniopd.train.metrics import MetricsLog
 from omniopd.train.parallel import on_device, world
 from support import training as kit
@@ -171,3 +174,17 @@ def test_ranks_that_are_told_to_stop_may_finish_their_step(run: RunDir, students
     done = len(metrics.rows())
     assert (ended.returncode, f"stopped after step {done} of 600, with a checkpoint" in ended.stderr) == (130, True)
     assert (run.round(0).checkpoint / "latest").read_text() == f"step={done:06d}\n"
+
+
+def test_after_ctrl_c_ranks_that_cannot_stop_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    deaf = "import signal, sys, subprocess, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    rank = f"{deaf} print('deaf', flush=True); time.sleep(1000)"
+    torchrun = f"{deaf} rank = subprocess.Popen([sys.executable, '-c', {rank!r}]); rank.wait()"
+    monkeypatch.setattr("omniopd.train.launch._GRACE_S", 0.1)
+    with subprocess.Popen([sys.executable, "-c", torchrun], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (child,) = psutil.Process(process.pid).children()
+        _end(process)
+        assert not child.is_running()
+    assert process.returncode == 0

@@ -33,12 +33,11 @@ def make_engine(
     from .rescore import Rescored
 
     rescore = entropies and _rescored(config)
-    precision = precision_of(config)
     if _name(config) == "transformers":
         from .transformers_engine import TransformersEngine
 
         engine = TransformersEngine(folder, config.student.dtype, config.generate.batch_size)
-        return Rescored(engine, Student(folder, precision)) if rescore else engine
+        return Rescored(engine, Student(folder, precision_of(config))) if rescore else engine
     from .vllm_engine import VllmEngine
 
     if not entropies:
@@ -51,7 +50,7 @@ def make_engine(
         engine.close()
         say(f"{problem}: falling back to generate.entropy = rescore")
     engine = VllmEngine(folder, config, longest_prompt, decode_entropies=False, alone=False)
-    return Rescored(engine, Student(folder, precision))
+    return Rescored(engine, Student(folder, precision_of(config)))
 
 
 def _rescored(config: Config) -> bool:

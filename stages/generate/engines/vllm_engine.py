@@ -11,7 +11,6 @@ from transformers import AutoConfig
 
 from ....store.config import Config
 from ....store.errors import InputError
-from ...likelihood import has_bfloat16
 from ..engine import Pulse, Request, Response, Sampling, check_fits, unheard
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class VllmEngine:
         self._vocabulary = int(shape.vocab_size)
         self._decode_entropies = decode_entropies
         cuda = torch.cuda.is_available()
-        auto = "bfloat16" if has_bfloat16() else "float32"
+        auto = "bfloat16" if cuda and _computes_bfloat16() else "float32"
         arguments: dict[str, Any] = {
             "model": folder,
             "dtype": auto if config.student.dtype == "auto" else config.student.dtype,
@@ -200,6 +199,13 @@ def _import() -> Any:
             'docs/install.md has fixes (torchvision is the usual cause); or set student.engine = "transformers".',
         ) from error
     return vllm
+
+
+def _computes_bfloat16() -> bool:
+    """Of the GPU, as vLLM finds it out: torch would make a CUDA context, which stays on the card beside vLLM's own."""
+    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+
+    return current_platform.has_device_capability(80)
 
 
 def _last_line(error: BaseException) -> str:

@@ -39,7 +39,11 @@ def config(**generate: Any) -> Config:
 def test_an_engine_that_is_alone_has_the_gpu_and_bfloat16_where_that_is_computed(
     started: list[dict[str, Any]], student: Path, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    def context(**_: Any) -> bool:
+        raise AssertionError("torch would make a CUDA context to answer")
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", context)
+    monkeypatch.setattr(vllm_engine, "_computes_bfloat16", lambda: native)
     make_engine(str(student), config(), 16, entropies=False)  # eval's
     assert "gpu_memory_utilization" not in started[0]
     assert started[0]["dtype"] == ("bfloat16" if native else "float32")
@@ -49,6 +53,7 @@ def test_beside_a_second_copy_of_the_model_it_has_a_share(
     started: list[dict[str, Any]], student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(vllm_engine, "_computes_bfloat16", lambda: True)
     make_engine(str(student), config(entropy="rescore"), 16)
     make_engine(str(student), config(entropy="rescore", vllm={"gpu_memory_utilization": 0.3}), 16)
     assert [given["gpu_memory_utilization"] for given in started] == [0.6, 0.3]
