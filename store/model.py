@@ -213,7 +213,7 @@ def _load_known(folder: Path) -> "tuple[PreTrainedTokenizerBase, int] | None":
     if not all(path.is_file() for path in paths):
         return None
     about, model = map(read_facts, paths[1:])
-    key = model.get("model_type"), str(about.get("tokenizer_class")).removesuffix("Fast")
+    key = str(model.get("model_type")), str(about.get("tokenizer_class")).removesuffix("Fast")
     if key not in TOKENIZER_CLASSES or "auto_map" in about or not isinstance(model.get("vocab_size"), int):
         return None
     import transformers
