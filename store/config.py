@@ -88,7 +88,9 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist.", f"Write one with `omniopd init {path.parent}`.")
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark of byte order first
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.", "Save it as UTF-8.") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}.", "Fix that line.") from error
     config = _validated(tree, overrides, f"Fix it in {path} or in --set.")

@@ -21,6 +21,7 @@ _HINTS = {
     errno.EPERM: "Give yourself permission to write there, or choose another run directory",
     errno.EMFILE: OPEN_FILES,
     errno.ENFILE: OPEN_FILES,
+    errno.EFBIG: "Raise the limit of the size of a file (ulimit -f), or choose another disk",
     errno.EIO: "See whether the disk is full or damaged",
 }
 

@@ -90,7 +90,7 @@ def lay_out(batches: Iterable[pa.RecordBatch], vocabulary: int, folder: Path) ->
     if not sum(map(len, lengths)):
         raise InputError("The shards have no rows: there is nothing to train on.", _REMAKE)
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
-    (folder / _OFFSETS).write_bytes(offsets.data)
+    (folder / _OFFSETS).write_bytes(offsets.tobytes())
 
 
 def map_sequences(folder: Path) -> Sequences:

@@ -149,7 +149,7 @@ def _begin(
     content = {"questions": _hash("\n".join(question.identity for question in found.questions)), "policy": policy}
     if config.data.answer is not None:
         content["answers"] = _hash("\n".join(found.problems[question] for question in found.questions))
-    table.begin(made_with(config, table.spec.name) | content)
+    table.begin(_named_as_before(made_with(config, table.spec.name) | content, table.manifest.made_with))
     present = {key for (key,) in table.existing_keys()}
     missing = [Request(id_, prompt.ids) for id_, (prompt, _) in wanted.items() if id_ not in present]
     if missing:
@@ -209,6 +209,15 @@ def inputs(run: RunDir, index: int, config: Config, say: Say = say_once) -> Inpu
     tokenizer = load_tokenizer(folder)
     prompts = render(questions, config.data, tokenizer)
     return Inputs(problems, questions, prompts, folder, tokenizer, len(prompts) * samples_of(config))
+
+
+def _named_as_before(settings: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a table that may have been begun under other names of the same student and the same prompts: what
+    they hold counts, and on another machine, or in a run that was moved, they lie elsewhere."""
+    for name, content in (("student.model", "policy"), ("data.prompts", "questions")):
+        if before.get(content) == settings[content]:
+            settings[name] = before[name]
+    return settings
 
 
 def _say_end_of_turn(tokenizer: "PreTrainedTokenizerBase", stops: frozenset[int], say: Say) -> None:

@@ -75,6 +75,16 @@ def test_a_missing_file_and_broken_toml_say_so(tmp_path, path):
         load_config(path)
 
 
+def test_a_byte_order_mark_is_no_content_and_another_encoding_is_named(path):
+    text = '[student]\nmodel = "caf\u00e9"\n[data]\nprompts = "p"\n[teacher]\nmodel = "t"\n'
+    path.write_text(text, encoding="utf-8-sig")
+    assert load_config(path).student.model == "caf\u00e9"
+    for encoding in ("utf-16", "latin-1"):
+        path.write_text(text, encoding=encoding)
+        with pytest.raises(ConfigError, match=r"config\.toml is not UTF-8: .* at byte \d+\. Save it as UTF-8"):
+            load_config(path)
+
+
 def test_the_commented_file_documents_every_key_and_parses_to_the_defaults(path):
     text = commented_toml({"student": {"model": "s"}, "data": {"prompts": "p"}, "teacher": {"model": "t"}})
     path.write_text(text)

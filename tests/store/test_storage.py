@@ -24,6 +24,7 @@ from omniopd.store.storage import Spare, storage_error, storing
         (errno.EMFILE, "ulimit -n"),
         (errno.ENFILE, "ulimit -n"),
         (errno.EIO, "full or damaged"),
+        (errno.EFBIG, "ulimit -f"),
     ],
     ids=errno.errorcode.get,
 )

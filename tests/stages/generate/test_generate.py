@@ -119,6 +119,23 @@ def test_prompts_or_weights_that_changed_under_a_round_are_refused(make_run, stu
         generate(run, 0, run.config())
 
 
+def test_the_same_prompts_and_weights_in_another_place_go_on_with_the_round(make_run, student, tmp_path):
+    """A run that was moved to another machine, where both lie elsewhere."""
+    import shutil
+
+    run = make_run(questions=4)
+    generate(run, 0, run.config())
+    before = run.round(0).trajectories.manifest
+    shutil.copytree(student, tmp_path / "student")
+    (tmp_path / "run.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    moved = run.config((f"student.model={tmp_path / 'student'}", f"data.prompts={tmp_path / 'elsewhere.jsonl'}"))
+    generate(run, 0, moved)
+    assert run.round(0).trajectories.manifest.parts == before.parts
+    (tmp_path / "elsewhere.jsonl").write_text('{"question": "1+1+1+1"}\n')
+    with pytest.raises(ConfigChangedError, match=r"data\.prompts from .* questions from"):
+        generate(run, 0, moved)
+
+
 def test_rounds_deal_out_the_prompts_in_turn():
     questions = [str(i) for i in range(10)]
     data = DataConfig(per_round=4, seed=3)
