@@ -57,7 +57,7 @@ def first_run(tmp_path, questions, base_url, *more):
 
 def test_a_first_run_then_its_weights_by_three_similarities(tmp_path, questions, base_url):
     said = first_run(tmp_path, questions, base_url)
-    assert "next: omniopd eval" in said
+    assert "next: omniopd export" in said
     assert said.count("  weight 0.") == 5
     assert said.splitlines()[-1] == str(tmp_path / "run" / "round=000" / "policy")
     said = example("similarities.py", tmp_path / "run")
