@@ -331,16 +331,16 @@ def error_message(raw: bytes) -> str:
 
 
 _RESET = re.compile(r"(x-ratelimit-reset-[a-z]+|anthropic-ratelimit-[a-z-]+-reset)$", re.IGNORECASE)
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:([\d.]+)s)?(?:([\d.]+)ms)?")
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds for which the server wants to be left alone: Retry-After, else until its limits are reset."""
     given = headers.get("Retry-After", "")
-    if given.replace(".", "", 1).isdigit():
+    if given.replace(".", "", 1).isdecimal():
         return min(float(given), _LONGEST_WAIT_S)
     milliseconds = headers.get("retry-after-ms", "")
-    if milliseconds.isdigit():
+    if milliseconds.isdecimal():
         return min(float(milliseconds) / 1000, _LONGEST_WAIT_S)
     resets = [_from_now(value) for name, value in headers.items() if _RESET.match(name)]
     known = [wait for wait in (_http_date(given), *resets) if wait is not None]

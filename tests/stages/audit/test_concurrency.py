@@ -99,6 +99,9 @@ def test_a_pause_holds_for_everyone_and_places_are_given_in_order():
         ({"anthropic-ratelimit-input-tokens-reset": (datetime.now(UTC) + timedelta(hours=1)).isoformat()}, 60),
         ({"Retry-After": "soon"}, None),
         ({"x-ratelimit-reset-requests": "whenever"}, None),
+        ({"x-ratelimit-reset-requests": "1.2.3s"}, None),
+        ({"x-ratelimit-reset-requests": "1.5s"}, 1.5),
+        ({"Retry-After": "²"}, None),
         ({}, None),
     ],
 )  # fmt: skip
