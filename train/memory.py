@@ -5,7 +5,7 @@ Estimates from below: what is counted is needed for certain, and what a kernel o
 counted. All in bytes, for the pipeline stage that needs most.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 
@@ -64,6 +64,9 @@ class Need:
     @property
     def total(self) -> int:
         return self.weights + self.gradients + self.optimizer + self.activations + self.loss
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {gigabytes(size)}" for name, size in asdict(self).items())
 
 
 def training_need(
@@ -171,7 +174,7 @@ def check_disk(need: int, free: int, folder: Path) -> None:
     """
     if need > free:
         raise InputError(
-            f"The round's checkpoints and policy take {_gb(need)} GB, and {folder} has {_gb(free)} free.",
+            f"The round's checkpoints and policy take {gigabytes(need)} GB, and {folder} has {gigabytes(free)} free.",
             "Free some, set train.keep_checkpoints lower, or move the run to a larger disk.",
         )
 
@@ -190,11 +193,10 @@ def check_memory(need: Need, available: int) -> None:
         "optimizer": "Set train.tensor_parallel or train.pipeline_parallel higher, or"
         " train.distributed_optimizer = true where there are several data-parallel ranks",
     }
-    parts = {name: getattr(need, name) for name in ("weights", "gradients", "optimizer", "activations", "loss")}
-    largest = max(hints, key=lambda name: parts[name])
-    shown = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
+    largest = max(hints, key=lambda name: asdict(need)[name])
     raise InputError(
-        f"A step needs at least {_gb(need.total)} GB on each rank ({shown}), and there are {_gb(available)}.",
+        f"A step needs at least {gigabytes(need.total)} GB on each rank ({need}), and there are"
+        f" {gigabytes(available)}.",
         f"{hints[largest]}.",
     )
 
@@ -212,5 +214,6 @@ def out_of_memory(said: str, rank: int) -> InputError:
     )
 
 
-def _gb(size: int) -> str:
+def gigabytes(size: int) -> str:
+    """Bytes as a number of GB for people, in three figures."""
     return f"{size / 1e9:.3g}"

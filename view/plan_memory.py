@@ -13,7 +13,7 @@ from ..store.config import Config, toml_value
 from ..store.errors import InputError
 from ..store.model import resolve_model
 from ..store.sections import LoraConfig, TrainConfig
-from ..train.memory import Need, checkpoint_bytes, training_need
+from ..train.memory import Need, checkpoint_bytes, gigabytes, training_need
 
 _CARDS_GB = (16, 24, 40, 48, 80, 141, 180)
 """Memory of the GPUs that there are, as their makers give it."""
@@ -32,7 +32,7 @@ class Choice:
     """Keys of [train] that differ from the config."""
     need: Need
     total: int
-    """Bytes on each rank, at least."""
+    """Bytes on each rank, at least: the sum of `need`, for programs that read --json."""
     card_gb: int | None
     """The smallest GPU that holds it."""
 
@@ -115,16 +115,12 @@ def told(memory: Memory | None, config: Config) -> list[str]:
         return [f"  memory   unknown: {config.train.teacher} is not here, and the hub did not give its config.json"]
     first, *others = memory.choices
     where = f"each of {memory.processes} GPUs" if memory.processes > 1 else "a GPU"
-    parts = ", ".join(
-        f"{name} {_gb(getattr(first.need, name))}"
-        for name in ("weights", "gradients", "optimizer", "activations", "loss")
-    )
     lines = [
         f"  memory   a step on sequences of {memory.tokens:,} tokens, in {memory.precision}, takes at least"
-        f" {_gb(first.total)} GB of {where} ({parts}): {_card(first)}"
+        f" {gigabytes(first.total)} GB of {where} ({first.need}): {_card(first)}"
     ]
-    lines += [f"           {_gb(other.total):>4} GB, {_card(other)}: {_set(other)}" for other in others]
-    lines.append(f"  disk     {_gb(memory.disk)} GB of checkpoints and a policy while a round is trained")
+    lines += [f"           {gigabytes(other.total):>4} GB, {_card(other)}: {_set(other)}" for other in others]
+    lines.append(f"  disk     {gigabytes(memory.disk)} GB of checkpoints and a policy while a round is trained")
     return lines
 
 
@@ -138,7 +134,3 @@ def _key(key: str, value: Any) -> str:
 
 def _card(choice: Choice) -> str:
     return f"fits {choice.card_gb} GB" if choice.card_gb else f"none of up to {_CARDS_GB[-1]} GB holds it"
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.3g}"
