@@ -1,7 +1,6 @@
 """The command line. It parses, calls one function, and prints; heavy imports happen inside the commands."""
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from .store.storage import storage_error
 from .study.cli import study
 from .view import cli as reading
 from .view.cli import Json, Run, Set, as_json
+from .view.console import allow_every_character
 
 
 class _Commands(TyperGroup):
@@ -368,7 +368,7 @@ def demo(
 
 def main() -> None:
     """Run a command; an error that the user can fix is one line, and its exit code says of what kind it is."""
-    _allow_every_character()
+    allow_every_character()
     try:
         app(standalone_mode=True)
     except Interrupted as error:
@@ -385,14 +385,6 @@ def main() -> None:
         if (told := storage_error(error)) is None:
             raise
         _fail(told)
-
-
-def _allow_every_character() -> None:
-    """What models write fits into no locale but UTF-8. A file or a pipe is written in UTF-8 whatever the locale is; a
-    terminal gets an escape in place of a character that it lacks."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
 
 
 def _fail(error: OmniopdError) -> None:

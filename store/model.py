@@ -156,8 +156,7 @@ def weights_hash(folder: Path) -> str:
         InputError: the folder has no weights, or it is not clear which.
     """
     weights = weight_files(folder)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} has no config.json.", "Save the model with `save_pretrained` into that folder.")
+    _refuse_what_is_no_model(folder)
     digest = hashlib.sha256()
     for path in weights:
         digest.update(f"{path.name}:{sha256(path)}\n".encode())

@@ -1,5 +1,6 @@
-"""Where the commands for people print: a terminal as wide as it is, and a file or a pipe without a width."""
+"""Where the commands print: a terminal as wide as it is, a file or a pipe without a width, in any locale."""
 
+import io
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -17,3 +18,11 @@ def open_console() -> "Console":
 
     free = not sys.stdout.isatty() and not os.environ.get("COLUMNS", "").isdigit()
     return Console(highlight=False, width=_NO_WIDTH if free else None)
+
+
+def allow_every_character() -> None:
+    """What models write fits into no locale but UTF-8. A file or a pipe is written in UTF-8 whatever the locale is; a
+    terminal gets an escape in place of a character that it lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
